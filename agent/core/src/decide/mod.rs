@@ -1,0 +1,12 @@
+//! Decisions: pure functions over one [`Snapshot`](crate::Snapshot).
+//!
+//! [`inbound`] answers whether a connection may reach a local workload; [`outbound`] answers where a captured
+//! connection goes. The proxy executes the answers, `explain` prints them.
+
+pub mod inbound;
+pub mod outbound;
+
+pub use inbound::{
+    AuthorizationDecision, AuthorizationOutcome, DryRun, InboundConnection, InboundDecision, Verdict,
+};
+pub use outbound::{Candidate, Destination, OutboundDecision, Path};

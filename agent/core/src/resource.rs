@@ -1,0 +1,591 @@
+//! Objects as users write them, reduced to what the mesh uses.
+//!
+//! Sources (YAML directory, Kubernetes API) decode their wire formats into these types; nothing here knows
+//! about YAML or JSON. Strings that repeat across many objects are `Arc<str>` so that a source can intern them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use crate::problem::Origin;
+
+/// Kinds that the mesh reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each variant is the Kubernetes kind of the same name")]
+pub enum Kind {
+    Namespace,
+    Node,
+    Pod,
+    Service,
+    ServiceAccount,
+    EndpointSlice,
+    MeshConfig,
+    AuthorizationPolicy,
+    PeerAuthentication,
+}
+
+impl Kind {
+    /// The kind as it stands in manifests. A MeshConfig is carried by a `ConfigMap`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::ServiceAccount => "ServiceAccount",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::MeshConfig => "ConfigMap",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+        }
+    }
+}
+
+/// The name of an object: kind, namespace (empty for cluster-scoped kinds), name.
+///
+/// `kind` is text so that findings can also name objects of kinds that the mesh does not read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// The kind as it stands in the manifest.
+    pub kind: Arc<str>,
+    /// The namespace; empty for cluster-scoped kinds.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl ObjectRef {
+    /// Names an object of a kind that the mesh reads.
+    pub fn new(kind: Kind, namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { kind: kind.as_str().into(), namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// Namespace and name, the key of every namespaced object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespacedName {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl NamespacedName {
+    /// Builds a key.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A set of labels or annotations, sorted by key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Labels(Box<[(Arc<str>, Arc<str>)]>);
+
+impl Labels {
+    /// The value of one label.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let at = self.0.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
+        self.0.get(at).map(|(_, value)| &**value)
+    }
+
+    /// All labels in the order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (&**key, &**value))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether `labels` has every label of this set: the meaning of a selector's `matchLabels`.
+    pub fn is_subset_of(&self, labels: &Labels) -> bool {
+        self.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+}
+
+impl<K: Into<Arc<str>>, V: Into<Arc<str>>> FromIterator<(K, V)> for Labels {
+    fn from_iter<T: IntoIterator<Item = (K, V)>>(iter: T) -> Self {
+        let mut labels: Vec<(Arc<str>, Arc<str>)> =
+            iter.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        labels.sort();
+        labels.dedup_by(|a, b| a.0 == b.0);
+        Self(labels.into_boxed_slice())
+    }
+}
+
+/// What every namespaced object carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// Namespace and name.
+    pub key: NamespacedName,
+    /// Seconds since the Unix epoch; `None` means equal age (ruling 16).
+    pub created: Option<i64>,
+    /// Where it was read, for findings.
+    pub origin: Option<Origin>,
+}
+
+/// A Namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    /// The name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Arc<Labels>,
+    /// Its annotations (only `weft.dev/…` and the Istio ones that the mesh reads).
+    pub annotations: Arc<Labels>,
+    /// Where it was read.
+    pub origin: Option<Origin>,
+}
+
+/// A Node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// The name.
+    pub name: Arc<str>,
+    /// Its addresses (InternalIP and ExternalIP).
+    pub addresses: Vec<IpAddr>,
+    /// Its labels.
+    pub labels: Arc<Labels>,
+}
+
+/// The workload that owns a pod, as metrics name it (`source_workload`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// `Deployment`, `StatefulSet`, … (a ReplicaSet is resolved to its Deployment by its name's suffix).
+    pub kind: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+/// A container port of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// Its name, for Services whose `targetPort` is a name.
+    pub name: Option<Arc<str>>,
+    /// Its number.
+    pub port: u16,
+}
+
+/// A Pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Name, age, origin.
+    pub meta: Meta,
+    /// Its labels (shared between pods that have the same).
+    pub labels: Arc<Labels>,
+    /// Its annotations (only those that the mesh reads).
+    pub annotations: Arc<Labels>,
+    /// `spec.nodeName`.
+    pub node: Option<Arc<str>>,
+    /// `status.podIPs`.
+    pub ips: SmallVec<[IpAddr; 2]>,
+    /// `spec.serviceAccountName`, `default` when absent.
+    pub service_account: Arc<str>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `spec.runtimeClassName`.
+    pub runtime_class: Option<Arc<str>>,
+    /// Ready condition; true when the pod has no such condition (ruling 16).
+    pub ready: bool,
+    /// `status.phase` is Succeeded or Failed, or the pod is being deleted.
+    pub terminated: bool,
+    /// Who owns it; `None` for a bare pod, which is then its own workload.
+    pub owner: Option<Arc<Owner>>,
+    /// Declared ports of all containers.
+    pub ports: Arc<[ContainerPort]>,
+    /// Annotation `weft.dev/netns`, only from the directory source (ruling 13).
+    pub netns: Option<PathBuf>,
+}
+
+/// The application protocol of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PortProtocol {
+    /// `http`: HTTP/1.1 to the application.
+    Http,
+    /// `http2`, `kubernetes.io/h2c`.
+    Http2,
+    /// `grpc`.
+    Grpc,
+    /// `grpc-web`.
+    GrpcWeb,
+    /// `https`, `tls`: opaque TLS of the application.
+    Tls,
+    /// `tcp`, `mongo`, `mysql`, `redis`, and the well-known server-first ports.
+    Tcp,
+    /// UDP: never captured.
+    Udp,
+    /// Not declared: found by sniffing.
+    Undeclared,
+}
+
+impl PortProtocol {
+    /// Whether a user would expect request metrics on this port.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb)
+    }
+}
+
+/// Where a Service port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A number.
+    Number(u16),
+    /// The name of a container port.
+    Name(Arc<str>),
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name; `None` when the Service has one port without a name.
+    pub name: Option<Arc<str>>,
+    /// Its number.
+    pub port: u16,
+    /// Where it leads.
+    pub target: TargetPort,
+    /// What it speaks.
+    pub protocol: PortProtocol,
+}
+
+/// A Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Name, age, origin.
+    pub meta: Meta,
+    /// Its annotations (only those that the mesh reads).
+    pub annotations: Arc<Labels>,
+    /// `spec.clusterIPs`; empty for a headless Service.
+    pub vips: SmallVec<[IpAddr; 2]>,
+    /// Its ports.
+    pub ports: Arc<[ServicePort]>,
+    /// `spec.selector`; `None` when the endpoints are the user's to write.
+    pub selector: Option<Labels>,
+    /// `spec.publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+}
+
+/// One address of an EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// The addresses (usually one).
+    pub addresses: SmallVec<[IpAddr; 1]>,
+    /// `conditions.ready`, true when absent.
+    pub ready: bool,
+    /// `targetRef` when it is a Pod.
+    pub pod: Option<NamespacedName>,
+    /// `nodeName`.
+    pub node: Option<Arc<str>>,
+}
+
+/// An EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Name, age, origin.
+    pub meta: Meta,
+    /// Label `kubernetes.io/service-name`.
+    pub service: Option<Arc<str>>,
+    /// Port name (empty for an unnamed port) and number.
+    pub ports: Vec<(Arc<str>, u16)>,
+    /// The endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// `mtls.mode` of a PeerAuthentication, without UNSET (which is absence).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MtlsMode {
+    /// Plaintext only in Istio's sidecars; treated as PERMISSIVE (PA-6).
+    Disable,
+    /// Both.
+    Permissive,
+    /// mTLS (or a kernel-attested identity on the same node, ruling 4) only.
+    Strict,
+}
+
+impl MtlsMode {
+    /// The API's constant.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "DISABLE",
+            Self::Permissive => "PERMISSIVE",
+            Self::Strict => "STRICT",
+        }
+    }
+}
+
+/// A PeerAuthentication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    /// Name, age, origin.
+    pub meta: Meta,
+    /// `spec.selector.matchLabels`; `None` when absent (an empty one selects all and is not a selector).
+    pub selector: Option<Labels>,
+    /// `spec.mtls.mode`; `None` inherits.
+    pub mode: Option<MtlsMode>,
+    /// `spec.portLevelMtls`: workload (target) port → mode; `None` inherits.
+    pub ports: Vec<(u16, Option<MtlsMode>)>,
+}
+
+/// `spec.action` of an AuthorizationPolicy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PolicyAction {
+    /// ALLOW.
+    Allow,
+    /// DENY.
+    Deny,
+    /// AUDIT: never decides.
+    Audit,
+    /// CUSTOM: an external authoriser; refused on L4 where it matches.
+    Custom,
+}
+
+impl PolicyAction {
+    /// The API's constant.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+            Self::Audit => "AUDIT",
+            Self::Custom => "CUSTOM",
+        }
+    }
+}
+
+/// A string pattern of AP-5: exact, `prefix*`, `*suffix`, or `*` (present).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum StringMatch {
+    /// The whole value.
+    Exact(Arc<str>),
+    /// `prefix*`.
+    Prefix(Arc<str>),
+    /// `*suffix`.
+    Suffix(Arc<str>),
+    /// `*`: any non-empty value.
+    Present,
+}
+
+/// Positive and negative values of one field: OR inside `any`, and none of `not`.
+///
+/// An empty `any` is no condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match<T> {
+    /// `x`: one of these.
+    pub any: Vec<T>,
+    /// `notX`: none of these.
+    pub not: Vec<T>,
+}
+
+impl<T> Default for Match<T> {
+    fn default() -> Self {
+        Self { any: Vec::new(), not: Vec::new() }
+    }
+}
+
+impl<T> Match<T> {
+    /// Whether it constrains nothing.
+    pub fn is_empty(&self) -> bool {
+        self.any.is_empty() && self.not.is_empty()
+    }
+}
+
+/// `ns/sa` of AP-7, already completed with the policy's own namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServiceAccountMatch {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The service account.
+    pub name: Arc<str>,
+}
+
+/// `from[].source`: fields are ANDed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Source {
+    /// `principals` / `notPrincipals`, without `spiffe://`.
+    pub principals: Match<StringMatch>,
+    /// `namespaces` / `notNamespaces`. An inner `*` is legal here (AP-5): see [`StringMatch`] for the ends.
+    pub namespaces: Match<NamespaceMatch>,
+    /// `serviceAccounts` / `notServiceAccounts`.
+    pub service_accounts: Match<ServiceAccountMatch>,
+    /// `ipBlocks` / `notIpBlocks`: the direct peer.
+    pub ip_blocks: Match<IpNet>,
+    /// `remoteIpBlocks` / `notRemoteIpBlocks`: without HTTP the same as the direct peer.
+    pub remote_ip_blocks: Match<IpNet>,
+    /// `requestPrincipals` / `notRequestPrincipals`: HTTP only.
+    pub request_principals: Match<StringMatch>,
+}
+
+/// A namespace pattern: text with any number of `*`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NamespaceMatch(pub Arc<str>);
+
+/// `to[].operation`: fields are ANDed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Operation {
+    /// `ports` / `notPorts`: target ports (AP-11).
+    pub ports: Match<u16>,
+    /// `hosts` / `notHosts`: HTTP only.
+    pub hosts: Match<StringMatch>,
+    /// `methods` / `notMethods`: HTTP only.
+    pub methods: Match<StringMatch>,
+    /// `paths` / `notPaths`: HTTP only; the text as written (templates are compiled by the L7 part).
+    pub paths: Match<Arc<str>>,
+}
+
+impl Operation {
+    /// Whether a field is set that only HTTP can answer.
+    pub fn has_http(&self) -> bool {
+        !(self.hosts.is_empty() && self.methods.is_empty() && self.paths.is_empty())
+    }
+}
+
+/// `when[]`: one key with its values. All conditions of a rule are ANDed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// `source.ip`.
+    SourceIp(Match<IpNet>),
+    /// `remote.ip`.
+    RemoteIp(Match<IpNet>),
+    /// `source.namespace`.
+    SourceNamespace(Match<NamespaceMatch>),
+    /// `source.principal`.
+    SourcePrincipal(Match<StringMatch>),
+    /// `source.serviceAccount`.
+    SourceServiceAccount(Match<ServiceAccountMatch>),
+    /// `source.trustDomain`.
+    SourceTrustDomain(Match<StringMatch>),
+    /// `destination.ip`.
+    DestinationIp(Match<IpNet>),
+    /// `destination.port`.
+    DestinationPort(Match<u16>),
+    /// `connection.sni`.
+    Sni(Match<StringMatch>),
+    /// A key that only HTTP can answer (`request.headers[x]`, `request.auth.claims[x]`, …).
+    Http {
+        /// The key as written.
+        key: Arc<str>,
+        /// Its values as written.
+        values: Match<Arc<str>>,
+    },
+}
+
+/// One rule: OR(from) AND OR(to) AND AND(when). Empty lists are no condition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// `from[].source`.
+    pub from: Vec<Source>,
+    /// `to[].operation`.
+    pub to: Vec<Operation>,
+    /// `when`.
+    pub when: Vec<Condition>,
+}
+
+/// An AuthorizationPolicy that passed validation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorizationPolicy {
+    /// Name, age, origin.
+    pub meta: Meta,
+    /// `spec.selector.matchLabels`; `None` when absent or empty.
+    pub selector: Option<Labels>,
+    /// `spec.targetRefs` (or `targetRef`) is set: ordinary workloads ignore the policy (AP-3).
+    pub targets_gateway: bool,
+    /// `spec.action`.
+    pub action: PolicyAction,
+    /// Annotation `istio.io/dry-run: "true"` (AP-18).
+    pub dry_run: bool,
+    /// `spec.rules`. An ALLOW without rules allows nothing (AP-2).
+    pub rules: Vec<Rule>,
+}
+
+/// Mesh-wide settings (C-1), the part that L4 uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshConfig {
+    /// Namespace and name of the ConfigMap.
+    pub key: NamespacedName,
+    /// `trustDomain`.
+    pub trust_domain: Option<Arc<str>>,
+    /// `trustDomainAliases`.
+    pub trust_domain_aliases: Vec<Arc<str>>,
+    /// `rootNamespace`.
+    pub root_namespace: Option<Arc<str>>,
+    /// `accessLogFile` is set (to anything but the empty string).
+    pub access_log: bool,
+    /// `accessLogEncoding: JSON`.
+    pub access_log_json: bool,
+    /// `outboundTrafficPolicy.mode: REGISTRY_ONLY`.
+    pub registry_only: bool,
+    /// Own extension `weft.sameNode: encrypt` (ruling 4).
+    pub encrypt_same_node: bool,
+}
+
+/// Any object that the mesh reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant wraps the kind of the same name")]
+pub enum Resource {
+    Namespace(Namespace),
+    Node(Node),
+    Pod(Pod),
+    Service(Service),
+    /// Only its existence matters.
+    ServiceAccount(Meta),
+    EndpointSlice(EndpointSlice),
+    MeshConfig(MeshConfig),
+    AuthorizationPolicy(AuthorizationPolicy),
+    PeerAuthentication(PeerAuthentication),
+}
+
+/// The key under which a source keeps one object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceKey {
+    /// The kind.
+    pub kind: Kind,
+    /// Namespace (empty for cluster-scoped kinds) and name.
+    pub name: NamespacedName,
+}
+
+impl Resource {
+    /// The key of the object.
+    pub fn key(&self) -> ResourceKey {
+        let cluster = |name: &Arc<str>| NamespacedName::new("", name.clone());
+        let (kind, name) = match self {
+            Self::Namespace(namespace) => (Kind::Namespace, cluster(&namespace.name)),
+            Self::Node(node) => (Kind::Node, cluster(&node.name)),
+            Self::Pod(pod) => (Kind::Pod, pod.meta.key.clone()),
+            Self::Service(service) => (Kind::Service, service.meta.key.clone()),
+            Self::ServiceAccount(meta) => (Kind::ServiceAccount, meta.key.clone()),
+            Self::EndpointSlice(slice) => (Kind::EndpointSlice, slice.meta.key.clone()),
+            Self::MeshConfig(mesh) => (Kind::MeshConfig, mesh.key.clone()),
+            Self::AuthorizationPolicy(policy) => (Kind::AuthorizationPolicy, policy.meta.key.clone()),
+            Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, policy.meta.key.clone()),
+        };
+        ResourceKey { kind, name }
+    }
+}
+
+/// One change that a source reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The object is new or different.
+    Upsert(Box<Resource>),
+    /// The object is gone.
+    Delete(ResourceKey),
+}

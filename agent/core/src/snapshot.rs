@@ -1,0 +1,289 @@
+//! The compiled configuration: everything that a decision needs, immutable.
+//!
+//! One writer publishes a new [`Snapshot`] for each change; readers keep the one they began with for the
+//! whole of a connection's set-up. Unchanged parts are shared with the snapshot before.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use crate::compile::policy::PolicySet;
+use crate::compile::sharded::Sharded;
+use crate::resource::{Labels, MtlsMode, NamespacedName, ObjectRef, PortProtocol};
+use crate::{Identity, Problem};
+
+/// Mesh-wide settings with their defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// Trust domain of this mesh; `cluster.local` by default.
+    pub trust_domain: Arc<str>,
+    /// Other names of the same trust domain (AP-16).
+    pub trust_domain_aliases: Vec<Arc<str>>,
+    /// Where mesh-wide objects live (ruling 14).
+    pub root_namespace: Arc<str>,
+    /// Log every connection, not only refusals and failures (ruling 18).
+    pub access_log: bool,
+    /// Log lines as JSON.
+    pub access_log_json: bool,
+    /// Unknown destinations are refused instead of passed through.
+    pub registry_only: bool,
+    /// Same-node flows use TLS as well, mesh-wide (ruling 4).
+    pub encrypt_same_node: bool,
+}
+
+/// Whether a pod belongs to the mesh, decided from labels alone (the same on every node).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Membership {
+    /// Opted in: its node's agent enrols it, and peers reach it by HBONE.
+    InMesh,
+    /// Not opted in (or opted out).
+    OutOfMesh,
+    /// Opted in, but cannot be enrolled; the text says why (host network, gVisor, …).
+    Excluded(Arc<str>),
+}
+
+/// The text that metrics and logs use for a workload (M-3, M-5, M-6), shared between its pods.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkloadLabels {
+    /// Name of the owning Deployment, StatefulSet, …; the pod's own name for a bare pod.
+    pub workload: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// `spiffe://…`.
+    pub principal: Arc<str>,
+    /// Pod label `app`, else `unknown`.
+    pub app: Arc<str>,
+    /// Pod label `version`, else `unknown`.
+    pub version: Arc<str>,
+    /// M-5.
+    pub canonical_service: Arc<str>,
+    /// M-5.
+    pub canonical_revision: Arc<str>,
+}
+
+/// A pod of the cluster, on whatever node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Namespace and name of the pod.
+    pub key: NamespacedName,
+    /// Its addresses.
+    pub ips: SmallVec<[IpAddr; 2]>,
+    /// The node that it runs on.
+    pub node: Option<Arc<str>>,
+    /// Its identity.
+    pub identity: Arc<Identity>,
+    /// Text for metrics and logs.
+    pub labels: Arc<WorkloadLabels>,
+    /// Pod labels as written (selectors).
+    pub pod_labels: Arc<Labels>,
+    /// In the mesh or not.
+    pub membership: Membership,
+    /// Ready to receive connections.
+    pub ready: bool,
+    /// Namespace annotation `weft.dev/same-node: encrypt` (ruling 4).
+    pub encrypt_same_node: bool,
+}
+
+impl Workload {
+    /// Whether peers reach it by HBONE.
+    pub fn in_mesh(&self) -> bool {
+        self.membership == Membership::InMesh
+    }
+}
+
+/// Annotation `weft.dev/traffic` (ruling 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TrafficHint {
+    /// Treat every port as plain TCP: direct where policy allows.
+    L4,
+    /// Treat every port as HTTP: through the node proxy.
+    L7,
+}
+
+/// What capture leaves alone (C-2, C-3), from labels and annotations of the pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CaptureRules {
+    /// Only these outbound destinations are captured; `None` means all.
+    pub include_outbound_ranges: Option<Vec<IpNet>>,
+    /// These outbound destinations are not captured.
+    pub exclude_outbound_ranges: Vec<IpNet>,
+    /// These outbound ports are captured whatever the ranges say.
+    pub include_outbound_ports: Vec<u16>,
+    /// These outbound ports are not captured.
+    pub exclude_outbound_ports: Vec<u16>,
+    /// Only these inbound ports are captured; `None` means all.
+    pub include_inbound_ports: Option<Vec<u16>>,
+    /// These inbound ports are not captured.
+    pub exclude_inbound_ports: Vec<u16>,
+}
+
+/// The effective mTLS mode of one workload: PA-1 to PA-3 already resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAuthenticationModes {
+    /// For ports without an entry of their own.
+    pub default: EffectiveMode,
+    /// Target port → mode, sorted by port.
+    pub ports: Vec<(u16, EffectiveMode)>,
+}
+
+/// A mode and the object that set it (`None`: the default, PERMISSIVE).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectiveMode {
+    /// The mode.
+    pub mode: MtlsMode,
+    /// Who set it.
+    pub object: Option<ObjectRef>,
+}
+
+impl PeerAuthenticationModes {
+    /// The mode of one target port.
+    pub fn of_port(&self, port: u16) -> &EffectiveMode {
+        let found = self.ports.binary_search_by_key(&port, |(port, _)| *port);
+        found.ok().and_then(|at| self.ports.get(at)).map_or(&self.default, |(_, mode)| mode)
+    }
+}
+
+/// A pod on this node, with everything that its inbound side and its capture need.
+#[derive(Debug, Clone)]
+pub struct LocalWorkload {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// Path of its network namespace, where the source names it (ruling 13).
+    pub netns: Option<PathBuf>,
+    /// Its AuthorizationPolicies, compiled.
+    pub policies: Arc<PolicySet>,
+    /// Its PeerAuthentication, resolved.
+    pub peer_authentication: PeerAuthenticationModes,
+    /// What capture leaves alone.
+    pub capture: CaptureRules,
+    /// Annotation `weft.dev/traffic` of pod, Service or namespace.
+    pub traffic: Option<TrafficHint>,
+    /// Namespace annotation `weft.dev/agent-gone: pass` (ruling 1).
+    pub pass_when_agent_gone: bool,
+    /// Pod annotation `weft.dev/mesh: bypass` (ruling 12).
+    pub bypass: bool,
+    /// Target ports that a Service declares, with what they speak, sorted by port.
+    pub declared_ports: Vec<(u16, PortProtocol)>,
+}
+
+/// One address behind a Service port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Pod (or other) address and target port.
+    pub addr: SocketAddr,
+    /// Whether it takes new connections.
+    pub ready: bool,
+}
+
+/// A port of a Service with its endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompiledPort {
+    /// The Service's port.
+    pub port: u16,
+    /// Its name.
+    pub name: Option<Arc<str>>,
+    /// What it speaks.
+    pub protocol: PortProtocol,
+    /// Its endpoints, ready or not, sorted by address.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// A Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompiledService {
+    /// Namespace and name.
+    pub key: NamespacedName,
+    /// `name.namespace.svc.cluster.local`.
+    pub host: Arc<str>,
+    /// Its virtual addresses.
+    pub vips: SmallVec<[IpAddr; 2]>,
+    /// Its ports.
+    pub ports: Arc<[CompiledPort]>,
+}
+
+impl CompiledService {
+    /// One port by its number.
+    pub fn port(&self, number: u16) -> Option<&CompiledPort> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+}
+
+/// Everything that decisions read. See the module's description.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) revision: u64,
+    pub(crate) mesh: Arc<MeshSettings>,
+    pub(crate) workloads: Sharded<NamespacedName, Arc<Workload>>,
+    pub(crate) by_ip: Sharded<IpAddr, Arc<Workload>>,
+    pub(crate) services: Sharded<NamespacedName, Arc<CompiledService>>,
+    pub(crate) by_vip: Sharded<IpAddr, Arc<CompiledService>>,
+    pub(crate) local: Arc<[Arc<LocalWorkload>]>,
+    pub(crate) problems: Arc<[Problem]>,
+    pub(crate) objects: usize,
+}
+
+impl Snapshot {
+    /// Counts up with every published snapshot.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Mesh-wide settings.
+    pub fn mesh(&self) -> &Arc<MeshSettings> {
+        &self.mesh
+    }
+
+    /// A pod by namespace and name.
+    pub fn workload(&self, key: &NamespacedName) -> Option<&Arc<Workload>> {
+        self.workloads.get(key)
+    }
+
+    /// A pod by one of its addresses (v4-mapped addresses are the caller's to unmap).
+    pub fn workload_by_ip(&self, ip: &IpAddr) -> Option<&Arc<Workload>> {
+        self.by_ip.get(ip)
+    }
+
+    /// A Service by namespace and name.
+    pub fn service(&self, key: &NamespacedName) -> Option<&Arc<CompiledService>> {
+        self.services.get(key)
+    }
+
+    /// A Service by one of its virtual addresses.
+    pub fn service_by_vip(&self, ip: &IpAddr) -> Option<&Arc<CompiledService>> {
+        self.by_vip.get(ip)
+    }
+
+    /// All pods.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// All Services.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<CompiledService>> {
+        self.services.values()
+    }
+
+    /// The pods of this node (all pods, when compiled without a node), sorted by namespace and name.
+    pub fn local(&self) -> &[Arc<LocalWorkload>] {
+        &self.local
+    }
+
+    /// One pod of this node.
+    pub fn local_workload(&self, key: &NamespacedName) -> Option<&Arc<LocalWorkload>> {
+        let at = self.local.binary_search_by(|local| local.workload.key.cmp(key)).ok()?;
+        self.local.get(at)
+    }
+
+    /// What the compiler found wrong.
+    pub fn problems(&self) -> &Arc<[Problem]> {
+        &self.problems
+    }
+
+    /// Number of objects that it was compiled from.
+    pub fn objects(&self) -> usize {
+        self.objects
+    }
+}
