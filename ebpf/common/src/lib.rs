@@ -1,8 +1,9 @@
 //! The only ABI between the kernel programs and the agent.
 //!
 //! Every type is `repr(C)` without implicit padding, its size is asserted, and [`ABI_MAJOR`] changes
-//! whenever a layout or a meaning does. Addresses are 16 bytes in network order, IPv4 as v4-mapped
-//! (`::ffff:a.b.c.d`), so that one map serves both families. Ports are in host order.
+//! whenever a layout or a meaning does. Addresses are 16 bytes in network order, as four words because that is
+//! how the kernel's contexts hold them, IPv4 as v4-mapped (`::ffff:a.b.c.d`), so that one map serves both
+//! families. Ports are in host order.
 //!
 //! [`classify`] holds the pure decision helpers that the programs call; they also compile for the host and
 //! are unit-tested there.
@@ -23,8 +24,42 @@ pub const TUPLE_LIFETIME_NS: u64 = 5_000_000_000;
 /// How long direct flows may be opened without a sign of life from the agent (ruling 1).
 pub const HEARTBEAT_LIFETIME_NS: u64 = 30_000_000_000;
 
-/// An address in network order; IPv4 is v4-mapped.
-pub type Addr = [u8; 16];
+/// Capacities of the maps, and with them part of the layout that pinned maps must have.
+pub mod capacity {
+    /// `PODS`.
+    pub const PODS: u32 = 4096;
+    /// `LOCAL`.
+    pub const LOCAL: u32 = 8192;
+    /// `POLICY`.
+    pub const POLICY: u32 = 131_072;
+    /// `PORT_RULES`.
+    pub const PORT_RULES: u32 = 65_536;
+    /// `RANGE_RULES`.
+    pub const RANGE_RULES: u32 = 65_536;
+    /// `SERVICES`.
+    pub const SERVICES: u32 = 65_536;
+    /// `ENDPOINTS`.
+    pub const ENDPOINTS: u32 = 262_144;
+    /// `DIRECT`.
+    pub const DIRECT: u32 = 65_536;
+    /// `ONWARD`.
+    pub const ONWARD: u32 = 65_536;
+    /// `PROBES`.
+    pub const PROBES: u32 = 8192;
+    /// `FLOWS`.
+    pub const FLOWS: u32 = 262_144;
+    /// `AGGREGATES`.
+    pub const AGGREGATES: u32 = 16_384;
+    /// `EVENTS`, in bytes.
+    pub const EVENTS: u32 = 512 * 1024;
+    /// `COUNTERS`: room for more without a change of layout.
+    pub const COUNTERS: u32 = 64;
+    /// `LISTENERS`: one slot per [`super::listener_slot`].
+    pub const LISTENERS: u32 = 4;
+}
+
+/// An address: 16 bytes in network order, seen as four words of memory; IPv4 is v4-mapped.
+pub type Addr = [u32; 4];
 
 /// The one entry of map `META`.
 #[repr(C)]
@@ -235,8 +270,9 @@ pub struct Flow {
     pub vip_port: u16,
     /// [`flow_state`].
     pub state: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// Low half of the socket's received byte count when it entered FIN-WAIT-2; tells later whether the
+    /// peer's FIN was counted (see [`classify::payload_received`]).
+    pub fin_wait_received: u32,
 }
 
 /// States of a [`Flow`].
@@ -324,8 +360,9 @@ pub struct SteerConfig {
     pub flags: u32,
     /// Number of valid entries in `addrs`.
     pub addr_count: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `net.ipv4.tcp_fwmark_accept` of the namespace as it was found: restored at un-enrolment, also by a
+    /// later agent. The programs do not read it.
+    pub saved_fwmark_accept: u32,
     /// The pod's own addresses.
     pub addrs: [Addr; MAX_OWN_ADDRS],
 }
@@ -415,6 +452,7 @@ pub enum Counter {
 }
 
 const _: () = {
+    assert!(Counter::Count as u32 <= capacity::COUNTERS);
     assert!(size_of::<Meta>() == 32);
     assert!(size_of::<PodConfig>() == 40);
     assert!(size_of::<LocalPod>() == 16);
