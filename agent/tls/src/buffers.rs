@@ -1,0 +1,154 @@
+//! Ciphertext buffers of a tunnel: small when quiet, large under load.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Buffers of a quiet connection: room for one full record.
+const SMALL: usize = 18 * 1024;
+/// Buffers of a busy connection: one `read` or `write` moves this much.
+const LARGE: usize = 288 * 1024;
+
+/// Ciphertext from the socket; `start..end` is waiting to be opened.
+#[derive(Default)]
+pub(crate) struct Incoming {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Largest read since the socket last ran dry.
+    largest_read: usize,
+}
+
+impl Incoming {
+    pub(crate) fn filled(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    pub(crate) fn filled_mut(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Forgets bytes at the front.
+    pub(crate) fn discard(&mut self, bytes: usize) {
+        self.start += bytes;
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+    }
+
+    /// Reads once; 0 is the end of the stream.
+    pub(crate) fn poll_fill(&mut self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.make_room();
+        let mut buf = ReadBuf::new(self.buffer.get_mut(self.end..).unwrap_or_default());
+        let result = Pin::new(io).poll_read(cx, &mut buf);
+        let read = buf.filled().len();
+        match result {
+            Poll::Ready(Ok(())) => {
+                self.end += read;
+                self.largest_read = self.largest_read.max(read);
+                Poll::Ready(Ok(read))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                self.ran_dry();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Gives a large buffer back once reads have become small.
+    fn ran_dry(&mut self) {
+        if self.buffer.len() > SMALL && self.largest_read <= SMALL && self.start == self.end {
+            *self = Self::default();
+        }
+        self.largest_read = 0;
+    }
+
+    /// Moves what is left of a record to the front, and grows when the last read filled the buffer.
+    fn make_room(&mut self) {
+        let was_full = self.end == self.buffer.len() && !self.buffer.is_empty();
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let size = if was_full || self.largest_read >= SMALL { LARGE } else { SMALL };
+        if self.buffer.len() < size {
+            self.buffer.resize(size, 0);
+        }
+    }
+}
+
+/// Ciphertext for the socket; `sent..end` is waiting.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    buffer: Vec<u8>,
+    sent: usize,
+    end: usize,
+}
+
+impl Outgoing {
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.sent
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `size` writable bytes behind what waits; [`Outgoing::commit`] makes them wait too.
+    pub(crate) fn space(&mut self, size: usize) -> &mut [u8] {
+        if self.sent > 0 && self.buffer.len() < self.end + size {
+            self.buffer.copy_within(self.sent..self.end, 0);
+            self.end -= self.sent;
+            self.sent = 0;
+        }
+        if self.buffer.len() < self.end + size {
+            let wanted = self.end + size;
+            // The second record in a row says that the connection is busy.
+            self.buffer.resize(if self.end > 0 { wanted.max(LARGE) } else { wanted }, 0);
+        }
+        self.buffer.get_mut(self.end..self.end + size).unwrap_or_default()
+    }
+
+    pub(crate) fn commit(&mut self, bytes: usize) {
+        self.end += bytes;
+    }
+
+    /// What waits, for tests.
+    #[cfg(test)]
+    pub(crate) fn into_waiting(self) -> Vec<u8> {
+        self.buffer.get(self.sent..self.end).unwrap_or_default().to_vec()
+    }
+
+    /// Writes once.
+    pub(crate) fn poll_write(&mut self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let waiting = self.buffer.get(self.sent..self.end).unwrap_or_default();
+        let written = ready!(Pin::new(io).poll_write(cx, waiting))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.sent += written;
+        if self.is_empty() {
+            self.sent = 0;
+            self.end = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes everything; gives a large buffer back after a small batch.
+    pub(crate) fn poll_flush(&mut self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let batch = self.len();
+        while !self.is_empty() {
+            ready!(self.poll_write(io, cx))?;
+        }
+        if batch > 0 && batch <= SMALL / 2 && self.buffer.len() > SMALL {
+            self.buffer = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
