@@ -1,8 +1,21 @@
 //! One line for each connection, at its end (ruling 18).
 
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use crate::format;
+
+/// Lines that wait to be written before ordinary ones are lost.
+const QUEUE: usize = 8_192;
+/// Room beyond that for refusals and failures alone.
+const RESERVE: usize = 2_048;
+/// Lines that are written with one system call.
+const BATCH: usize = 64;
 
 /// How lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,28 +83,167 @@ impl ConnectionLog {
     }
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    lines: VecDeque<ConnectionLog>,
+    /// The writer has taken lines that it has not finished writing.
+    writing: bool,
+    /// No handle is left: write what there is, then end.
+    closed: bool,
+}
+
+/// What handles and writer share. The lock is held for a push or a swap, never while lines are formatted or
+/// written; a channel would not let failures have room of their own.
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    written: Condvar,
+    everything: AtomicBool,
+    json: AtomicBool,
+    lost: AtomicU64,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn format(&self) -> AccessLogFormat {
+        if self.json.load(Ordering::Relaxed) { AccessLogFormat::Json } else { AccessLogFormat::Text }
+    }
+}
+
+/// Ends the writer when the last handle goes.
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_one();
+    }
+}
+
 /// The writer. Cheap to clone; never blocks the caller.
-#[derive(Debug, Clone)]
-pub struct AccessLog {}
+#[derive(Clone)]
+pub struct AccessLog {
+    handle: Arc<Handle>,
+}
+
+impl fmt::Debug for AccessLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessLog").field("lost", &self.lost()).finish_non_exhaustive()
+    }
+}
 
 impl AccessLog {
-    /// Starts the writer on standard output.
+    /// Starts the writer on standard output. Only failures are written until [`AccessLog::configure`] says
+    /// otherwise.
     pub fn stdout() -> Self {
-        Self {}
+        Self::to(Box::new(std::io::stdout()))
+    }
+
+    /// Starts the writer on any output.
+    pub fn to(output: Box<dyn Write + Send>) -> Self {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            written: Condvar::new(),
+            everything: AtomicBool::new(false),
+            json: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
+        });
+        let theirs = shared.clone();
+        let started =
+            std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&theirs, output));
+        if let Err(error) = started {
+            tracing::error!(%error, "the access log has no thread to write it: its lines are lost");
+            shared.lock().closed = true;
+        }
+        Self { handle: Arc::new(Handle { shared }) }
     }
 
     /// Writes only failures, or everything; as text or JSON. Takes effect at once.
     pub fn configure(&self, everything: bool, format: AccessLogFormat) {
-        let _ = (everything, format);
+        self.handle.shared.everything.store(everything, Ordering::Relaxed);
+        self.handle.shared.json.store(format == AccessLogFormat::Json, Ordering::Relaxed);
+    }
+
+    /// Whether lines of ordinary connections are written at all, so that the caller need not make them.
+    pub fn wants_everything(&self) -> bool {
+        self.handle.shared.everything.load(Ordering::Relaxed)
     }
 
     /// Queues a line. Failures are kept when the queue is full as long as there is room for them.
     pub fn write(&self, line: ConnectionLog) {
-        let _ = line;
+        let shared = &self.handle.shared;
+        let failure = line.is_failure();
+        if !failure && !self.wants_everything() {
+            return;
+        }
+        let mut queue = shared.lock();
+        let room = if failure { QUEUE + RESERVE } else { QUEUE };
+        if queue.closed || queue.lines.len() >= room {
+            drop(queue);
+            shared.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.lines.push_back(line);
+        // The writer sleeps only when it found nothing: one system call for a batch, not for a line.
+        let wake = queue.lines.len() == 1 && !queue.writing;
+        drop(queue);
+        if wake {
+            shared.changed.notify_one();
+        }
     }
 
-    /// Lines that were lost because the queue was full.
+    /// Lines that were lost because the queue was full or the output failed.
     pub fn lost(&self) -> u64 {
-        0
+        self.handle.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// Blocks until everything queued so far is written, at most `limit`.
+    pub fn flush(&self, limit: Duration) {
+        let shared = &self.handle.shared;
+        let queue = shared.lock();
+        let busy = |queue: &mut Queue| !queue.closed && (queue.writing || !queue.lines.is_empty());
+        drop(shared.written.wait_timeout_while(queue, limit, busy));
     }
 }
+
+/// The writer's thread.
+fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
+    let mut buffer = String::new();
+    loop {
+        let lines = take(shared);
+        if lines.is_empty() {
+            return;
+        }
+        let format = shared.format();
+        buffer.clear();
+        lines.iter().for_each(|line| format::line(line, format, &mut buffer));
+        if output.write_all(buffer.as_bytes()).and_then(|()| output.flush()).is_err() {
+            shared.lost.fetch_add(lines.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits for lines and takes a batch; an empty batch means the end.
+fn take(shared: &Shared) -> Vec<ConnectionLog> {
+    let mut queue = shared.lock();
+    queue.writing = false;
+    if queue.lines.is_empty() {
+        shared.written.notify_all();
+    }
+    let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.closed;
+    queue = shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
+    let count = queue.lines.len().min(BATCH);
+    queue.writing = count > 0;
+    queue.lines.drain(..count).collect()
+}
+
+#[cfg(test)]
+#[path = "access_tests.rs"]
+mod tests;

@@ -1,12 +1,21 @@
 //! Metrics (Prometheus text 0.0.4, Istio's names and labels) and the access log.
 //!
 //! Series are looked up once per connection ([`Metrics::tcp`]); counting is an atomic addition on the handle.
-//! The access log is written by a thread of its own through a bounded queue; what does not fit is counted.
+//! What is not counted but measured (map use, certificates, pods) is asked for when somebody scrapes
+//! ([`Metrics::on_scrape`]). The access log is written by a thread of its own through a bounded queue; what
+//! does not fit is counted.
+//!
+//! This crate opens no socket: the binary serves [`Metrics::render`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod access;
+pub mod families;
+mod format;
 pub mod metrics;
+mod scrape;
+mod table;
 
 pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction};
-pub use metrics::{Metrics, Reporter, SecurityPolicy, TcpLabels, TcpSeries};
+pub use metrics::{Limits, Metrics, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
+pub use scrape::{Family, Kind, ScrapeSink};
