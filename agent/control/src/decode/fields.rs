@@ -1,0 +1,335 @@
+//! Building blocks of the wire formats: how Kubernetes' JSON is read into Rust.
+//!
+//! Go reads `null` as the zero value, so every type here takes `null` for "absent". Text borrows from the
+//! document where it can.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::IpAddr;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+/// A value that could not be read: where and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FieldError {
+    /// Path of the field; empty for the whole object.
+    pub(crate) path: String,
+    /// The reason.
+    pub(crate) message: String,
+}
+
+/// An object in one of the two forms in which it arrives.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Body<'a> {
+    /// JSON text.
+    Text(&'a str),
+    /// A parsed value.
+    Value(&'a Value),
+}
+
+impl<'a> Body<'a> {
+    /// Reads the object as `T`.
+    pub(crate) fn read<T: Deserialize<'a>>(self) -> Result<T, FieldError> {
+        match self {
+            // The path costs time, so it is looked for only when there is an error to tell.
+            Self::Text(text) => serde_json::from_str(text).or_else(|_| {
+                let mut json = serde_json::Deserializer::from_str(text);
+                serde_path_to_error::deserialize(&mut json).map_err(field_error)
+            }),
+            Self::Value(value) => serde_path_to_error::deserialize(value).map_err(field_error),
+        }
+    }
+}
+
+fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> FieldError {
+    let path = error.path().to_string();
+    let mut message = error.into_inner().to_string();
+    // The position counts within the object and would mislead: the origin names the line.
+    if let Some(at) = message.rfind(" at line ") {
+        message.truncate(at);
+    }
+    FieldError { path: if path == "." { String::new() } else { path }, message }
+}
+
+/// `null` as the default value of any type.
+pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Text; `null` is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl Text<'_> {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The text, unless it is empty.
+    pub(crate) fn non_empty(&self) -> Option<&str> {
+        Some(self.as_str()).filter(|text| !text.is_empty())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_option(TextVisitor(PhantomData))
+    }
+}
+
+struct TextVisitor<'a>(PhantomData<&'a str>);
+
+impl<'de: 'a, 'a> Visitor<'de> for TextVisitor<'a> {
+    type Value = Text<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(Text::default())
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(Text::default())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+
+    fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Self::Value, E> {
+        Ok(Text(Cow::Owned(text)))
+    }
+}
+
+/// A map from text to `V`, in the order of the document; `null` is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pairs<'a, V = Text<'a>>(pub(crate) Vec<(Text<'a>, V)>);
+
+impl<V> Default for Pairs<'_, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<V> Pairs<'_, V> {
+    /// The value of one key.
+    pub(crate) fn get(&self, key: &str) -> Option<&V> {
+        self.0.iter().find(|(name, _)| name.as_str() == key).map(|(_, value)| value)
+    }
+}
+
+impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Pairs<'a, V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_option(PairsVisitor(PhantomData))
+    }
+}
+
+struct PairsVisitor<'a, V>(PhantomData<(&'a str, V)>);
+
+impl<'de: 'a, 'a, V: Deserialize<'de>> Visitor<'de> for PairsVisitor<'a, V> {
+    type Value = Pairs<'a, V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of names and values")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(Pairs::default())
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(Pairs::default())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut pairs = Vec::with_capacity(map.size_hint().unwrap_or_default().min(64));
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(Pairs(pairs))
+    }
+}
+
+/// A list that remembers whether it was written at all: `from: []` and `from: null` are written, and match
+/// everything all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct List<T> {
+    pub(crate) written: bool,
+    pub(crate) items: Vec<T>,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self { written: false, items: Vec::new() }
+    }
+}
+
+impl<T> List<T> {
+    /// Written, but without a single item.
+    pub(crate) fn is_hollow(&self) -> bool {
+        self.written && self.items.is_empty()
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let items = deserializer.deserialize_option(ListVisitor(PhantomData))?;
+        Ok(Self { written: true, items })
+    }
+}
+
+struct ListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::with_capacity(seq.size_hint().unwrap_or_default().min(64));
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
+/// A value that is a text of a certain form; empty text and `null` are `None`.
+macro_rules! parsed_text {
+    ($(#[$doc:meta])* $name:ident, $inner:ty, $expecting:literal, $parse:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub(crate) struct $name(pub(crate) Option<$inner>);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Text::deserialize(deserializer)?;
+                let Some(text) = text.non_empty() else { return Ok(Self(None)) };
+                let parse: fn(&str) -> Result<Option<$inner>, ()> = $parse;
+                let invalid = || de::Error::invalid_value(de::Unexpected::Str(text), &$expecting);
+                parse(text).map(Self).map_err(|()| invalid())
+            }
+        }
+    };
+}
+
+parsed_text!(
+    /// An IP address.
+    Ip, IpAddr, "an IP address",
+    |text| text.parse().map(|ip: IpAddr| Some(ip.to_canonical())).map_err(drop)
+);
+
+parsed_text!(
+    /// `spec.clusterIP`: an address, or `None` for a headless Service.
+    ClusterIp, IpAddr, "an IP address or `None`",
+    |text| match text {
+        "None" => Ok(None),
+        _ => text.parse().map(|ip: IpAddr| Some(ip.to_canonical())).map_err(drop),
+    }
+);
+
+parsed_text!(
+    /// A moment, in seconds since the Unix epoch.
+    Moment, i64, "a time such as 2024-05-01T12:00:00Z",
+    |text| text.parse().map(|at: jiff::Timestamp| Some(at.as_second())).map_err(drop)
+);
+
+/// A port number from 1 to 65535; absent and `null` are `None`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Port(pub(crate) Option<u16>);
+
+const A_PORT: &str = "a port number from 1 to 65535";
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Some(number) = Option::<i64>::deserialize(deserializer)? else { return Ok(Self(None)) };
+        match u16::try_from(number) {
+            Ok(port) if port != 0 => Ok(Self(Some(port))),
+            _ => Err(de::Error::invalid_value(de::Unexpected::Signed(number), &A_PORT)),
+        }
+    }
+}
+
+/// `targetPort`: a number or a name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum PortOrName<'a> {
+    /// Absent, `null`, 0 or empty: the port itself.
+    #[default]
+    Absent,
+    /// A number.
+    Number(u16),
+    /// The name of a container port.
+    Name(Text<'a>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for PortOrName<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PortOrNameVisitor(PhantomData))
+    }
+}
+
+struct PortOrNameVisitor<'a>(PhantomData<&'a str>);
+
+impl<'de: 'a, 'a> Visitor<'de> for PortOrNameVisitor<'a> {
+    type Value = PortOrName<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a port number from 1 to 65535 or the name of a container port")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(PortOrName::Absent)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        match u16::try_from(number) {
+            Ok(0) => Ok(PortOrName::Absent),
+            Ok(port) => Ok(PortOrName::Number(port)),
+            Err(_) => Err(E::invalid_value(de::Unexpected::Unsigned(number), &self)),
+        }
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        self.visit_string(text.to_owned())
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Self::Value, E> {
+        Ok(if text.is_empty() { PortOrName::Absent } else { PortOrName::Name(Text(Cow::Owned(text))) })
+    }
+
+    fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(if text.is_empty() { PortOrName::Absent } else { PortOrName::Name(Text(Cow::Borrowed(text))) })
+    }
+}

@@ -1,0 +1,92 @@
+//! Which kinds there are, and what the mesh does with them.
+
+use weft_core::resource::Kind;
+
+/// What becomes of an object of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// It is decoded.
+    Read(Kind),
+    /// It is a ConfigMap: only the one with the mesh's settings is decoded.
+    ConfigMap,
+    /// The mesh has no use for it.
+    Ignored,
+    /// An Istio kind that this version does not execute (C-4).
+    NotApplied,
+    /// The kind exists, but not in this version; the text names the ones that do.
+    UnknownVersion(&'static str),
+    /// The API group has no such kind.
+    UnknownKind,
+}
+
+/// Kinds of the core group that the mesh has no use for.
+const OTHER_CORE_KINDS: &[&str] = &[
+    "Binding",
+    "ComponentStatus",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+];
+
+const OTHER_NETWORKING_KINDS: &[&str] = &[
+    "DestinationRule",
+    "EnvoyFilter",
+    "Gateway",
+    "ProxyConfig",
+    "ServiceEntry",
+    "Sidecar",
+    "VirtualService",
+    "WorkloadEntry",
+    "WorkloadGroup",
+];
+
+/// Decides by `apiVersion` and `kind`.
+pub(crate) fn classify(api_version: &str, kind: &str) -> Class {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    match group {
+        "" => core(version, kind),
+        "discovery.k8s.io" => match (kind, version) {
+            ("EndpointSlice", "v1") => Class::Read(Kind::EndpointSlice),
+            ("EndpointSlice", _) => Class::UnknownVersion("discovery.k8s.io/v1"),
+            _ => Class::UnknownKind,
+        },
+        "security.istio.io" => security(version, kind),
+        "networking.istio.io" if OTHER_NETWORKING_KINDS.contains(&kind) => Class::NotApplied,
+        "networking.istio.io" => Class::UnknownKind,
+        _ if group.ends_with(".istio.io") => Class::NotApplied,
+        _ => Class::Ignored,
+    }
+}
+
+fn core(version: &str, kind: &str) -> Class {
+    let class = match kind {
+        "Namespace" => Class::Read(Kind::Namespace),
+        "Node" => Class::Read(Kind::Node),
+        "Pod" => Class::Read(Kind::Pod),
+        "Service" => Class::Read(Kind::Service),
+        "ServiceAccount" => Class::Read(Kind::ServiceAccount),
+        "ConfigMap" => Class::ConfigMap,
+        _ if OTHER_CORE_KINDS.contains(&kind) => Class::Ignored,
+        _ => Class::UnknownKind,
+    };
+    if version == "v1" || class == Class::UnknownKind { class } else { Class::UnknownVersion("v1") }
+}
+
+fn security(version: &str, kind: &str) -> Class {
+    let class = match kind {
+        "AuthorizationPolicy" => Class::Read(Kind::AuthorizationPolicy),
+        "PeerAuthentication" => Class::Read(Kind::PeerAuthentication),
+        "RequestAuthentication" => Class::NotApplied,
+        _ => return Class::UnknownKind,
+    };
+    match version {
+        "v1" | "v1beta1" => class,
+        _ => Class::UnknownVersion("security.istio.io/v1 or security.istio.io/v1beta1"),
+    }
+}

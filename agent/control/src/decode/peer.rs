@@ -1,0 +1,102 @@
+//! PeerAuthentication (PA-1 to PA-3), validated as Istio's admission does.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use weft_core::resource::{Kind, MtlsMode, PeerAuthentication, Resource};
+
+use super::Read;
+use super::fields::{Body, Pairs, Text};
+use super::intern::Interner;
+use super::meta::{self, MetaWire};
+use super::report::{Path, Place, Report};
+use super::validate::{self, SelectorWire};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerWire<'a> {
+    #[serde(rename = "apiVersion", default)]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind", default)]
+    _kind: IgnoredAny,
+    #[serde(rename = "status", default)]
+    _status: IgnoredAny,
+    #[serde(borrow)]
+    metadata: MetaWire<'a>,
+    #[serde(borrow, default)]
+    spec: Option<PeerSpec<'a>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PeerSpec<'a> {
+    #[serde(borrow, default)]
+    selector: Option<SelectorWire<'a>>,
+    #[serde(borrow, default)]
+    mtls: Option<MtlsWire<'a>>,
+    #[serde(borrow, default)]
+    port_level_mtls: Pairs<'a, Option<MtlsWire<'a>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MtlsWire<'a> {
+    #[serde(borrow, default)]
+    mode: Text<'a>,
+}
+
+pub(super) fn peer_authentication<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner) -> Read<'a> {
+    let wire: PeerWire<'_> = body.read()?;
+    let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::PeerAuthentication, place, interner);
+    validate::no_dry_run(&wire.metadata, &mut report);
+    let spec = wire.spec.unwrap_or_default();
+    let selector = validate::selector(spec.selector.as_ref(), interner, &mut report);
+    let ports = port_modes(&spec.port_level_mtls, &mut report);
+    if selector.as_ref().is_none_or(|labels| labels.is_empty()) && !spec.port_level_mtls.0.is_empty() {
+        let message =
+            "Modes of ports need a selector: mesh-wide and namespace-wide objects cannot have them (PA-3).";
+        report.reject(
+            "spec.portLevelMtls",
+            message,
+            "Add `selector.matchLabels`, or remove `portLevelMtls`.",
+        );
+    }
+    let mode = spec.mtls.and_then(|mtls| mode(&mtls, &Path::Root("spec.mtls.mode"), &mut report));
+    Ok((Resource::PeerAuthentication(PeerAuthentication { meta, selector, mode, ports }), report))
+}
+
+fn port_modes(
+    wires: &Pairs<'_, Option<MtlsWire<'_>>>,
+    report: &mut Report<'_>,
+) -> Vec<(u16, Option<MtlsMode>)> {
+    let root = Path::Root("spec.portLevelMtls");
+    let mut ports: Vec<(u16, Option<MtlsMode>)> = Vec::with_capacity(wires.0.len());
+    for (key, wire) in &wires.0 {
+        let at = root.field(key.as_str());
+        let Some(port) = validate::port(key.as_str()) else {
+            let message = format!("`{}` is not a port from 1 to 65535.", key.as_str());
+            report.reject(at, message, "Write the number of a port of the workload.");
+            continue;
+        };
+        if ports.iter().any(|(other, _)| *other == port) {
+            report.reject(at, format!("Port {port} is listed twice."), "Keep only one of them.");
+        }
+        let mode = wire.as_ref().and_then(|wire| mode(wire, &at.field("mode"), report));
+        ports.push((port, mode));
+    }
+    ports.sort_by_key(|(port, _)| *port);
+    ports
+}
+
+fn mode(wire: &MtlsWire<'_>, at: &Path<'_>, report: &mut Report<'_>) -> Option<MtlsMode> {
+    match wire.mode.as_str() {
+        "" | "UNSET" => None,
+        "DISABLE" => Some(MtlsMode::Disable),
+        "PERMISSIVE" => Some(MtlsMode::Permissive),
+        "STRICT" => Some(MtlsMode::Strict),
+        other => {
+            let message = format!("`{other}` is not a mode.");
+            report.reject(at, message, "Write UNSET, DISABLE, PERMISSIVE or STRICT.");
+            None
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Pod.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use smallvec::SmallVec;
+use weft_core::resource::{Kind, Owner, Pod, Resource};
+
+use super::fields::{Body, Ip, Port, Text, nullable};
+use super::intern::Interner;
+use super::meta::{self, MetaWire};
+use super::report::{Place, Report};
+use super::{Read, Trust};
+
+#[derive(Deserialize)]
+struct PodWire<'a> {
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    metadata: MetaWire<'a>,
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    spec: PodSpec<'a>,
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    status: PodStatus<'a>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodSpec<'a> {
+    #[serde(borrow, default)]
+    node_name: Text<'a>,
+    #[serde(borrow, default)]
+    service_account_name: Text<'a>,
+    /// The deprecated name of the same.
+    #[serde(borrow, default)]
+    service_account: Text<'a>,
+    #[serde(default, deserialize_with = "nullable")]
+    host_network: bool,
+    #[serde(borrow, default)]
+    runtime_class_name: Text<'a>,
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    containers: SmallVec<[Container<'a>; 2]>,
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    init_containers: Vec<Container<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Container<'a> {
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    ports: SmallVec<[PortWire<'a>; 2]>,
+    #[serde(borrow, default)]
+    restart_policy: Text<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortWire<'a> {
+    #[serde(borrow, default)]
+    name: Text<'a>,
+    #[serde(default)]
+    container_port: Port,
+    #[serde(borrow, default)]
+    protocol: Text<'a>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodStatus<'a> {
+    #[serde(default, rename = "podIP")]
+    pod_ip: Ip,
+    #[serde(default, rename = "podIPs", deserialize_with = "nullable")]
+    pod_ips: SmallVec<[PodIp; 2]>,
+    #[serde(borrow, default)]
+    phase: Text<'a>,
+    #[serde(borrow, default, deserialize_with = "nullable")]
+    conditions: Vec<PodCondition<'a>>,
+}
+
+#[derive(Deserialize)]
+struct PodIp {
+    #[serde(default)]
+    ip: Ip,
+}
+
+#[derive(Deserialize)]
+struct PodCondition<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Text<'a>,
+    #[serde(borrow, default)]
+    status: Text<'a>,
+}
+
+const NETNS_ANNOTATION: &str = "weft.dev/netns";
+
+pub(super) fn pod<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner, trust: Trust) -> Read<'a> {
+    let PodWire { metadata, spec, status } = body.read()?;
+    let (meta, mut report) = meta::namespaced(&metadata, Kind::Pod, place, interner);
+    let account =
+        spec.service_account_name.non_empty().or(spec.service_account.non_empty()).unwrap_or("default");
+    meta::check_name(&mut report, "spec.serviceAccountName", account, 253);
+    let port_list = ports(&spec, interner);
+    let over = matches!(status.phase.as_str(), "Succeeded" | "Failed");
+    let pod = Pod {
+        labels: interner.labels(&metadata.labels.0, |_| true),
+        annotations: interner.labels(&metadata.annotations.0, meta::is_read_annotation),
+        node: spec.node_name.non_empty().map(|name| interner.text(name)),
+        ips: addresses(&status),
+        service_account: interner.text(account),
+        host_network: spec.host_network,
+        runtime_class: spec.runtime_class_name.non_empty().map(|name| interner.text(name)),
+        ready: is_ready(&status.conditions),
+        terminated: over || metadata.deletion_timestamp.is_some(),
+        owner: owner(&metadata, interner),
+        ports: interner.ports(port_list),
+        netns: netns(&metadata, trust, &mut report),
+        meta,
+    };
+    Ok((Resource::Pod(pod), report))
+}
+
+fn addresses(status: &PodStatus<'_>) -> SmallVec<[std::net::IpAddr; 2]> {
+    let listed: SmallVec<_> = status.pod_ips.iter().filter_map(|entry| entry.ip.0).collect();
+    if listed.is_empty() { status.pod_ip.0.into_iter().collect() } else { listed }
+}
+
+/// A pod without a Ready condition is ready (ruling 16).
+fn is_ready(conditions: &[PodCondition<'_>]) -> bool {
+    let condition = conditions.iter().find(|condition| condition.kind.as_str() == "Ready");
+    condition.is_none_or(|condition| condition.status.as_str() == "True")
+}
+
+/// TCP ports of the containers that run as long as the pod does.
+fn ports(spec: &PodSpec<'_>, interner: &mut Interner) -> Vec<(Option<Arc<str>>, u16)> {
+    let sidecars = spec.init_containers.iter().filter(|init| init.restart_policy.as_str() == "Always");
+    let declared = spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
+    let tcp = declared.filter(|port| matches!(port.protocol.as_str(), "" | "TCP"));
+    tcp.filter_map(|port| {
+        let name = port.name.non_empty().map(|name| interner.text(name));
+        port.container_port.0.map(|number| (name, number))
+    })
+    .collect()
+}
+
+/// The controller, with the Deployment behind a ReplicaSet and the CronJob behind a Job.
+fn owner(metadata: &MetaWire<'_>, interner: &mut Interner) -> Option<Arc<Owner>> {
+    let controller = metadata.owner_references.iter().find(|owner| owner.controller);
+    let owner = controller.or(metadata.owner_references.first())?;
+    let (kind, name) = (owner.kind.as_str(), owner.name.as_str());
+    let (stem, suffix) = name.rsplit_once('-').unwrap_or((name, ""));
+    let hash = !suffix.is_empty() && suffix.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    // A CronJob numbers its Jobs with the minute (8 digits) for which they were due.
+    let minute = suffix.len() >= 8 && suffix.bytes().all(|c| c.is_ascii_digit());
+    Some(match kind {
+        "ReplicaSet" if hash => interner.owner("Deployment", stem),
+        "Job" if minute => interner.owner("CronJob", stem),
+        _ => interner.owner(kind, name),
+    })
+}
+
+/// Ruling 13: only whoever writes the machine's files may name a network namespace.
+fn netns(metadata: &MetaWire<'_>, trust: Trust, report: &mut Report<'_>) -> Option<PathBuf> {
+    let path = metadata.annotations.get(NETNS_ANNOTATION)?.non_empty()?;
+    if trust == Trust::Api {
+        return None;
+    }
+    if !Path::new(path).is_absolute() {
+        let message =
+            format!("`{path}` is not an absolute path, so the pod's network namespace cannot be found.");
+        report.reject(
+            "metadata.annotations[weft.dev/netns]",
+            message,
+            "Write a path such as /run/netns/web.",
+        );
+    }
+    Some(PathBuf::from(path))
+}
