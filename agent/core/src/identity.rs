@@ -43,6 +43,11 @@ impl Identity {
         &self.service_account
     }
 
+    /// The Kubernetes service account, to be kept without a copy.
+    pub(crate) fn service_account_shared(&self) -> &Arc<str> {
+        &self.service_account
+    }
+
     /// The identity as policies write it: without `spiffe://`.
     pub fn principal(&self) -> String {
         format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)

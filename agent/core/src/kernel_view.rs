@@ -3,13 +3,16 @@
 //! The kernel only ever learns that a flow may go *direct*; everything that it does not know goes to the
 //! proxy. So a view that lags behind costs speed, never safety.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::Snapshot;
-use crate::resource::NamespacedName;
-use crate::snapshot::{CaptureRules, Workload};
+use crate::compile::policy::PolicySet;
+use crate::decide::inbound::inbound;
+use crate::decide::{InboundConnection, Verdict};
+use crate::resource::{MtlsMode, NamespacedName, PortProtocol};
+use crate::snapshot::{CaptureRules, CompiledService, EffectiveMode, LocalWorkload, TrafficHint, Workload};
+use crate::{Identity, Snapshot};
 
 /// Ports that were not declared and were seen to speak something else than HTTP (ruling 5).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,14 +66,190 @@ pub struct KernelView {
 
 /// Derives the view.
 ///
-/// `enrolled` are the pods whose network namespace is set up; only they can be source or destination of a
-/// direct flow.
+/// `enrolled` are the pods of one node whose network namespace is set up; only they can be source or destination of
+/// a direct flow.
 pub fn kernel_view(
     snapshot: &Snapshot,
     enrolled: &BTreeSet<NamespacedName>,
     learned: &LearnedPorts,
 ) -> KernelView {
-    let _ = (snapshot, enrolled, learned);
-    unimplemented!()
+    let local: Vec<_> = enrolled.iter().filter_map(|key| snapshot.local_workload(key)).collect();
+    let pods = local.iter().map(|local| kernel_pod(local)).collect();
+    let encrypted =
+        |local: &LocalWorkload| snapshot.mesh().encrypt_same_node || local.workload.encrypt_same_node;
+    let eligible =
+        |local: &&&Arc<LocalWorkload>| local.workload.in_mesh() && !local.bypass && !encrypted(local);
+    let eligible: Vec<_> = local.iter().filter(eligible).copied().collect();
+    let mut judge = Judge::new(&eligible);
+    let mut direct = Vec::new();
+    for destination in &eligible {
+        let ports = l4_ports(destination, learned);
+        judge.judge(destination, &ports, &mut direct);
+    }
+    let direct: BTreeSet<DirectPair> = direct.into_iter().collect();
+    let services = kernel_services(snapshot, &eligible, &direct);
+    KernelView { pods, direct, services }
 }
 
+fn kernel_pod(local: &LocalWorkload) -> KernelPod {
+    let passes = |mode: &EffectiveMode| {
+        local.pass_when_agent_gone || (mode.mode != MtlsMode::Strict && !local.policies.enforces())
+    };
+    let modes = &local.peer_authentication;
+    let gone_pass = passes(&modes.default);
+    let others = modes.ports.iter().filter(|(_, mode)| passes(mode) != gone_pass);
+    KernelPod {
+        workload: local.workload.clone(),
+        capture: local.capture.clone(),
+        bypass: local.bypass,
+        gone_pass,
+        gone_ports: others.map(|(port, _)| *port).collect(),
+    }
+}
+
+/// The ports of a pod that carry no HTTP as far as anybody knows (ruling 5).
+fn l4_ports(local: &LocalWorkload, learned: &LearnedPorts) -> Vec<u16> {
+    let key = &local.workload.key;
+    let first = (key.clone(), u16::MIN);
+    let last = (key.clone(), u16::MAX);
+    let learned: BTreeSet<u16> = learned.0.range(first..=last).map(|(_, port)| *port).collect();
+    let declared = |port: u16| {
+        let at = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port).ok();
+        at.and_then(|at| local.declared_ports.get(at)).map(|(_, protocol)| *protocol)
+    };
+    let is_l4 = |port: &u16| match local.traffic {
+        Some(TrafficHint::L7) => false,
+        Some(TrafficHint::L4) => true,
+        None => match declared(*port) {
+            Some(PortProtocol::Tcp | PortProtocol::Tls) => true,
+            Some(PortProtocol::Undeclared) | None => learned.contains(port),
+            Some(PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb) => {
+                false
+            }
+            Some(PortProtocol::Udp) => false,
+        },
+    };
+    let ports: BTreeSet<u16> =
+        local.declared_ports.iter().map(|(port, _)| *port).chain(learned.iter().copied()).collect();
+    ports.into_iter().filter(is_l4).collect()
+}
+
+/// All pods that speak with one identity.
+struct Sources<'s> {
+    identity: &'s Identity,
+    principal: Arc<str>,
+    pods: Vec<&'s Workload>,
+}
+
+/// Answers which sources may go direct, and remembers answers that hold for many destinations.
+struct Judge<'s> {
+    sources: Vec<Sources<'s>>,
+    /// Answers of policy sets that read no address, by set, source and port.
+    known: HashMap<(*const PolicySet, usize, u16), bool>,
+}
+
+impl<'s> Judge<'s> {
+    fn new(local: &[&'s Arc<LocalWorkload>]) -> Self {
+        let mut by_identity = BTreeMap::<&Identity, Vec<&Workload>>::new();
+        for local in local {
+            by_identity.entry(&*local.workload.identity).or_default().push(&local.workload);
+        }
+        let sources = by_identity.into_iter().map(|(identity, pods)| Sources {
+            identity,
+            principal: identity.principal().into(),
+            pods,
+        });
+        Self { sources: sources.collect(), known: HashMap::new() }
+    }
+
+    fn judge(&mut self, destination: &LocalWorkload, ports: &[u16], direct: &mut Vec<DirectPair>) {
+        let key = &destination.workload.key;
+        for (at, source) in self.sources.iter().enumerate() {
+            if source.pods.iter().all(|pod| pod.key == *key) {
+                continue;
+            }
+            for port in ports {
+                if allowed(&mut self.known, destination, (at, source), *port) {
+                    let (destination, source) = (key.clone(), source.principal.clone());
+                    direct.push(DirectPair { destination, source, port: *port });
+                }
+            }
+        }
+    }
+}
+
+/// Whether every pod of the source may go direct to the port, whichever addresses the two use.
+fn allowed(
+    known: &mut HashMap<(*const PolicySet, usize, u16), bool>,
+    destination: &LocalWorkload,
+    (at, source): (usize, &Sources<'_>),
+    port: u16,
+) -> bool {
+    let policies = &destination.policies;
+    // The kernel attests the identity, which satisfies every mode; so without policies nothing can deny.
+    if policies.is_empty() {
+        return true;
+    }
+    // The kernel sees no handshake.
+    if policies.reads_sni() {
+        return false;
+    }
+    let decide = || {
+        let addresses = destination.workload.ips.iter().map(|ip| SocketAddr::new(*ip, port));
+        addresses.into_iter().all(|to| {
+            let ips = source.pods.iter().flat_map(|pod| &pod.ips);
+            let mut ips = ips.filter(|ip| ip.is_ipv4() == to.is_ipv4());
+            ips.all(|ip| goes_direct(destination, source.identity, *ip, to))
+        })
+    };
+    if policies.reads_source_ip() || policies.reads_destination_ip() {
+        return decide();
+    }
+    *known.entry((Arc::as_ptr(policies), at, port)).or_insert_with(|| {
+        let unspecified = IpAddr::from([0, 0, 0, 0]);
+        goes_direct(destination, source.identity, unspecified, SocketAddr::new(unspecified, port))
+    })
+}
+
+/// A flow that a dry-run policy speaks about is proxied, so that it is counted (AP-18).
+fn goes_direct(destination: &LocalWorkload, identity: &Identity, source_ip: IpAddr, to: SocketAddr) -> bool {
+    let connection = InboundConnection { identity: Some(identity), source_ip, destination: to, sni: None };
+    let decision = inbound(destination, &connection);
+    decision.verdict == Verdict::Allow && decision.authorization.dry_run.is_empty()
+}
+
+/// The virtual addresses that lead, among others, to a pod and port that somebody may reach directly.
+fn kernel_services(
+    snapshot: &Snapshot,
+    eligible: &[&Arc<LocalWorkload>],
+    direct: &BTreeSet<DirectPair>,
+) -> Vec<KernelService> {
+    let addresses: HashMap<&NamespacedName, &[IpAddr]> =
+        eligible.iter().map(|local| (&local.workload.key, &*local.workload.ips)).collect();
+    let mut reachable = BTreeSet::new();
+    for pair in direct {
+        let ips = addresses.get(&pair.destination).copied().unwrap_or_default();
+        reachable.extend(ips.iter().map(|ip| SocketAddr::new(*ip, pair.port)));
+    }
+    snapshot.local_services().flat_map(|service| service_vips(snapshot, service, &reachable)).collect()
+}
+
+fn service_vips(
+    snapshot: &Snapshot,
+    service: &Arc<CompiledService>,
+    reachable: &BTreeSet<SocketAddr>,
+) -> Vec<KernelService> {
+    let owned = |vip: &&IpAddr| snapshot.service_by_vip(vip).is_some_and(|owner| owner.key == service.key);
+    let mut found = Vec::new();
+    for vip in service.vips.iter().filter(owned) {
+        for port in service.ports.iter() {
+            let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready);
+            let same_family = ready.filter(|endpoint| endpoint.addr.is_ipv4() == vip.is_ipv4());
+            let endpoints: Vec<SocketAddr> = same_family.map(|endpoint| endpoint.addr).collect();
+            if endpoints.iter().any(|endpoint| reachable.contains(endpoint)) {
+                found.push(KernelService { vip: SocketAddr::new(*vip, port.port), endpoints });
+            }
+        }
+    }
+    found
+}

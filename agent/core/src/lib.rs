@@ -13,9 +13,12 @@ pub mod compile;
 pub mod decide;
 pub mod identity;
 pub mod kernel_view;
+pub mod names;
 pub mod problem;
 pub mod resource;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;
 
 pub use identity::Identity;
 pub use problem::{Problem, Severity};

@@ -104,8 +104,18 @@ pub struct Labels(Box<[(Arc<str>, Arc<str>)]>);
 impl Labels {
     /// The value of one label.
     pub fn get(&self, key: &str) -> Option<&str> {
+        self.get_shared(key).map(|value| &**value)
+    }
+
+    /// The value of one label, to be kept without a copy.
+    pub fn get_shared(&self, key: &str) -> Option<&Arc<str>> {
         let at = self.0.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
-        self.0.get(at).map(|(_, value)| &**value)
+        self.0.get(at).map(|(_, value)| value)
+    }
+
+    /// All labels in the order of their keys, to be kept without copies.
+    pub fn iter_shared(&self) -> impl Iterator<Item = &(Arc<str>, Arc<str>)> {
+        self.0.iter()
     }
 
     /// All labels in the order of their keys.
@@ -145,6 +155,14 @@ pub struct Meta {
     pub origin: Option<Origin>,
 }
 
+impl Meta {
+    /// Sorts the oldest object first, then by name, then by namespace. An object without a time of
+    /// creation counts as the oldest.
+    pub fn precedence(&self) -> (i64, &str, &str) {
+        (self.created.unwrap_or(i64::MIN), &self.key.name, &self.key.namespace)
+    }
+}
+
 /// A Namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
@@ -179,7 +197,7 @@ pub struct Owner {
 }
 
 /// A container port of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ContainerPort {
     /// Its name, for Services whose `targetPort` is a name.
     pub name: Option<Arc<str>>,

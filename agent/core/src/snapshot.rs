@@ -3,6 +3,7 @@
 //! One writer publishes a new [`Snapshot`] for each change; readers keep the one they began with for the
 //! whole of a connection's set-up. Unchanged parts are shared with the snapshot before.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -221,6 +222,8 @@ pub struct Snapshot {
     pub(crate) services: Sharded<NamespacedName, Arc<CompiledService>>,
     pub(crate) by_vip: Sharded<IpAddr, Arc<CompiledService>>,
     pub(crate) local: Arc<[Arc<LocalWorkload>]>,
+    pub(crate) local_services: Arc<[NamespacedName]>,
+    pub(crate) bypassed: Arc<BTreeSet<NamespacedName>>,
     pub(crate) problems: Arc<[Problem]>,
     pub(crate) objects: usize,
 }
@@ -275,6 +278,16 @@ impl Snapshot {
     pub fn local_workload(&self, key: &NamespacedName) -> Option<&Arc<LocalWorkload>> {
         let at = self.local.binary_search_by(|local| local.workload.key.cmp(key)).ok()?;
         self.local.get(at)
+    }
+
+    /// The Services that have a pod of this node as a possible endpoint, sorted by namespace and name.
+    pub fn local_services(&self) -> impl Iterator<Item = &Arc<CompiledService>> {
+        self.local_services.iter().filter_map(|key| self.services.get(key))
+    }
+
+    /// Whether capture is off for a pod, of whatever node (ruling 12).
+    pub fn bypassed(&self, key: &NamespacedName) -> bool {
+        self.bypassed.contains(key)
     }
 
     /// What the compiler found wrong.

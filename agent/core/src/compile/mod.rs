@@ -1,12 +1,42 @@
 //! From resources to a [`Snapshot`], incrementally.
+//!
+//! [`Compiler::apply`] files each object under its namespace and notes what depends on it;
+//! [`Compiler::snapshot`] compiles what was noted, in the order of dependence: mesh-wide settings, pods of changed
+//! namespaces, selectors, Services, and at last the pods of this node with their policies. The big maps are shared
+//! with the snapshot before and copied in small parts, so that the change of one pod costs the same in a large
+//! cluster as in a small one.
 
+mod addresses;
+mod capture;
+mod findings;
+mod intern;
+mod local;
+mod membership;
+mod mesh;
+mod peer_authentication;
 pub mod policy;
+mod report;
+mod services;
 pub mod sharded;
+mod state;
+#[cfg(test)]
+mod tests;
+mod workloads;
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use self::addresses::Addresses;
+use self::findings::Findings;
+use self::local::{LocalRecord, PolicyCache};
+use self::policy::TrustDomains;
+use self::sharded::Sharded;
+use self::state::{Dirty, NamespaceState};
+use self::workloads::Interned;
 use crate::Snapshot;
-use crate::resource::Change;
+use crate::resource::{Change, Kind, MeshConfig, NamespacedName, Resource, ResourceKey};
+use crate::snapshot::{CompiledService, LocalWorkload, MeshSettings, Workload};
 
 /// What the compiler needs to know beside the objects.
 #[derive(Debug, Clone)]
@@ -17,26 +47,158 @@ pub struct CompileOptions {
     pub adopt_istio_labels: bool,
 }
 
+/// Pods of this node and the Services that may lead to them.
+type LocalList = (Arc<[Arc<LocalWorkload>]>, Arc<[NamespacedName]>);
+
 /// Holds the objects and compiles what changed.
 #[derive(Debug)]
 pub struct Compiler {
-    #[allow(dead_code, reason = "skeleton")]
     options: CompileOptions,
+    mesh: Arc<MeshSettings>,
+    mesh_configs: BTreeMap<NamespacedName, MeshConfig>,
+    nodes: HashSet<Arc<str>>,
+    namespaces: HashMap<Arc<str>, NamespaceState>,
+    interned: Interned,
+    workloads: Sharded<NamespacedName, Arc<Workload>>,
+    by_ip: Addresses<Workload>,
+    services: Sharded<NamespacedName, Arc<CompiledService>>,
+    by_vip: Addresses<CompiledService>,
+    /// The endpoints of Services without selector.
+    manual_backends: BTreeMap<NamespacedName, BTreeSet<SocketAddr>>,
+    bypassed: Arc<BTreeSet<NamespacedName>>,
+    policies: PolicyCache,
+    local: BTreeMap<NamespacedName, LocalRecord>,
+    local_list: Option<LocalList>,
+    findings: Findings,
+    dirty: Dirty,
+    objects: usize,
+    last: Option<Arc<Snapshot>>,
 }
 
 impl Compiler {
     /// A compiler without any object.
     pub fn new(options: CompileOptions) -> Self {
-        Self { options }
+        let mesh = mesh::settings(None, false);
+        let mut policies = PolicyCache::default();
+        policies.set_trust_domains(TrustDomains::new(&mesh.trust_domain, &mesh.trust_domain_aliases));
+        Self {
+            options,
+            mesh: Arc::new(mesh),
+            mesh_configs: BTreeMap::new(),
+            nodes: HashSet::new(),
+            namespaces: HashMap::new(),
+            interned: Interned::default(),
+            workloads: Sharded::default(),
+            by_ip: Addresses::default(),
+            services: Sharded::default(),
+            by_vip: Addresses::default(),
+            manual_backends: BTreeMap::new(),
+            bypassed: Arc::default(),
+            policies,
+            local: BTreeMap::new(),
+            local_list: None,
+            findings: Findings::default(),
+            dirty: Dirty::default(),
+            objects: 0,
+            last: None,
+        }
     }
 
-    /// Takes changes in; nothing is compiled yet.
+    /// Takes changes in; what depends on them is compiled by the next [`Compiler::snapshot`].
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
-        changes.into_iter().for_each(drop);
+        for change in changes {
+            match change {
+                Change::Upsert(resource) => self.upsert(*resource),
+                Change::Delete(key) => self.delete(&key),
+            }
+        }
     }
 
     /// Compiles what changed since the last call and returns the new snapshot (or the last one, if nothing did).
     pub fn snapshot(&mut self) -> Arc<Snapshot> {
-        unimplemented!()
+        if let Some(last) = self.last.as_ref().filter(|_| !self.dirty.any) {
+            return last.clone();
+        }
+        self.settle_mesh();
+        self.settle_namespaces();
+        self.settle_selectors();
+        self.settle_services();
+        self.settle_peer_authentications();
+        self.settle_local();
+        self.settle_address_findings();
+        self.dirty.any = false;
+        let snapshot = Arc::new(self.publish());
+        self.last = Some(snapshot.clone());
+        snapshot
+    }
+
+    fn publish(&mut self) -> Snapshot {
+        let (local, local_services) = self.local_list();
+        Snapshot {
+            revision: self.last.as_ref().map_or(1, |last| last.revision + 1),
+            mesh: self.mesh.clone(),
+            workloads: self.workloads.clone(),
+            by_ip: self.by_ip.owners.clone(),
+            services: self.services.clone(),
+            by_vip: self.by_vip.owners.clone(),
+            local,
+            local_services,
+            bypassed: self.bypassed.clone(),
+            problems: self.findings.list(),
+            objects: self.objects,
+        }
+    }
+
+    fn upsert(&mut self, resource: Resource) {
+        match resource {
+            Resource::Namespace(namespace) => self.upsert_namespace(namespace),
+            Resource::Node(node) => {
+                let new = self.nodes.insert(node.name);
+                self.count(new, 1);
+            }
+            Resource::Pod(pod) => self.upsert_pod(pod),
+            Resource::Service(service) => self.upsert_service(service),
+            Resource::ServiceAccount(meta) => {
+                let key = self.shared_key(&meta.key);
+                let state = self.namespaces.entry(key.namespace).or_default();
+                let new = state.service_accounts.insert(key.name);
+                self.count(new, 1);
+            }
+            Resource::EndpointSlice(slice) => self.upsert_slice(slice),
+            Resource::MeshConfig(config) => self.upsert_mesh_config(config),
+            Resource::AuthorizationPolicy(policy) => self.upsert_policy(policy),
+            Resource::PeerAuthentication(policy) => self.upsert_peer_authentication(policy),
+        }
+    }
+
+    fn delete(&mut self, key: &ResourceKey) {
+        let name = &key.name;
+        match key.kind {
+            Kind::Namespace => self.delete_namespace(&name.name),
+            Kind::Node => {
+                let known = self.nodes.remove(&name.name);
+                self.count(known, -1);
+            }
+            Kind::Pod => self.delete_pod(name),
+            Kind::Service => self.delete_service(name),
+            Kind::ServiceAccount => {
+                let state = self.namespaces.get_mut(&name.namespace);
+                let known = state.is_some_and(|state| state.service_accounts.remove(&name.name));
+                self.count(known, -1);
+                self.forget_namespace_if_empty(&name.namespace);
+            }
+            Kind::EndpointSlice => self.delete_slice(name),
+            Kind::MeshConfig => self.delete_mesh_config(name),
+            Kind::AuthorizationPolicy => self.delete_policy(name),
+            Kind::PeerAuthentication => self.delete_peer_authentication(name),
+        }
+    }
+
+    /// Counts an object of which only the existence matters.
+    fn count(&mut self, changed: bool, by: isize) {
+        if changed {
+            self.objects = self.objects.saturating_add_signed(by);
+            self.dirty.any = true;
+        }
     }
 }

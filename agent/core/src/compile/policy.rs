@@ -1,5 +1,248 @@
 //! AuthorizationPolicies of one workload, indexed so that many policies cost no more than one.
+//!
+//! A [`PolicySet`] has up to three layers: the policies of the whole mesh, those of the workload's namespace,
+//! and those whose selector matches. The first two are shared between all pods that they concern.
+
+mod index;
+mod matcher;
+pub(super) mod report;
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use self::index::Index;
+pub(crate) use self::matcher::{Subject, TrustDomains};
+use crate::resource::{AuthorizationPolicy, Condition, PolicyAction, Rule, Source};
+
+/// Policies that are evaluated together. AUDIT is in none: it never decides (AP-1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Enforced policies with this action.
+    Enforced(PolicyAction),
+    /// Dry-run policies with this action (AP-18).
+    DryRun(PolicyAction),
+}
+
+impl Class {
+    fn of(policy: &AuthorizationPolicy) -> Option<Self> {
+        match (policy.action, policy.dry_run) {
+            (PolicyAction::Audit, _) => None,
+            (action, false) => Some(Self::Enforced(action)),
+            (action, true) => Some(Self::DryRun(action)),
+        }
+    }
+
+    fn action(self) -> PolicyAction {
+        match self {
+            Self::Enforced(action) | Self::DryRun(action) => action,
+        }
+    }
+
+    /// Where an index keeps the class.
+    fn slot(self) -> Option<usize> {
+        let action = match self.action() {
+            PolicyAction::Custom => 0,
+            PolicyAction::Deny => 1,
+            PolicyAction::Allow => 2,
+            PolicyAction::Audit => return None,
+        };
+        Some(match self {
+            Self::Enforced(_) => action,
+            Self::DryRun(_) => action + CLASSES / 2,
+        })
+    }
+}
+
+const CLASSES: usize = 6;
+
+/// A rule that matched, with its policy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hit<'p> {
+    pub(crate) policy: &'p Arc<AuthorizationPolicy>,
+    pub(crate) rule: usize,
+}
+
+/// Policies of one class, in the order in which they are reported.
+#[derive(Debug, Default)]
+struct ClassIndex {
+    policies: Vec<Arc<AuthorizationPolicy>>,
+    /// Policy and index of the rule, by the index's rule identifiers.
+    rules: Vec<(u32, u32)>,
+    index: Index,
+}
+
+impl ClassIndex {
+    fn new(action: PolicyAction, policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
+        let evaluable = || {
+            policies.iter().enumerate().flat_map(|(at, policy)| {
+                let rules = policy.rules.iter().enumerate();
+                let rules = rules.filter(move |(_, rule)| matcher::is_evaluable(action, rule));
+                rules.map(move |(index, rule)| ((at as u32, index as u32), rule))
+            })
+        };
+        let rules = evaluable().map(|(at, _)| at).collect();
+        let index = Index::new(evaluable().map(|(_, rule)| rule));
+        Self { policies, rules, index }
+    }
+
+    fn candidates<'p>(&'p self, subject: &Subject<'_>) -> impl Iterator<Item = Hit<'p>> {
+        self.index.candidates(subject).filter_map(|id| {
+            let (policy, rule) = self.rules.get(id as usize)?;
+            Some(Hit { policy: self.policies.get(*policy as usize)?, rule: *rule as usize })
+        })
+    }
+
+    fn matches<'p>(&'p self, subject: &Subject<'_>) -> impl Iterator<Item = Hit<'p>> {
+        self.candidates(subject).filter(|hit| {
+            let rule = hit.policy.rules.get(hit.rule);
+            rule.is_some_and(|rule| subject.matches(hit.policy.action, rule))
+        })
+    }
+}
+
+/// The index over one layer of policies.
+#[derive(Debug, Default)]
+pub(crate) struct PolicyIndex {
+    classes: [Option<Box<ClassIndex>>; CLASSES],
+    audits: Vec<Arc<AuthorizationPolicy>>,
+    reads_source_ip: bool,
+    reads_destination_ip: bool,
+    reads_sni: bool,
+}
+
+impl PolicyIndex {
+    /// Indexes `policies`, given in any order.
+    pub(crate) fn new(mut policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
+        policies.sort_by(|a, b| order(a).cmp(&order(b)));
+        let mut this = Self::default();
+        let mut classes: [Vec<Arc<AuthorizationPolicy>>; CLASSES] = Default::default();
+        for policy in policies {
+            let Some(class) = Class::of(&policy).and_then(Class::slot).and_then(|at| classes.get_mut(at))
+            else {
+                this.audits.push(policy);
+                continue;
+            };
+            this.reads_source_ip |= policy.rules.iter().any(reads_source_ip);
+            this.reads_destination_ip |= policy.rules.iter().any(reads_destination_ip);
+            this.reads_sni |= policy.rules.iter().any(reads_sni);
+            class.push(policy);
+        }
+        for (slot, policies) in this.classes.iter_mut().zip(classes) {
+            if let Some(first) = policies.first() {
+                *slot = Some(Box::new(ClassIndex::new(first.action, policies)));
+            }
+        }
+        this
+    }
+
+    fn class(&self, class: Class) -> Option<&ClassIndex> {
+        self.classes.get(class.slot()?)?.as_deref()
+    }
+
+    fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.classes.iter().flatten().flat_map(|class| class.policies.iter()).chain(&self.audits)
+    }
+}
 
 /// The policies that select one workload.
 #[derive(Debug, Clone, Default)]
-pub struct PolicySet {}
+pub struct PolicySet {
+    layers: SmallVec<[Arc<PolicyIndex>; 3]>,
+    trust_domains: Arc<TrustDomains>,
+}
+
+impl PolicySet {
+    pub(crate) fn new(layers: SmallVec<[Arc<PolicyIndex>; 3]>, trust_domains: Arc<TrustDomains>) -> Self {
+        Self { layers, trust_domains }
+    }
+
+    /// Every policy of the set, also those that never decide (dry-run, AUDIT), in no particular order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.layers.iter().flat_map(|layer| layer.policies())
+    }
+
+    /// Whether no policy of any kind is to be evaluated.
+    pub fn is_empty(&self) -> bool {
+        self.layers.iter().all(|layer| layer.classes.iter().all(Option::is_none))
+    }
+
+    /// Whether a policy selects the workload whose answer is enforced (ruling 1).
+    pub fn enforces(&self) -> bool {
+        [PolicyAction::Custom, PolicyAction::Deny, PolicyAction::Allow]
+            .into_iter()
+            .any(|action| self.has(Class::Enforced(action)))
+    }
+
+    /// Whether an answer may depend on the source's address.
+    pub fn reads_source_ip(&self) -> bool {
+        self.layers.iter().any(|layer| layer.reads_source_ip)
+    }
+
+    /// Whether an answer may depend on the destination's address.
+    pub fn reads_destination_ip(&self) -> bool {
+        self.layers.iter().any(|layer| layer.reads_destination_ip)
+    }
+
+    /// Whether an answer may depend on the server name of a TLS handshake.
+    pub fn reads_sni(&self) -> bool {
+        self.layers.iter().any(|layer| layer.reads_sni)
+    }
+
+    pub(crate) fn trust_domains(&self) -> &TrustDomains {
+        &self.trust_domains
+    }
+
+    pub(crate) fn has(&self, class: Class) -> bool {
+        self.layers.iter().any(|layer| layer.class(class).is_some())
+    }
+
+    /// The first policy of a class in the order of reporting, whether it matches or not.
+    pub(crate) fn first_policy(&self, class: Class) -> Option<&Arc<AuthorizationPolicy>> {
+        let firsts = self.layers.iter().filter_map(|layer| layer.class(class)?.policies.first());
+        firsts.min_by(|a, b| order(a).cmp(&order(b)))
+    }
+
+    /// The first matching rule of a class: by age, name and namespace of the policy, then by its index.
+    pub(crate) fn first_match(&self, class: Class, subject: &Subject<'_>) -> Option<Hit<'_>> {
+        let firsts = self.layers.iter().filter_map(|layer| layer.class(class)?.matches(subject).next());
+        firsts.min_by(|a, b| order(a.policy).cmp(&order(b.policy)))
+    }
+
+    /// Every policy of a class that matches, in the order of reporting.
+    pub(crate) fn matching_policies(
+        &self,
+        class: Class,
+        subject: &Subject<'_>,
+    ) -> Vec<&Arc<AuthorizationPolicy>> {
+        let layers = self.layers.iter().filter_map(|layer| layer.class(class));
+        let mut found: Vec<_> =
+            layers.flat_map(|index| index.matches(subject)).map(|hit| hit.policy).collect();
+        found.sort_by(|a, b| order(a).cmp(&order(b)));
+        found.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        found
+    }
+}
+
+/// The order in which policies are reported: oldest first, then by name, then by namespace.
+pub(crate) fn order(policy: &AuthorizationPolicy) -> (i64, &str, &str) {
+    policy.meta.precedence()
+}
+
+fn reads_source_ip(rule: &Rule) -> bool {
+    let by_source = |source: &Source| !source.ip_blocks.is_empty() || !source.remote_ip_blocks.is_empty();
+    let by_condition =
+        |condition: &Condition| matches!(condition, Condition::SourceIp(_) | Condition::RemoteIp(_));
+    rule.from.iter().any(by_source) || rule.when.iter().any(by_condition)
+}
+
+fn reads_destination_ip(rule: &Rule) -> bool {
+    rule.when.iter().any(|condition| matches!(condition, Condition::DestinationIp(_)))
+}
+
+fn reads_sni(rule: &Rule) -> bool {
+    rule.when.iter().any(|condition| matches!(condition, Condition::Sni(_)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::Identity;
-use crate::resource::{ObjectRef, PolicyAction};
+use crate::compile::policy::{Class, Hit, PolicySet, Subject};
+use crate::resource::{AuthorizationPolicy, Kind, MtlsMode, ObjectRef, PolicyAction};
 use crate::snapshot::{EffectiveMode, LocalWorkload};
 
 /// A new connection as the inbound side sees it.
@@ -61,7 +62,8 @@ pub struct AuthorizationDecision {
     pub object: Option<ObjectRef>,
     /// Index of its rule that matched.
     pub rule: Option<usize>,
-    /// Dry-run policies that would have decided differently from no policy at all.
+    /// What the dry-run policies would have answered: each one that matched, and for ALLOW policies of which
+    /// none matched the first, with `Deny`. Empty where STRICT refused already.
     pub dry_run: Vec<DryRun>,
 }
 
@@ -78,6 +80,101 @@ pub struct InboundDecision {
 
 /// Decides on a new (or, after a change of policy, an established) connection.
 pub fn inbound(workload: &LocalWorkload, connection: &InboundConnection<'_>) -> InboundDecision {
-    let _ = (workload, connection);
-    unimplemented!()
+    let peer_authentication = workload.peer_authentication.of_port(connection.destination.port()).clone();
+    let authenticated = match peer_authentication.mode {
+        MtlsMode::Strict => connection.identity.is_some(),
+        // PA-6: nothing here tells DISABLE from PERMISSIVE.
+        MtlsMode::Permissive | MtlsMode::Disable => true,
+    };
+    if !authenticated {
+        let authorization = AuthorizationDecision::without_policy();
+        return InboundDecision {
+            verdict: Verdict::DenyPeerAuthentication,
+            peer_authentication,
+            authorization,
+        };
+    }
+    let authorization = authorize(&workload.policies, connection);
+    let verdict = match authorization.outcome {
+        AuthorizationOutcome::Allow | AuthorizationOutcome::None => Verdict::Allow,
+        AuthorizationOutcome::Deny => Verdict::DenyAuthorization,
+    };
+    InboundDecision { verdict, peer_authentication, authorization }
+}
+
+impl AuthorizationDecision {
+    fn without_policy() -> Self {
+        Self {
+            outcome: AuthorizationOutcome::None,
+            action: None,
+            object: None,
+            rule: None,
+            dry_run: Vec::new(),
+        }
+    }
+
+    fn by(outcome: AuthorizationOutcome, hit: Hit<'_>) -> Self {
+        Self {
+            outcome,
+            action: Some(hit.policy.action),
+            object: Some(object_of(hit.policy)),
+            rule: Some(hit.rule),
+            dry_run: Vec::new(),
+        }
+    }
+}
+
+/// Evaluates the policies of a workload.
+fn authorize(policies: &PolicySet, connection: &InboundConnection<'_>) -> AuthorizationDecision {
+    if policies.is_empty() {
+        return AuthorizationDecision::without_policy();
+    }
+    let subject = Subject::new(connection, policies.trust_domains());
+    let mut decision = enforced(policies, &subject);
+    decision.dry_run = dry_run(policies, &subject);
+    decision
+}
+
+/// CUSTOM, then DENY, then ALLOW (AP-1).
+fn enforced(policies: &PolicySet, subject: &Subject<'_>) -> AuthorizationDecision {
+    for action in [PolicyAction::Custom, PolicyAction::Deny] {
+        if let Some(hit) = policies.first_match(Class::Enforced(action), subject) {
+            return AuthorizationDecision::by(AuthorizationOutcome::Deny, hit);
+        }
+    }
+    let allow = Class::Enforced(PolicyAction::Allow);
+    if let Some(hit) = policies.first_match(allow, subject) {
+        return AuthorizationDecision::by(AuthorizationOutcome::Allow, hit);
+    }
+    let mut decision = AuthorizationDecision::without_policy();
+    if policies.has(allow) {
+        decision.outcome = AuthorizationOutcome::Deny;
+        decision.action = Some(PolicyAction::Allow);
+    } else if policies.enforces() {
+        decision.outcome = AuthorizationOutcome::Allow;
+    }
+    decision
+}
+
+/// AP-18: each action by itself, as if there were no other policies.
+fn dry_run(policies: &PolicySet, subject: &Subject<'_>) -> Vec<DryRun> {
+    let entry = |policy: &AuthorizationPolicy, outcome| DryRun { object: object_of(policy), outcome };
+    let mut found = Vec::new();
+    for action in [PolicyAction::Custom, PolicyAction::Deny] {
+        let matching = policies.matching_policies(Class::DryRun(action), subject);
+        found.extend(matching.into_iter().map(|policy| entry(policy, AuthorizationOutcome::Deny)));
+    }
+    let allow = Class::DryRun(PolicyAction::Allow);
+    let matching = policies.matching_policies(allow, subject);
+    if matching.is_empty() {
+        let unmet = policies.first_policy(allow);
+        found.extend(unmet.map(|policy| entry(policy, AuthorizationOutcome::Deny)));
+    }
+    found.extend(matching.into_iter().map(|policy| entry(policy, AuthorizationOutcome::Allow)));
+    found
+}
+
+fn object_of(policy: &AuthorizationPolicy) -> ObjectRef {
+    let key = &policy.meta.key;
+    ObjectRef::new(Kind::AuthorizationPolicy, key.namespace.clone(), key.name.clone())
 }

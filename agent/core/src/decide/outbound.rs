@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::Snapshot;
 use crate::snapshot::{CompiledPort, CompiledService, LocalWorkload, Workload};
 
@@ -81,9 +83,75 @@ impl Destination {
 }
 
 /// Decides where a connection that `source` made to `original` goes.
+///
+/// A VIP leads to the ready endpoints of its port; the address of a pod to that pod, on any port and whether it is
+/// ready or not; anything else is passed through, or refused under REGISTRY_ONLY.
 pub fn outbound(snapshot: &Snapshot, source: &Workload, original: SocketAddr) -> OutboundDecision {
-    let _ = (snapshot, source, original);
-    unimplemented!()
+    if let Some(service) = snapshot.service_by_vip(&original.ip()) {
+        return to_service(snapshot, source, service, original);
+    }
+    if let Some(workload) = snapshot.workload_by_ip(&original.ip()) {
+        return OutboundDecision::Endpoints {
+            destination: Destination::Pod(workload.clone()),
+            candidates: vec![candidate(snapshot, source, original)],
+        };
+    }
+    if snapshot.mesh().registry_only {
+        return OutboundDecision::Unreachable {
+            destination: Destination::Unknown,
+            reason: format!(
+                "{original} belongs to no Service and no Pod, and outboundTrafficPolicy is REGISTRY_ONLY"
+            ),
+            flag: "UH",
+        };
+    }
+    OutboundDecision::Passthrough { destination: Destination::Unknown }
+}
+
+fn to_service(
+    snapshot: &Snapshot,
+    source: &Workload,
+    service: &Arc<CompiledService>,
+    original: SocketAddr,
+) -> OutboundDecision {
+    let number = original.port();
+    let Some((at, port)) = service.ports.iter().enumerate().find(|(_, port)| port.port == number) else {
+        return OutboundDecision::Unreachable {
+            destination: Destination::Unknown,
+            reason: format!("Service {} has no port {number}", service.key),
+            flag: "NR",
+        };
+    };
+    let destination = Destination::Service { service: service.clone(), port: at };
+    // A client of one address family may have no route in the other.
+    let dialable = |addr: &SocketAddr| addr.is_ipv4() == original.is_ipv4();
+    let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready && dialable(&endpoint.addr));
+    let candidates: Vec<_> = ready.map(|endpoint| candidate(snapshot, source, endpoint.addr)).collect();
+    if candidates.is_empty() {
+        let reason = format!("port {number} of Service {} has no ready endpoint", service.key);
+        return OutboundDecision::Unreachable { destination, reason, flag: "UH" };
+    }
+    OutboundDecision::Endpoints { destination, candidates }
+}
+
+fn candidate(snapshot: &Snapshot, source: &Workload, addr: SocketAddr) -> Candidate {
+    let workload = snapshot.workload_by_ip(&addr.ip()).cloned();
+    let path = workload.as_ref().map_or(Path::Plaintext, |workload| path_to(snapshot, source, workload));
+    Candidate { addr, path, workload }
+}
+
+fn path_to(snapshot: &Snapshot, source: &Workload, destination: &Arc<Workload>) -> Path {
+    // A bypassed pod has no listener for tunnels.
+    if !destination.in_mesh() || snapshot.bypassed(&destination.key) {
+        return Path::Plaintext;
+    }
+    let same_node = source.node.is_some() && source.node == destination.node;
+    let encrypt =
+        snapshot.mesh().encrypt_same_node || source.encrypt_same_node || destination.encrypt_same_node;
+    match snapshot.local_workload(&destination.key) {
+        Some(local) if same_node && !encrypt => Path::SameNode(local.clone()),
+        Some(_) | None => Path::Hbone(destination.clone()),
+    }
 }
 
 /// Least of two random by load (ruling 17).
@@ -96,6 +164,22 @@ pub fn pick(
     random: &mut dyn FnMut(usize) -> usize,
     load: &dyn Fn(&SocketAddr) -> usize,
 ) -> Option<usize> {
-    let _ = (candidates, tried, random, load);
-    unimplemented!()
+    let left: SmallVec<[usize; 16]> = (0..candidates.len()).filter(|at| !tried.contains(at)).collect();
+    if left.len() < 2 {
+        return left.first().copied();
+    }
+    let first = random(left.len());
+    // The second draw skips the first one, so that the two always differ.
+    let second = random(left.len() - 1);
+    let second = second + usize::from(second >= first);
+    let with_load = |at: usize| {
+        let chosen = left.get(at).copied()?;
+        Some((load(&candidates.get(chosen)?.addr), chosen))
+    };
+    match (with_load(first), with_load(second)) {
+        (Some((first_load, first)), Some((second_load, second))) => {
+            Some(if second_load < first_load { second } else { first })
+        }
+        (first, second) => first.or(second).map(|(_, chosen)| chosen),
+    }
 }

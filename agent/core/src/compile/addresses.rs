@@ -1,0 +1,100 @@
+//! Who owns an address?
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::sharded::Sharded;
+use crate::resource::NamespacedName;
+use crate::snapshot::{CompiledService, Workload};
+
+/// Something that claims addresses.
+pub(super) trait Claimant {
+    /// Its namespace and name.
+    fn key(&self) -> &NamespacedName;
+}
+
+impl Claimant for Workload {
+    fn key(&self) -> &NamespacedName {
+        &self.key
+    }
+}
+
+impl Claimant for CompiledService {
+    fn key(&self) -> &NamespacedName {
+        &self.key
+    }
+}
+
+/// Addresses with one owner each. Where several objects claim one, the lowest rank owns it, then the first name.
+#[derive(Debug)]
+pub(super) struct Addresses<V> {
+    pub(super) owners: Sharded<IpAddr, Arc<V>>,
+    /// All claims to the addresses that have more than one.
+    contested: HashMap<IpAddr, BTreeMap<(i64, NamespacedName), Arc<V>>>,
+    /// Whether `contested` changed since it was last reported.
+    pub(super) unreported: bool,
+}
+
+impl<V> Default for Addresses<V> {
+    fn default() -> Self {
+        Self { owners: Sharded::default(), contested: HashMap::new(), unreported: false }
+    }
+}
+
+impl<V: Claimant> Addresses<V> {
+    /// Adds a claim or brings it up to date; `rank_of` answers the rank of the present owner.
+    pub(super) fn claim(&mut self, ip: IpAddr, value: &Arc<V>, rank: i64, rank_of: impl Fn(&V) -> i64) {
+        let key = value.key();
+        if let Some(claims) = self.contested.get_mut(&ip) {
+            claims.retain(|(_, claimant), _| claimant != key);
+            claims.insert((rank, key.clone()), value.clone());
+        } else {
+            match self.owners.get(&ip).filter(|owner| owner.key() != key) {
+                None => {
+                    self.owners.insert(ip, value.clone());
+                    return;
+                }
+                Some(owner) => {
+                    let claims = [(rank_of(owner), owner), (rank, value)];
+                    let claims = claims.map(|(rank, value)| ((rank, value.key().clone()), value.clone()));
+                    self.contested.insert(ip, claims.into());
+                }
+            }
+        }
+        self.unreported = true;
+        self.settle(ip);
+    }
+
+    /// Takes a claim back.
+    pub(super) fn release(&mut self, ip: IpAddr, key: &NamespacedName) {
+        if let Some(claims) = self.contested.get_mut(&ip) {
+            claims.retain(|(_, claimant), _| claimant != key);
+            self.unreported = true;
+            self.settle(ip);
+        } else if self.owners.get(&ip).is_some_and(|owner| owner.key() == key) {
+            self.owners.remove(&ip);
+        }
+    }
+
+    fn settle(&mut self, ip: IpAddr) {
+        let Some(claims) = self.contested.get(&ip) else {
+            return;
+        };
+        if let Some(owner) = claims.values().next() {
+            self.owners.insert(ip, owner.clone());
+        }
+        if claims.len() < 2 {
+            self.contested.remove(&ip);
+        }
+    }
+
+    /// Address, owner and loser of every claim that is not honoured.
+    pub(super) fn losers(&self) -> impl Iterator<Item = (IpAddr, &NamespacedName, &NamespacedName)> {
+        self.contested.iter().flat_map(|(ip, claims)| {
+            let owner = claims.keys().next();
+            let losers = claims.keys().skip(1);
+            losers.filter_map(move |(_, loser)| Some((*ip, &owner?.1, loser)))
+        })
+    }
+}

@@ -1,0 +1,231 @@
+//! One rule against one connection, without HTTP (AP-4 to AP-8, AP-13).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use crate::Identity;
+use crate::decide::InboundConnection;
+use crate::names;
+use crate::resource::{
+    Condition, Match, NamespaceMatch, Operation, PolicyAction, Rule, ServiceAccountMatch, Source, StringMatch,
+};
+
+/// The names under which policies may speak of this mesh's trust domain (AP-16).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TrustDomains {
+    /// The trust domain and its aliases: what a peer's certificate may say.
+    own: Vec<Arc<str>>,
+    /// What policies may write for any of them: `own` and the pointer `cluster.local`.
+    written: Vec<Arc<str>>,
+}
+
+impl TrustDomains {
+    pub(crate) fn new(trust_domain: &Arc<str>, aliases: &[Arc<str>]) -> Self {
+        let mut own = vec![trust_domain.clone()];
+        for alias in aliases {
+            if !own.contains(alias) {
+                own.push(alias.clone());
+            }
+        }
+        let mut written = own.clone();
+        if !own.iter().any(|name| &**name == names::DEFAULT_TRUST_DOMAIN) {
+            written.push(names::DEFAULT_TRUST_DOMAIN.into());
+        }
+        Self { own, written }
+    }
+
+    /// The principal under every name that a policy may use for it.
+    ///
+    /// Expanding the connection instead of the policies keeps policies as they were written.
+    fn principals(&self, identity: &Identity) -> SmallVec<[String; 1]> {
+        if !self.own.iter().any(|name| &**name == identity.trust_domain()) {
+            return SmallVec::from_iter([identity.principal()]);
+        }
+        let (namespace, account) = (identity.namespace(), identity.service_account());
+        self.written.iter().map(|name| format!("{name}/ns/{namespace}/sa/{account}")).collect()
+    }
+}
+
+/// A connection, prepared for many rules.
+#[derive(Debug)]
+pub(crate) struct Subject<'a> {
+    pub(crate) connection: &'a InboundConnection<'a>,
+    pub(crate) principals: SmallVec<[String; 1]>,
+}
+
+impl<'a> Subject<'a> {
+    pub(crate) fn new(connection: &'a InboundConnection<'a>, trust_domains: &TrustDomains) -> Self {
+        let principals = connection.identity.map(|identity| trust_domains.principals(identity));
+        Self { connection, principals: principals.unwrap_or_default() }
+    }
+
+    /// Whether a rule of a policy with this action applies.
+    ///
+    /// A rule that HTTP alone can answer never applies in ALLOW; elsewhere its HTTP part counts as met (AP-13).
+    pub(crate) fn matches(&self, action: PolicyAction, rule: &Rule) -> bool {
+        if !is_evaluable(action, rule) {
+            return false;
+        }
+        (rule.from.is_empty() || rule.from.iter().any(|source| self.source(source)))
+            && (rule.to.is_empty() || rule.to.iter().any(|operation| self.operation(operation)))
+            && rule.when.iter().all(|condition| self.condition(condition))
+    }
+
+    fn source(&self, source: &Source) -> bool {
+        let Source {
+            principals,
+            namespaces,
+            service_accounts,
+            ip_blocks,
+            remote_ip_blocks,
+            request_principals: _,
+        } = source;
+        holds(principals, |pattern| self.principal(pattern))
+            && holds(namespaces, |pattern| self.namespace(pattern))
+            && holds(service_accounts, |account| self.service_account(account))
+            && holds(ip_blocks, |block| self.source_ip(block))
+            && holds(remote_ip_blocks, |block| self.source_ip(block))
+    }
+
+    fn operation(&self, operation: &Operation) -> bool {
+        holds(&operation.ports, |port| *port == self.connection.destination.port())
+    }
+
+    fn condition(&self, condition: &Condition) -> bool {
+        let identity = self.connection.identity;
+        match condition {
+            Condition::SourceIp(blocks) | Condition::RemoteIp(blocks) => {
+                holds(blocks, |block| self.source_ip(block))
+            }
+            Condition::SourceNamespace(values) => holds(values, |pattern| self.namespace(pattern)),
+            Condition::SourcePrincipal(values) => holds(values, |pattern| self.principal(pattern)),
+            Condition::SourceServiceAccount(values) => holds(values, |account| self.service_account(account)),
+            Condition::SourceTrustDomain(values) => {
+                holds(values, |pattern| identity.is_some_and(|id| string(pattern, id.trust_domain())))
+            }
+            Condition::DestinationIp(blocks) => {
+                holds(blocks, |block| block.contains(&self.connection.destination.ip()))
+            }
+            Condition::DestinationPort(ports) => {
+                holds(ports, |port| *port == self.connection.destination.port())
+            }
+            Condition::Sni(values) => {
+                holds(values, |pattern| self.connection.sni.is_some_and(|sni| string(pattern, sni)))
+            }
+            // Reached for DENY, AUDIT and CUSTOM only: the condition is dropped, the rest applies (AP-13).
+            Condition::Http { .. } => true,
+        }
+    }
+
+    fn principal(&self, pattern: &StringMatch) -> bool {
+        self.principals.iter().any(|principal| string(pattern, principal))
+    }
+
+    fn namespace(&self, pattern: &NamespaceMatch) -> bool {
+        self.connection.identity.is_some_and(|identity| glob(&pattern.0, identity.namespace()))
+    }
+
+    fn service_account(&self, account: &ServiceAccountMatch) -> bool {
+        self.connection.identity.is_some_and(|identity| {
+            *account.namespace == *identity.namespace() && *account.name == *identity.service_account()
+        })
+    }
+
+    fn source_ip(&self, block: &IpNet) -> bool {
+        let ip: &IpAddr = &self.connection.source_ip;
+        block.contains(ip)
+    }
+}
+
+/// Whether the rule can be decided without HTTP under this action (AP-13).
+pub(crate) fn is_evaluable(action: PolicyAction, rule: &Rule) -> bool {
+    match action {
+        PolicyAction::Allow => !needs_http(rule),
+        PolicyAction::Deny | PolicyAction::Audit | PolicyAction::Custom => true,
+    }
+}
+
+/// Whether the rule has a field that only HTTP can answer.
+pub(crate) fn needs_http(rule: &Rule) -> bool {
+    rule.from.iter().any(|source| !source.request_principals.is_empty())
+        || rule.to.iter().any(Operation::has_http)
+        || rule.when.iter().any(|condition| matches!(condition, Condition::Http { .. }))
+}
+
+/// Positive values are ORed, an empty list is no condition; none of the negative ones may match (AP-4).
+fn holds<T>(values: &Match<T>, matches: impl Fn(&T) -> bool) -> bool {
+    (values.any.is_empty() || values.any.iter().any(&matches)) && !values.not.iter().any(&matches)
+}
+
+/// AP-5.
+fn string(pattern: &StringMatch, value: &str) -> bool {
+    match pattern {
+        StringMatch::Exact(text) => **text == *value,
+        StringMatch::Prefix(text) => value.starts_with(&**text),
+        StringMatch::Suffix(text) => value.ends_with(&**text),
+        StringMatch::Present => !value.is_empty(),
+    }
+}
+
+/// Text in which every `*` stands for any number of characters.
+fn glob(pattern: &str, value: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else {
+        return pattern == value;
+    };
+    let Some(mut value) = value.strip_prefix(head) else {
+        return false;
+    };
+    let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
+    // Taking the leftmost place for each part leaves the most room for those that follow.
+    for part in middle.split('*').filter(|part| !part.is_empty()) {
+        let Some(at) = value.find(part) else {
+            return false;
+        };
+        value = value.get(at + part.len()..).unwrap_or_default();
+    }
+    value.len() >= tail.len() && value.ends_with(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_with_stars_anywhere() {
+        for (pattern, value, expected) in [
+            ("shop", "shop", true),
+            ("shop", "shops", false),
+            ("*", "anything", true),
+            ("*", "", true),
+            ("shop-*", "shop-a", true),
+            ("shop-*", "shop", false),
+            ("*-prod", "eu-prod", true),
+            ("*-prod", "-prod-x", false),
+            ("a*b*c", "a-b-c", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("a*a", "a", false),
+            ("a**a", "aa", true),
+            ("*b*b", "b", false),
+            ("*ab*b", "xabb", true),
+            ("*ab*b", "xab", false),
+        ] {
+            assert_eq!(glob(pattern, value), expected, "{pattern} {value}");
+        }
+    }
+
+    #[test]
+    fn aliases_are_names_of_the_own_trust_domain() {
+        let domains = TrustDomains::new(&"corp".into(), &["old".into(), "corp".into()]);
+        let principals = |td: &str| domains.principals(&Identity::new(td, "a", "b")).to_vec();
+        let all = ["corp/ns/a/sa/b", "old/ns/a/sa/b", "cluster.local/ns/a/sa/b"];
+        assert_eq!(principals("corp"), all);
+        assert_eq!(principals("old"), all);
+        assert_eq!(principals("foreign"), ["foreign/ns/a/sa/b"]);
+        let plain = TrustDomains::new(&"cluster.local".into(), &[]);
+        assert_eq!(plain.principals(&Identity::new("cluster.local", "a", "b")).len(), 1);
+    }
+}

@@ -1,0 +1,178 @@
+//! Short ways to write objects in tests.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::compile::{CompileOptions, Compiler};
+use crate::decide::InboundConnection;
+use crate::resource::*;
+use crate::{Identity, Snapshot};
+
+pub(crate) fn labels(text: &str) -> Labels {
+    let pairs = text.split(',').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.trim().split_once('=').expect("key=value")).collect()
+}
+
+/// `ns/name`
+pub(crate) fn key(text: &str) -> NamespacedName {
+    let (namespace, name) = text.split_once('/').expect("namespace/name");
+    NamespacedName::new(namespace, name)
+}
+
+pub(crate) fn meta(text: &str) -> Meta {
+    Meta { key: key(text), created: None, origin: None }
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+pub(crate) fn addr(text: &str) -> SocketAddr {
+    text.parse().expect("an address and port")
+}
+
+/// `td/ns/x/sa/y`
+pub(crate) fn identity(text: &str) -> Identity {
+    format!("spiffe://{text}").parse().expect("an identity")
+}
+
+pub(crate) fn namespace(name: &str, labelled: &str, annotated: &str) -> Namespace {
+    Namespace {
+        name: name.into(),
+        labels: Arc::new(labels(labelled)),
+        annotations: Arc::new(labels(annotated)),
+        origin: None,
+    }
+}
+
+/// A ready pod on node `a` in the mesh with service account `default`.
+pub(crate) fn pod(name: &str, ips: &[&str], labelled: &str) -> Pod {
+    let labelled = format!("weft.dev/mesh=enabled,{labelled}");
+    Pod {
+        meta: meta(name),
+        labels: Arc::new(labels(&labelled)),
+        annotations: Arc::default(),
+        node: Some("a".into()),
+        ips: ips.iter().map(|text| ip(text)).collect(),
+        service_account: "default".into(),
+        host_network: false,
+        runtime_class: None,
+        ready: true,
+        terminated: false,
+        owner: None,
+        ports: Arc::default(),
+        netns: None,
+    }
+}
+
+pub(crate) fn port(name: &str, number: u16, target: u16, protocol: PortProtocol) -> ServicePort {
+    let name = Some(name).filter(|name| !name.is_empty()).map(Into::into);
+    ServicePort { name, port: number, target: TargetPort::Number(target), protocol }
+}
+
+pub(crate) fn service(name: &str, vips: &[&str], selector: &str, ports: &[ServicePort]) -> Service {
+    Service {
+        meta: meta(name),
+        annotations: Arc::default(),
+        vips: vips.iter().map(|text| ip(text)).collect(),
+        ports: ports.into(),
+        selector: Some(labels(selector)).filter(|selector| !selector.is_empty()),
+        publish_not_ready: false,
+    }
+}
+
+pub(crate) fn slice(
+    name: &str,
+    service: &str,
+    ports: &[(&str, u16)],
+    endpoints: &[(&str, bool)],
+) -> EndpointSlice {
+    let endpoint = |(address, ready): &(&str, bool)| SliceEndpoint {
+        addresses: [ip(address)].into_iter().collect(),
+        ready: *ready,
+        pod: None,
+        node: None,
+    };
+    EndpointSlice {
+        meta: meta(name),
+        service: Some(service.into()),
+        ports: ports.iter().map(|(name, port)| ((*name).into(), *port)).collect(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    }
+}
+
+pub(crate) fn policy(
+    name: &str,
+    action: PolicyAction,
+    selector: &str,
+    rules: Vec<Rule>,
+) -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        meta: meta(name),
+        selector: Some(labels(selector)).filter(|selector| !selector.is_empty()),
+        targets_gateway: false,
+        action,
+        dry_run: false,
+        rules,
+    }
+}
+
+pub(crate) fn peer_authentication(name: &str, selector: &str, mode: Option<MtlsMode>) -> PeerAuthentication {
+    let selector = Some(labels(selector)).filter(|selector| !selector.is_empty());
+    PeerAuthentication { meta: meta(name), selector, mode, ports: Vec::new() }
+}
+
+/// A pattern as users write it (AP-5).
+pub(crate) fn pattern(text: &str) -> StringMatch {
+    match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        _ if text == "*" => StringMatch::Present,
+        (Some(suffix), _) => StringMatch::Suffix(suffix.into()),
+        (None, Some(prefix)) => StringMatch::Prefix(prefix.into()),
+        (None, None) => StringMatch::Exact(text.into()),
+    }
+}
+
+pub(crate) fn any<T>(values: impl IntoIterator<Item = T>) -> Match<T> {
+    Match { any: values.into_iter().collect(), not: Vec::new() }
+}
+
+pub(crate) fn not<T>(values: impl IntoIterator<Item = T>) -> Match<T> {
+    Match { any: Vec::new(), not: values.into_iter().collect() }
+}
+
+pub(crate) fn from(source: Source) -> Rule {
+    Rule { from: vec![source], ..Rule::default() }
+}
+
+pub(crate) fn to_ports(ports: &[u16]) -> Rule {
+    Rule {
+        to: vec![Operation { ports: any(ports.iter().copied()), ..Operation::default() }],
+        ..Rule::default()
+    }
+}
+
+pub(crate) fn principals(texts: &[&str]) -> Source {
+    Source { principals: any(texts.iter().map(|text| pattern(text))), ..Source::default() }
+}
+
+pub(crate) fn connection<'a>(
+    identity: Option<&'a Identity>,
+    source: &str,
+    to: &str,
+) -> InboundConnection<'a> {
+    InboundConnection { identity, source_ip: ip(source), destination: addr(to), sni: None }
+}
+
+pub(crate) fn upsert(resource: Resource) -> Change {
+    Change::Upsert(Box::new(resource))
+}
+
+pub(crate) fn compiler() -> Compiler {
+    Compiler::new(CompileOptions { node: Some("a".into()), adopt_istio_labels: true })
+}
+
+pub(crate) fn compile(resources: impl IntoIterator<Item = Resource>) -> Arc<Snapshot> {
+    let mut compiler = compiler();
+    compiler.apply(resources.into_iter().map(upsert));
+    compiler.snapshot()
+}
