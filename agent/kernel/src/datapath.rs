@@ -1,14 +1,35 @@
 //! The kernel's half of the data path, as the agent sees it.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weft_core::kernel_view::KernelView;
 use weft_core::resource::NamespacedName;
+use weft_ebpf_common::{ABI_MAJOR, ABI_MINOR, Flow, Meta, PolicyKey, TUPLE_LIFETIME_NS, meta_flags};
 
-use crate::Netns;
+use crate::admit::admit;
+use crate::cgroup::{self, Processes};
+use crate::cleanup::{self, CleanupReport};
+use crate::counters::Counters;
+use crate::diag::{Bytes, SocketDiag};
+use crate::enrol::{EnrolledPod, set_up};
+use crate::error::{Doing, EnrolError, KernelError};
+use crate::flows::{self, DirectFlowTotals, FlowEvents, FlowRecord, Flows};
+use crate::handles::{Directory, OnwardTuples, Tuples};
+use crate::load::{self, Loader};
+use crate::lock::PinLock;
+use crate::maps::{Changes, ip};
+use crate::pins::Pins;
+use crate::probe::{Capabilities, probe_kernel};
+use crate::sys::{self, monotonic_ns};
+use crate::tables::Tables;
+use crate::view::{Desired, Ids, Place, Steering};
+use crate::{Netns, bpffs};
+
+pub use crate::counters::CounterValue;
 
 /// Where the data path lives.
 #[derive(Debug, Clone)]
@@ -17,52 +38,13 @@ pub struct DatapathConfig {
     pub cgroup: PathBuf,
     /// cgroup2 directory of the kubelet, whose probes reach applications without the proxy (ruling 7).
     pub probe_cgroup: Option<PathBuf>,
+    /// cgroup2 directory of the agent alone, created if missing; [`Datapath::open`] moves this process into
+    /// it. Connections of its processes are never captured (ruling 6).
+    pub agent_cgroup: PathBuf,
     /// Directory on bpffs for links and maps; bpffs is mounted there when it is not one.
     pub pin_dir: PathBuf,
     /// Send an event for every direct flow (access log of direct flows).
     pub flow_events: bool,
-}
-
-/// A failure that keeps the data path from working at all.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum KernelError {
-    /// The kernel lacks something; the text names the feature and the version that brought it.
-    #[error("{0}")]
-    Unsupported(String),
-    /// A pinned state that this version cannot take over; the text names the remedy.
-    #[error("{0}")]
-    IncompatiblePins(String),
-    /// A system call failed.
-    #[error("{what}")]
-    Io {
-        /// What was being done.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The eBPF library failed.
-    #[error("{what}")]
-    Bpf {
-        /// What was being done.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// Why one pod could not be enrolled. `Display` is the reason that `weft status` shows.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EnrolError {
-    /// Never enrolled, whatever happens: the host's namespace, the agent's, another pod's, wrong addresses, ….
-    #[error("{0}")]
-    Refused(String),
-    /// May work later.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
 }
 
 /// A pod that is to be enrolled.
@@ -82,7 +64,7 @@ pub struct Enrolled {
     /// The namespace.
     pub netns: Arc<Netns>,
     /// Non-blocking listeners that receive inbound connections of any port (IPv4, IPv6); the accepted
-    /// socket's local address is the original destination.
+    /// socket's local address is the original destination. Without the second where the namespace has no IPv6.
     pub inbound: Vec<TcpListener>,
     /// The same for captured outbound connections.
     pub outbound: Vec<TcpListener>,
@@ -96,27 +78,11 @@ pub struct Applied {
     /// Map entries removed.
     pub removed: usize,
     /// Established direct flows that are not permitted as direct any more: the caller decides (by asking
-    /// `core`) which of them are denied, and [`Datapath::cut`]s those.
+    /// `core`) which of them are denied, and [`Datapath::cut`]s those. Filled when this `apply` took
+    /// permissions back; see [`Datapath::sweep`] for flows that were on their way.
     pub revoked: Vec<FlowRecord>,
     /// Entries that did not fit; their flows go through the proxy.
     pub overflow: usize,
-}
-
-/// An established direct flow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FlowRecord {
-    /// Kernel's cookie of the source's socket.
-    pub socket_cookie: u64,
-    /// Source pod.
-    pub source: NamespacedName,
-    /// Destination pod.
-    pub destination: NamespacedName,
-    /// Source address and port.
-    pub source_addr: SocketAddr,
-    /// Destination address and port, as on the wire.
-    pub destination_addr: SocketAddr,
-    /// The address that the application dialled, when it was a Service's.
-    pub vip: Option<SocketAddr>,
 }
 
 /// How a cut went.
@@ -126,38 +92,6 @@ pub enum Cut {
     Done,
     /// It had gone already.
     AlreadyGone,
-}
-
-/// Totals of direct flows since the data path was loaded; never decrease while both pods stay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirectFlowTotals {
-    /// Source pod.
-    pub source: NamespacedName,
-    /// Destination pod.
-    pub destination: NamespacedName,
-    /// The address that was dialled: a Service's or the pod's.
-    pub dialled: SocketAddr,
-    /// Handshakes completed.
-    pub opened: u64,
-    /// Flows closed.
-    pub closed: u64,
-    /// Flows that failed before their handshake was complete.
-    pub failed: u64,
-    /// Bytes from source to destination, those of open flows included.
-    pub sent_bytes: u64,
-    /// Bytes from destination to source, those of open flows included.
-    pub received_bytes: u64,
-}
-
-/// A reason counter of the programs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CounterValue {
-    /// Program (`out`, `tuple`, `probe`, `steer`).
-    pub program: &'static str,
-    /// Reason, in words separated by `_`.
-    pub reason: &'static str,
-    /// Sum over all CPUs.
-    pub value: u64,
 }
 
 /// How full a map is.
@@ -171,142 +105,405 @@ pub struct MapUse {
     pub max_entries: usize,
 }
 
-/// Tuples of the agent's onward connections: `steer` passes them to the application.
-///
-/// Publish before `connect()`, withdraw when it has returned. One system call each; usable from any thread.
-#[derive(Debug, Clone)]
-pub struct OnwardTuples {}
-
-impl OnwardTuples {
-    /// Announces a connection from `source` to `destination` that the agent is about to open.
-    pub fn publish(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<()> {
-        let _ = (source, destination);
-        unimplemented!()
-    }
-
-    /// Takes the announcement back.
-    pub fn withdraw(&self, source: SocketAddr, destination: SocketAddr) {
-        let _ = (source, destination);
-    }
-}
-
-/// Who this kernel says opened a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttestedPeer {
-    /// The pod.
-    pub pod: NamespacedName,
-}
-
-/// Tuples that pods of this node published for direct flows: how the inbound side learns, for a connection
-/// that turned out not to be direct, which pod opened it.
-#[derive(Debug, Clone)]
-pub struct Tuples {}
-
-impl Tuples {
-    /// The pod that opened the connection, if it did so a moment ago and this kernel vouches for it.
-    pub fn attested(&self, source: SocketAddr, destination: SocketAddr) -> Option<AttestedPeer> {
-        let _ = (source, destination);
-        None
-    }
-}
-
-/// What `cleanup` removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CleanupReport {
-    /// Links detached.
-    pub links: usize,
-    /// Maps unpinned.
-    pub maps: usize,
-    /// Namespaces from which rules, routes and sysctls were removed.
-    pub namespaces: usize,
-    /// What could not be removed, and why.
-    pub failures: Vec<String>,
-}
-
 /// The loaded data path. One owner (the agent's node task); not used on the path of a connection.
 #[derive(Debug)]
-pub struct Datapath {}
+pub struct Datapath {
+    pins: Pins,
+    loader: Loader,
+    capabilities: Capabilities,
+    own: Netns,
+    processes: Processes,
+    enrolled: HashMap<NamespacedName, EnrolledPod>,
+    directory: Directory,
+    ids: Ids,
+    tables: Tables,
+    flows: Flows,
+    counters: Counters,
+    meta: Meta,
+    meta_map: OwnedFd,
+    onward: OnwardTuples,
+    tuples: Tuples,
+    programs: Vec<String>,
+    /// When flows that were on their way during the last revocation are established or gone.
+    sweep_due_ns: Option<u64>,
+    events_taken: bool,
+    /// Last, so that the lock outlives everything that uses the pins.
+    _lock: PinLock,
+}
 
 impl Datapath {
     /// Probes the kernel, mounts bpffs if needed, takes over a pinned state of the same schema or starts
-    /// afresh, loads and attaches the programs.
+    /// afresh, loads and attaches the programs. Moves this process into [`DatapathConfig::agent_cgroup`].
+    ///
+    /// Until the first [`apply`](Self::apply), no flow is direct and pods of an earlier agent are served by
+    /// what that agent wrote.
+    ///
+    /// # Errors
+    /// Something is missing in the kernel, or the pins belong to another agent or another version.
     pub fn open(config: DatapathConfig) -> Result<Self, KernelError> {
-        let _ = config;
-        unimplemented!()
+        let capabilities = probe_kernel(&config)?;
+        bpffs::prepare(&config.pin_dir)?;
+        let lock = PinLock::take(&config.pin_dir)?;
+        let pins = Pins::new(&config.pin_dir);
+        pins.refuse_newer()?;
+        pins.create()?;
+        pins.check_maps()?;
+        let agent_cgroup = cgroup::join(&config.agent_cgroup)?;
+
+        let mut loader = Loader::new(&pins);
+        let mut node = loader.node()?;
+        let mut tables = Tables::open(&pins)?;
+        tables.policy.retain(|_| false)?;
+        let ids = Ids::after(tables.highest_id(&pins)?);
+        load::attach_node(&mut node, &pins, &config.cgroup, config.probe_cgroup.as_deref())?;
+        remove_older(&pins)?;
+
+        let directory = Directory::default();
+        let mut datapath = Self {
+            loader,
+            capabilities,
+            own: Netns::current().doing(|| "open the agent's network namespace")?,
+            processes: Processes::new(&config.cgroup, &config.agent_cgroup)?,
+            enrolled: HashMap::new(),
+            ids,
+            tables,
+            flows: Flows::open(&pins.map("FLOWS"), &pins.map("AGGREGATES"))?,
+            counters: Counters::open(&pins.map("COUNTERS"))?,
+            meta: meta(agent_cgroup, config.flow_events),
+            meta_map: open_map(&pins, "META")?,
+            onward: OnwardTuples::new(open_map(&pins, "ONWARD")?),
+            tuples: Tuples::new(open_map(&pins, "DIRECT")?, directory.clone()),
+            directory,
+            programs: program_names(config.probe_cgroup.is_some()),
+            sweep_due_ns: None,
+            events_taken: false,
+            pins,
+            _lock: lock,
+        };
+        datapath.heartbeat()?;
+        datapath.remove_gone_leftovers();
+        Ok(datapath)
     }
 
     /// Sets a pod's namespace up: listeners, policy rule and route per family, sysctls, `steer` link.
+    ///
+    /// A pod of an earlier agent keeps its steering while the programs and listeners change. A failure leaves
+    /// nothing behind (of a pod that is taken over: what the earlier agent left).
+    ///
+    /// # Errors
+    /// [`EnrolError::Refused`] when the pod must not be enrolled as it is, or is gone.
     pub fn enrol(&mut self, pod: &PodToEnrol) -> Result<Enrolled, EnrolError> {
-        let _ = pod;
-        unimplemented!()
+        if self.enrolled.contains_key(&pod.key) {
+            return Err(EnrolError::Refused(format!("pod {} is enrolled already", pod.key)));
+        }
+        let (candidate, routes) = admit(pod, &self.own, &self.enrolled, &mut self.processes, &self.pins)?;
+        let (enrolled, listeners) = set_up(candidate, routes, &mut self.loader)?;
+        let cookie = enrolled.cookie();
+        for older in self.pins.older() {
+            // Its program has done its work until ours was attached.
+            older
+                .pod(&pod.key, cookie)
+                .remove()
+                .doing(|| format!("unpin the old program of pod {}", pod.key))?;
+        }
+        let netns = Arc::clone(&enrolled.netns);
+        self.directory.insert(cookie, pod.key.clone());
+        self.enrolled.insert(pod.key.clone(), enrolled);
+        Ok(Enrolled { netns, inbound: listeners.inbound, outbound: listeners.outbound })
     }
 
-    /// Takes everything out of a pod's namespace again. Succeeds when the namespace is gone already.
+    /// Takes everything out of a pod's namespace again. Succeeds when the namespace is gone already, and for a
+    /// pod that an earlier agent left (see [`leftovers`](Self::leftovers)).
+    ///
+    /// Captured connections that are open lose their route with this: the caller waits for their end first.
+    ///
+    /// # Errors
+    /// Something could not be removed; the text says what.
     pub fn unenrol(&mut self, pod: &NamespacedName) -> Result<(), KernelError> {
-        let _ = pod;
-        unimplemented!()
+        for leftover in self.leftover_pins().into_iter().filter(|pins| pins.pod == *pod) {
+            self.tables.forget_pod(leftover.cookie)?;
+            let report = cleanup::remove_leftover(&self.pins, &leftover);
+            if let Some(failure) = report.failures.into_iter().next() {
+                return Err(std::io::Error::other(failure))
+                    .doing(|| format!("remove what is left of pod {pod}"));
+            }
+        }
+        let Some(enrolled) = self.enrolled.remove(pod) else { return Ok(()) };
+        self.directory.remove(enrolled.cookie());
+        // Permissions, then marking, then steering: nothing is sent where nobody accepts it.
+        self.tables.forget_pod(enrolled.cookie())?;
+        enrolled.take_down()
     }
 
-    /// Enrolled pods whose network namespace has lost its last device or process (the pod is gone).
+    /// Enrolled pods whose network namespace has lost its path or its last device (the pod is gone).
     pub fn vanished(&self) -> Vec<NamespacedName> {
-        Vec::new()
+        let gone = self.enrolled.values().filter(|pod| !pod.is_alive());
+        gone.map(|pod| pod.key.clone()).collect()
+    }
+
+    /// Pods that an earlier agent enrolled and this one has not: they are steered by what that agent wrote.
+    /// The caller [`enrol`](Self::enrol)s those that are still in the mesh and [`unenrol`](Self::unenrol)s the
+    /// others.
+    pub fn leftovers(&self) -> Vec<NamespacedName> {
+        self.leftover_pins().into_iter().map(|pins| pins.pod).collect()
+    }
+
+    fn leftover_pins(&self) -> Vec<crate::pins::PodPins> {
+        let mut pods = self.pins.pods();
+        pods.retain(|pins| self.enrolled.get(&pins.pod).is_none_or(|pod| pod.cookie() != pins.cookie));
+        pods
+    }
+
+    /// Pods whose namespace went while there was no agent.
+    fn remove_gone_leftovers(&mut self) {
+        for leftover in self.leftover_pins() {
+            if cleanup::linked_namespace(&leftover).is_none() {
+                let report = cleanup::remove_leftover(&self.pins, &leftover);
+                tracing::info!(pod = %leftover.pod, failures = ?report.failures, "unpinned a pod that has gone");
+            }
+        }
+    }
+
+    /// Puts rules, routes and sysctls back that something removed from pods' namespaces (ruling 11), and
+    /// follows changes of their addresses. Returns the pods in which something was missing. About 50 µs per
+    /// pod.
+    pub fn reassert(&mut self) -> Vec<NamespacedName> {
+        let mut repaired = Vec::new();
+        for (key, pod) in &mut self.enrolled {
+            match pod.reassert() {
+                Ok(true) => repaired.push(key.clone()),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(pod = %key, %error, "cannot check the rules of a pod's namespace")
+                }
+            }
+        }
+        self.counters.reasserted += repaired.len() as u64;
+        repaired
     }
 
     /// Makes the maps say what the view says: revocations first, then pods, then permissions.
+    ///
+    /// Pods of the view that are not enrolled are ignored; enrolled pods that it lacks are left alone.
+    ///
+    /// # Errors
+    /// A map could not be written. What is full is counted instead.
     pub fn apply(&mut self, view: &KernelView) -> Result<Applied, KernelError> {
-        let _ = view;
-        unimplemented!()
+        let places = self.enrolled.iter().map(|(key, pod)| (key.clone(), place(pod))).collect();
+        let desired = Desired::new(view, &places, &mut self.ids, self.capabilities.can_cut);
+        let mut changes = self.tables.policy.retain(|key| desired.policy.contains_key(key))?;
+        let takes_back =
+            changes.removed > 0 || self.tables.pods.iter().any(|(id, _)| !desired.pods.contains_key(id));
+        changes += self.tables.set(&desired)?;
+        changes += self.set_steering(&desired)?;
+        changes += self.tables.policy.write(&desired.policy)?;
+        let revoked = if takes_back { self.take_back()? } else { Vec::new() };
+        let Changes { written, removed, overflow } = changes;
+        Ok(Applied { written, removed, revoked, overflow })
+    }
+
+    fn set_steering(&mut self, desired: &Desired) -> Result<Changes, KernelError> {
+        let mut changes = Changes::default();
+        for pod in self.enrolled.values_mut() {
+            let steering = desired.steering.get(&pod.cookie()).copied().unwrap_or(Steering::IDLE);
+            changes.written += usize::from(pod.steer(steering)?);
+        }
+        Ok(changes)
+    }
+
+    fn take_back(&mut self) -> Result<Vec<FlowRecord>, KernelError> {
+        self.sweep_due_ns = Some(monotonic_ns() + TUPLE_LIFETIME_NS);
+        self.not_permitted()
+    }
+
+    /// Flows that were being opened while permissions were taken back: one tuple's lifetime after that, those
+    /// that are established and not permitted, once. Empty at any other time; cheap then.
+    ///
+    /// # Errors
+    /// The map of flows could not be read.
+    pub fn sweep(&mut self) -> Result<Vec<FlowRecord>, KernelError> {
+        if self.sweep_due_ns.is_none_or(|due| monotonic_ns() < due) {
+            return Ok(Vec::new());
+        }
+        self.sweep_due_ns = None;
+        self.not_permitted()
+    }
+
+    fn not_permitted(&self) -> Result<Vec<FlowRecord>, KernelError> {
+        let flows = self.flows.established().doing(|| "read map FLOWS")?;
+        let revoked = flows.iter().filter(|(_, flow)| !self.is_permitted(flow));
+        Ok(revoked.filter_map(|(cookie, flow)| flows::record(*cookie, flow, &self.directory)).collect())
+    }
+
+    fn is_permitted(&self, flow: &Flow) -> bool {
+        let source = self.tables.pods.get(&flow.source_cookie);
+        let set = self.ids.known_set(flow.destination_cookie);
+        let (Some(source), Some(set)) = (source, set) else { return false };
+        let port = flow.tuple.destination_port;
+        let key = PolicyKey { set, identity: source.identity, port, reserved: [0; 3] };
+        self.tables.policy.contains(&key)
     }
 
     /// Signs of life: call at least every 10 s.
+    ///
+    /// # Errors
+    /// The map could not be written.
     pub fn heartbeat(&mut self) -> Result<(), KernelError> {
-        Ok(())
+        self.meta.heartbeat_ns = monotonic_ns();
+        sys::map_update(self.meta_map.as_fd(), &0_u32, &self.meta).doing(|| "write map META")
     }
 
     /// Handle for the proxy's onward connections.
     pub fn onward(&self) -> OnwardTuples {
-        OnwardTuples {}
+        self.onward.clone()
     }
 
     /// Handle for the proxy's inbound side.
     pub fn tuples(&self) -> Tuples {
-        Tuples {}
+        self.tuples.clone()
+    }
+
+    /// The reader of flow events, once. Without [`DatapathConfig::flow_events`] there is nothing to read.
+    ///
+    /// # Errors
+    /// The ring buffer could not be mapped.
+    pub fn take_events(&mut self) -> Result<Option<FlowEvents>, KernelError> {
+        if self.events_taken || self.meta.flags & meta_flags::FLOW_EVENTS == 0 {
+            return Ok(None);
+        }
+        self.events_taken = true;
+        FlowEvents::open(&self.pins.map("EVENTS"), self.directory.clone()).map(Some)
     }
 
     /// All established direct flows.
     pub fn direct_flows(&self) -> Vec<FlowRecord> {
-        Vec::new()
+        let flows = self.flows.established().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read map FLOWS");
+            HashMap::new()
+        });
+        flows.iter().filter_map(|(cookie, flow)| flows::record(*cookie, flow, &self.directory)).collect()
     }
 
-    /// Ends a direct flow: both ends see a reset.
+    /// Ends a direct flow: the client sees an error, the server a reset.
+    ///
+    /// # Errors
+    /// The kernel refused.
     pub fn cut(&self, flow: &FlowRecord) -> Result<Cut, KernelError> {
-        let _ = flow;
-        Ok(Cut::AlreadyGone)
+        let Some(pod) = self.enrolled.get(&flow.source) else { return Ok(Cut::AlreadyGone) };
+        let tuple = crate::maps::tuple(flow.source_addr, flow.destination_addr);
+        let destroyed = pod
+            .netns
+            .run(|| SocketDiag::open()?.destroy(&tuple, flow.socket_cookie))
+            .and_then(|result| result)
+            .doing(|| format!("cut the flow from {} to {}", flow.source_addr, flow.destination_addr))?;
+        Ok(if destroyed { Cut::Done } else { Cut::AlreadyGone })
     }
 
     /// Totals for metrics. Reads per-CPU maps and `sock_diag`: milliseconds, so not more than once a second.
+    ///
+    /// # Errors
+    /// A map could not be read.
     pub fn totals(&mut self) -> Result<Vec<DirectFlowTotals>, KernelError> {
-        Ok(Vec::new())
+        let by_cookie: HashMap<u64, &EnrolledPod> =
+            self.enrolled.values().map(|pod| (pod.cookie(), pod)).collect();
+        let live = |source| by_cookie.get(&source).map(|pod| live_bytes(pod)).unwrap_or_default();
+        let sums = self.flows.totals(|cookie| by_cookie.contains_key(&cookie), live)?;
+        let totals = sums.iter().filter_map(|(key, sum)| {
+            let destination = by_cookie.get(&key.destination_cookie)?;
+            let dialled = if key.vip == [0; 4] { *destination.ips.first()? } else { ip(key.vip) };
+            Some(DirectFlowTotals {
+                source: by_cookie.get(&key.source_cookie)?.key.clone(),
+                destination: destination.key.clone(),
+                dialled: (dialled, key.port).into(),
+                opened: sum.opened,
+                closed: sum.closed,
+                failed: sum.failed,
+                sent_bytes: sum.sent_bytes,
+                received_bytes: sum.received_bytes,
+            })
+        });
+        Ok(totals.collect())
     }
 
     /// Reason counters.
     pub fn counters(&self) -> Vec<CounterValue> {
-        Vec::new()
+        self.counters.read()
     }
 
     /// How full the maps are.
     pub fn maps(&self) -> Vec<MapUse> {
-        Vec::new()
+        let flows = self.flows.established().map_or(0, |flows| flows.len());
+        self.tables.usage(flows)
     }
 
     /// Names of the attached programs.
     pub fn programs(&self) -> Vec<String> {
-        Vec::new()
+        let mut names = self.programs.clone();
+        names.extend(self.enrolled.keys().map(|pod| format!("{} {pod}", load::STEER_PROGRAM)));
+        names.sort();
+        names
     }
 
     /// Removes everything that any agent with this configuration left: works without a running agent.
-    pub fn cleanup(config: &DatapathConfig, pod: Option<&NamespacedName>) -> Result<CleanupReport, KernelError> {
-        let _ = (config, pod);
-        unimplemented!()
+    ///
+    /// # Errors
+    /// An agent is running. What cannot be removed is in the report.
+    pub fn cleanup(
+        config: &DatapathConfig,
+        pod: Option<&NamespacedName>,
+    ) -> Result<CleanupReport, KernelError> {
+        cleanup::clean_up(config, pod)
     }
 }
+
+fn place(pod: &EnrolledPod) -> Place {
+    Place { cookie: pod.cookie(), ips: pod.ips.clone() }
+}
+
+fn meta(agent_cgroup: u64, flow_events: bool) -> Meta {
+    Meta {
+        abi_major: ABI_MAJOR,
+        abi_minor: ABI_MINOR,
+        heartbeat_ns: 0,
+        agent_cgroup,
+        flags: if flow_events { meta_flags::FLOW_EVENTS } else { 0 },
+        reserved: 0,
+    }
+}
+
+fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, KernelError> {
+    let path: &Path = &pins.map(name);
+    sys::obj_get(path).doing(|| format!("open the pinned map {}", path.display()))
+}
+
+fn program_names(probe: bool) -> Vec<String> {
+    let probe = probe.then_some(load::PROBE_PROGRAM);
+    load::CGROUP_PROGRAMS.into_iter().chain(probe).map(str::to_owned).collect()
+}
+
+/// Programs and maps of older schemata, which ours have just replaced. Their pods follow one by one.
+fn remove_older(pins: &Pins) -> Result<(), KernelError> {
+    for older in pins.older() {
+        for kind in ["links", "maps"] {
+            older.remove_node(kind).doing(|| "unpin the objects of an older version")?;
+        }
+    }
+    Ok(())
+}
+
+fn live_bytes(pod: &EnrolledPod) -> HashMap<u64, Bytes> {
+    let bytes = pod.netns.run(|| SocketDiag::open()?.bytes()).and_then(|result| result);
+    bytes.unwrap_or_else(|error| {
+        tracing::warn!(pod = %pod.key, %error, "cannot read the byte counts of open connections");
+        HashMap::new()
+    })
+}
+
+/// The owner moves it between threads; the reader of events lives on another one.
+const fn assert_send<T: Send>() {}
+const _: () = {
+    assert_send::<Datapath>();
+    assert_send::<FlowEvents>();
+    assert_send::<OnwardTuples>();
+    assert_send::<Tuples>();
+};

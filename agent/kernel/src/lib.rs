@@ -3,13 +3,43 @@
 //!
 //! The only crate of the agent with `unsafe` code. It takes a [`weft_core::kernel_view::KernelView`] and
 //! makes the maps say it; it takes no decision of its own.
+//!
+//! # Architecture
+//!
+//! [`Datapath`] owns everything that is pinned. Below it, one module per concern: `probe` (what the kernel
+//! can), `bpffs`, `lock` and `pins` (where state lives and whether it may be taken over), `load` (programs and
+//! links), `view` and `maps` (wanted and actual content), `admit` and `enrol` (one pod's namespace), `netlink`,
+//! `route` and `diag` (rtnetlink and sock_diag), `flows` (direct flows), `cleanup` (all of it undone).
 #![warn(missing_docs)]
 
+mod admit;
+mod bpffs;
+mod cgroup;
+mod cleanup;
+mod counters;
 pub mod datapath;
+mod diag;
+mod enrol;
+mod error;
+mod flows;
+mod handles;
+mod load;
+mod lock;
+mod maps;
+mod netlink;
 pub mod netns;
+mod pins;
+mod probe;
+mod route;
+#[cfg(test)]
+mod steer_tests;
+mod sys;
+mod tables;
+mod view;
 
-pub use datapath::{
-    Applied, AttestedPeer, CleanupReport, CounterValue, Cut, Datapath, DatapathConfig, DirectFlowTotals, EnrolError,
-    Enrolled, FlowRecord, KernelError, MapUse, OnwardTuples, PodToEnrol, Tuples,
-};
+pub use cleanup::CleanupReport;
+pub use datapath::{Applied, CounterValue, Cut, Datapath, DatapathConfig, Enrolled, MapUse, PodToEnrol};
+pub use error::{EnrolError, KernelError};
+pub use flows::{DirectFlowEvent, DirectFlowTotals, FlowEventKind, FlowEvents, FlowRecord};
+pub use handles::{AttestedPeer, OnwardTuples, Tuples};
 pub use netns::Netns;

@@ -44,10 +44,9 @@ pub const fn from_octets(octets: [u8; 16]) -> Addr {
 
 /// An [`Addr`] in network order.
 pub const fn to_octets(addr: Addr) -> [u8; 16] {
-    let [a, b, c, d] = [addr[0].to_ne_bytes(), addr[1].to_ne_bytes(), addr[2].to_ne_bytes(), addr[3].to_ne_bytes()];
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-    ]
+    let [a, b, c, d] =
+        [addr[0].to_ne_bytes(), addr[1].to_ne_bytes(), addr[2].to_ne_bytes(), addr[3].to_ne_bytes()];
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
 }
 
 /// Whether two addresses are the same (by words: the programs have no `memcmp`).
@@ -186,7 +185,9 @@ mod tests {
 
     #[test]
     fn addresses_that_are_captured() {
-        for octets in [[10, 0, 0, 1], [128, 0, 0, 1], [126, 0, 0, 1], [169, 253, 0, 1], [240, 0, 0, 1], [223, 0, 0, 1]] {
+        for octets in
+            [[10, 0, 0, 1], [128, 0, 0, 1], [126, 0, 0, 1], [169, 253, 0, 1], [240, 0, 0, 1], [223, 0, 0, 1]]
+        {
             assert!(!never_captured(&v4(octets)), "{octets:?}");
         }
         for addr in ["::2", "fd00::1", "fec0::1", "2001:db8::1", "::1:0:0:1"] {

@@ -481,7 +481,22 @@ mod user {
         )*};
     }
     pod!(
-        Meta, PodConfig, LocalPod, PolicyKey, PortRuleKey, RangeKey, Tuple, TupleInfo, ServiceKey,
-        ServiceInfo, EndpointKey, EndpointInfo, Flow, AggregateKey, Aggregate, FlowEvent, SteerConfig
+        Meta,
+        PodConfig,
+        LocalPod,
+        PolicyKey,
+        PortRuleKey,
+        RangeKey,
+        Tuple,
+        TupleInfo,
+        ServiceKey,
+        ServiceInfo,
+        EndpointKey,
+        EndpointInfo,
+        Flow,
+        AggregateKey,
+        Aggregate,
+        FlowEvent,
+        SteerConfig
     );
 }

@@ -20,6 +20,9 @@ pub static PORT_RULES: HashMap<PortRuleKey, u8> =
 pub static DIRECT: LruHashMap<Tuple, TupleInfo> = LruHashMap::with_max_entries(capacity::DIRECT, 0);
 #[map]
 pub static PROBES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(capacity::PROBES, 0);
+/// Only `steer` reads it; the node's object has it, too, so that it exists before the first pod does.
+#[map]
+pub static ONWARD: HashMap<Tuple, u64> = HashMap::with_max_entries(capacity::ONWARD, BPF_F_NO_PREALLOC);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(capacity::COUNTERS, 0);
 

@@ -2,9 +2,9 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_sk_lookup};
+use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::macros::{map, sk_lookup};
-use aya_ebpf::maps::{Array, HashMap, SockMap};
+use aya_ebpf::maps::{Array, SockMap};
 use aya_ebpf::programs::SkLookupContext;
 use weft_ebpf_common::classify::{is_loopback, mapped, same, tuple_fresh};
 use weft_ebpf_common::{
@@ -12,7 +12,7 @@ use weft_ebpf_common::{
     port_rule as rule_kind, steer_flags,
 };
 
-use crate::maps::{DIRECT, PROBES, agent_alive, count, may_go_direct, now, port_rule};
+use crate::maps::{DIRECT, ONWARD, PROBES, agent_alive, count, may_go_direct, now, port_rule};
 use crate::runtime::debug_line;
 
 const PASS: u32 = 1;
@@ -25,8 +25,6 @@ const AF_INET6: u32 = 10;
 static STEER: Array<SteerConfig> = Array::with_max_entries(1, 0);
 #[map]
 static LISTENERS: SockMap = SockMap::with_max_entries(capacity::LISTENERS, 0);
-#[map]
-static ONWARD: HashMap<Tuple, u64> = HashMap::with_max_entries(capacity::ONWARD, BPF_F_NO_PREALLOC);
 
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {

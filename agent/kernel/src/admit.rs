@@ -1,0 +1,110 @@
+//! Which namespaces may be enrolled at all.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use weft_core::resource::NamespacedName;
+
+use crate::Netns;
+use crate::cgroup::{Misplaced, Processes};
+use crate::datapath::PodToEnrol;
+use crate::enrol::{Candidate, EnrolledPod, inode};
+use crate::error::{Doing, EnrolError};
+use crate::pins::Pins;
+use crate::route::Routes;
+
+const HOST_NETNS: &str = "/proc/1/ns/net";
+
+/// Checks a pod's namespace, its addresses and its processes.
+pub(crate) fn admit(
+    pod: &PodToEnrol,
+    own: &Netns,
+    enrolled: &HashMap<NamespacedName, EnrolledPod>,
+    processes: &mut Processes,
+    pins: &Pins,
+) -> Result<(Candidate, Routes), EnrolError> {
+    let netns = open(pod)?;
+    refuse_host(pod, &netns, own)?;
+    refuse_other_pods(pod, &netns, enrolled)?;
+    let mut routes = netns
+        .run(Routes::open)
+        .and_then(|result| result)
+        .doing(|| format!("open netlink in the network namespace of pod {}", pod.key))?;
+    let addresses = routes.addresses().doing(|| format!("list the addresses of pod {}", pod.key))?;
+    let missing: Vec<&IpAddr> = pod.ips.iter().filter(|ip| !addresses.contains(ip)).collect();
+    if pod.ips.is_empty() || !missing.is_empty() {
+        return Err(lacks_addresses(pod, &missing));
+    }
+    let misplaced = processes.misplaced(netns.inode()).doing(|| "list the processes of the pods")?;
+    misplaced.map_or(Ok(()), |misplaced| Err(refuse_misplaced(pod, misplaced)))?;
+    let candidate = Candidate {
+        key: pod.key.clone(),
+        path: pod.netns.clone(),
+        ips: pod.ips.clone(),
+        addresses,
+        pins: pins.pod(&pod.key, netns.cookie()),
+        netns: Arc::new(netns),
+    };
+    Ok((candidate, routes))
+}
+
+fn refused(pod: &PodToEnrol, reason: &str) -> EnrolError {
+    EnrolError::Refused(format!("pod {} with network namespace {}: {reason}", pod.key, pod.netns.display()))
+}
+
+fn open(pod: &PodToEnrol) -> Result<Netns, EnrolError> {
+    Netns::open(&pod.netns).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => refused(pod, "the namespace is gone"),
+        ErrorKind::InvalidInput => refused(pod, "the file is not a network namespace"),
+        _ => refused(pod, &format!("the namespace cannot be opened: {error}")),
+    })
+}
+
+fn refuse_host(pod: &PodToEnrol, netns: &Netns, own: &Netns) -> Result<(), EnrolError> {
+    if netns.cookie() == own.cookie() {
+        return Err(refused(pod, "it is the agent's own namespace"));
+    }
+    // Unreadable where the agent has no access to the host's processes; the agent's own is the host's then.
+    if inode(Path::new(HOST_NETNS)).is_ok_and(|host| host == netns.inode()) {
+        return Err(refused(pod, "it is the host's namespace (hostNetwork pods are not enrolled)"));
+    }
+    Ok(())
+}
+
+fn refuse_other_pods(
+    pod: &PodToEnrol,
+    netns: &Netns,
+    enrolled: &HashMap<NamespacedName, EnrolledPod>,
+) -> Result<(), EnrolError> {
+    match enrolled.values().find(|other| other.cookie() == netns.cookie()) {
+        Some(other) => Err(refused(pod, &format!("it is already enrolled for pod {}", other.key))),
+        None => Ok(()),
+    }
+}
+
+fn lacks_addresses(pod: &PodToEnrol, missing: &[&IpAddr]) -> EnrolError {
+    if pod.ips.is_empty() {
+        return refused(pod, "status.podIPs is empty");
+    }
+    let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    refused(pod, &format!("the namespace does not have {} of status.podIPs", missing.join(", ")))
+}
+
+fn refuse_misplaced(pod: &PodToEnrol, misplaced: Misplaced) -> EnrolError {
+    match misplaced {
+        Misplaced::WithAgent(pid) => refused(
+            pod,
+            &format!("process {pid} is in the agent's cgroup, whose connections are not captured: move it"),
+        ),
+        Misplaced::Outside(pid, cgroup) => refused(
+            pod,
+            &format!(
+                "process {pid} is in cgroup {cgroup}, outside the directory given with --cgroup, so its \
+                 connections would not be captured: move it, or give a directory that contains it"
+            ),
+        ),
+    }
+}
