@@ -176,3 +176,80 @@ pub(crate) fn compile(resources: impl IntoIterator<Item = Resource>) -> Arc<Snap
     compiler.apply(resources.into_iter().map(upsert));
     compiler.snapshot()
 }
+
+/// Everything that a snapshot says, as text in a fixed order.
+pub(crate) fn render(snapshot: &Snapshot) -> String {
+    let mut lines = vec![format!("mesh {:?}", snapshot.mesh()), format!("objects {}", snapshot.objects())];
+    let mut workloads: Vec<_> = snapshot.workloads().map(|workload| render_workload(workload)).collect();
+    workloads.sort();
+    lines.extend(workloads);
+    let mut ips: Vec<_> = snapshot.by_ip.iter().map(|(ip, owner)| (*ip, owner)).collect();
+    ips.sort_by_key(|(ip, _)| *ip);
+    for (ip, owner) in ips {
+        let current = snapshot.workload(&owner.key).is_some_and(|known| Arc::ptr_eq(known, owner));
+        lines.push(format!("ip {ip} is {}{}", owner.key, if current { "" } else { " (STALE)" }));
+    }
+    let mut services: Vec<_> = snapshot.services().map(|service| render_service(service)).collect();
+    services.sort();
+    lines.extend(services);
+    let mut vips: Vec<_> = snapshot.by_vip.iter().map(|(ip, owner)| (*ip, owner)).collect();
+    vips.sort_by_key(|(ip, _)| *ip);
+    for (ip, owner) in vips {
+        let current = snapshot.service(&owner.key).is_some_and(|known| Arc::ptr_eq(known, owner));
+        lines.push(format!("vip {ip} is {}{}", owner.key, if current { "" } else { " (STALE)" }));
+    }
+    lines.extend(snapshot.local().iter().map(|local| render_local(local)));
+    lines.extend(snapshot.local_services().map(|service| format!("local service {}", service.key)));
+    lines.extend(snapshot.bypassed.iter().map(|key| format!("bypassed {key}")));
+    lines.extend(snapshot.problems().iter().map(|problem| problem.to_string()));
+    lines.join("\n")
+}
+
+fn render_workload(workload: &crate::snapshot::Workload) -> String {
+    let labels = &workload.labels;
+    format!(
+        "workload {} {:?} on {} as {} {:?}{}{}\n    labels {} {} {} app {} version {} canonical {} {}",
+        workload.key,
+        workload.ips,
+        workload.node.as_deref().unwrap_or("no node"),
+        workload.identity,
+        workload.membership,
+        if workload.ready { "" } else { " not ready" },
+        if workload.encrypt_same_node { " encrypt" } else { "" },
+        labels.workload,
+        labels.namespace,
+        labels.principal,
+        labels.app,
+        labels.version,
+        labels.canonical_service,
+        labels.canonical_revision,
+    )
+}
+
+fn render_service(service: &crate::snapshot::CompiledService) -> String {
+    let mut text = format!("service {} {} {:?}", service.key, service.host, service.vips);
+    for port in service.ports.iter() {
+        let name = port.name.as_deref().unwrap_or("-");
+        text += &format!("\n    port {} {name} {:?}:", port.port, port.protocol);
+        for endpoint in port.endpoints.iter() {
+            text += &format!(" {}{}", endpoint.addr, if endpoint.ready { "" } else { "!" });
+        }
+    }
+    text
+}
+
+fn render_local(local: &crate::snapshot::LocalWorkload) -> String {
+    let mut policies: Vec<_> = local.policies.policies().map(|policy| policy.meta.key.to_string()).collect();
+    policies.sort();
+    format!(
+        "local {} netns {:?} policies {policies:?}\n    {:?}\n    {:?}\n    {:?} pass {} bypass {} declares {:?}",
+        local.workload.key,
+        local.netns,
+        local.peer_authentication,
+        local.capture,
+        local.traffic,
+        local.pass_when_agent_gone,
+        local.bypass,
+        local.declared_ports,
+    )
+}

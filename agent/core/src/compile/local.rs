@@ -274,7 +274,7 @@ impl Compiler {
     /// Reports addresses that several objects claim.
     pub(super) fn settle_address_findings(&mut self) {
         if std::mem::take(&mut self.by_ip.unreported) {
-            let problems: Vec<_> = self
+            let problems: BTreeSet<_> = self
                 .by_ip
                 .losers()
                 .map(|(ip, owner, loser)| {
@@ -286,7 +286,7 @@ impl Compiler {
             self.findings.set_all(Kind::Pod, Topic::Address, problems);
         }
         if std::mem::take(&mut self.by_vip.unreported) {
-            let problems: Vec<_> = self
+            let problems: BTreeSet<_> = self
                 .by_vip
                 .losers()
                 .map(|(ip, owner, loser)| {

@@ -20,7 +20,7 @@ mod services;
 pub mod sharded;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

@@ -245,4 +245,4 @@ fn reads_sni(rule: &Rule) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -148,11 +148,11 @@ impl Compiler {
         old: Option<Arc<CompiledService>>,
         new: Option<CompiledService>,
     ) {
+        self.mark_backends(key, new.as_ref());
         if old.as_deref() == new.as_ref() {
             return;
         }
         let new = new.map(Arc::new);
-        self.mark_backends(key, old.as_deref(), new.as_deref());
         for vip in old.iter().flat_map(|old| &old.vips) {
             let kept = new.as_ref().is_some_and(|new| new.vips.contains(vip));
             if !kept {
@@ -172,29 +172,17 @@ impl Compiler {
     }
 
     /// A Service without selector declares the ports of the pods that its slices name by their addresses.
-    fn mark_backends(
-        &mut self,
-        key: &NamespacedName,
-        old: Option<&CompiledService>,
-        new: Option<&CompiledService>,
-    ) {
+    fn mark_backends(&mut self, key: &NamespacedName, new: Option<&CompiledService>) {
         let record = self.namespaces.get(&key.namespace).and_then(|state| state.services.get(&key.name));
         let manual = record.is_some_and(|record| record.selector().is_none());
         let before = self.manual_backends.remove(key).unwrap_or_default();
         let after = if manual { new.map(backends).unwrap_or_default() } else { BTreeSet::new() };
-        let definition_changed = match (old, new) {
-            (Some(old), Some(new)) => old.ports.len() != new.ports.len(),
-            (None, _) | (_, None) => true,
-        };
-        let moved = before.symmetric_difference(&after).copied().collect::<Vec<_>>();
-        let touched = if definition_changed { before.union(&after).copied().collect() } else { moved };
-        for backend in touched {
-            if let Some(workload) = self.by_ip.owners.get(&backend.ip())
-                && self.is_local(workload)
-            {
-                self.dirty.local.pods.insert(workload.key.clone());
-            }
+        if before.is_empty() && after.is_empty() {
+            return;
         }
+        let touched = |ips: &[IpAddr]| names_one(&before, ips) || names_one(&after, ips);
+        let pods = self.local.iter().filter(|(_, record)| touched(&record.workload.workload.ips));
+        self.dirty.local.pods.extend(pods.map(|(key, _)| key.clone()));
         if !after.is_empty() {
             self.manual_backends.insert(key.clone(), after);
         }
@@ -202,14 +190,16 @@ impl Compiler {
 
     /// The Services without selector that name one of these addresses, sorted.
     pub(super) fn manual_services_of(&self, ips: &[IpAddr]) -> Vec<NamespacedName> {
-        let names = self.manual_backends.iter().filter(|(_, backends)| {
-            ips.iter().any(|ip| {
-                let lowest = SocketAddr::new(*ip, 0);
-                backends.range(lowest..).next().is_some_and(|backend| backend.ip() == *ip)
-            })
-        });
-        names.map(|(key, _)| key.clone()).collect()
+        let naming = self.manual_backends.iter().filter(|(_, backends)| names_one(backends, ips));
+        naming.map(|(key, _)| key.clone()).collect()
     }
+}
+
+fn names_one(backends: &BTreeSet<SocketAddr>, ips: &[IpAddr]) -> bool {
+    ips.iter().any(|ip| {
+        let lowest = SocketAddr::new(*ip, 0);
+        backends.range(lowest..).next().is_some_and(|backend| backend.ip() == *ip)
+    })
 }
 
 fn backends(service: &CompiledService) -> BTreeSet<SocketAddr> {

@@ -63,8 +63,84 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         self.len == 0
     }
 
+    /// All entries, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.shards.iter().flat_map(|shard| shard.iter())
+    }
+
     /// All values, in no particular order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.shards.iter().flat_map(|shard| shard.values())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Insert(u16, u32),
+        Remove(u16),
+        Remember,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..600u16, any::<u32>()).prop_map(|(key, value)| Step::Insert(key, value)),
+            3 => (0..600u16).prop_map(Step::Remove),
+            1 => Just(Step::Remember),
+        ]
+    }
+
+    fn contents(map: &Sharded<u16, u32>) -> HashMap<u16, u32> {
+        map.iter().map(|(key, value)| (*key, *value)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn behaves_as_a_hash_map_and_leaves_copies_alone(steps in prop::collection::vec(step(), 0..800)) {
+            let mut map = Sharded::default();
+            let mut model = HashMap::new();
+            let mut remembered = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Insert(key, value) => {
+                        map.insert(key, value);
+                        model.insert(key, value);
+                    }
+                    Step::Remove(key) => {
+                        map.remove(&key);
+                        model.remove(&key);
+                    }
+                    Step::Remember => remembered.push((map.clone(), model.clone())),
+                }
+                prop_assert_eq!(map.len(), model.len());
+                prop_assert_eq!(map.is_empty(), model.is_empty());
+            }
+            remembered.push((map, model));
+            for (map, model) in remembered {
+                prop_assert_eq!(contents(&map), model.clone());
+                prop_assert_eq!(map.values().count(), model.len());
+                for key in 0..600 {
+                    prop_assert_eq!(map.get(&key), model.get(&key));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_copies_one_shard_only() {
+        let mut map = Sharded::default();
+        (0..100_000u32).for_each(|key| map.insert(key, key));
+        let before = map.clone();
+        map.insert(7, 8);
+        let shared = before.shards.iter().zip(map.shards.iter()).filter(|(a, b)| Arc::ptr_eq(a, b));
+        assert_eq!(shared.count(), SHARDS - 1);
+        assert_eq!((before.get(&7), map.get(&7)), (Some(&7), Some(&8)));
     }
 }
