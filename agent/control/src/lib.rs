@@ -4,3 +4,8 @@
 
 pub mod codes;
 pub mod decode;
+pub mod directory;
+pub mod writer;
+
+pub use directory::{DirectoryOptions, Handle, Loaded, StartError, load, start};
+pub use writer::{Published, Status};

@@ -1,6 +1,7 @@
 //! Which objects are accepted and rejected, compared with the verdicts of Istio's own admission.
 //!
 //! The cases lie outside this repository; the test is skipped where they are not at hand.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod common;
 

@@ -1,24 +1,28 @@
 //! Sharing of values that repeat across many objects.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
+use smallvec::SmallVec;
 use weft_core::resource::{ContainerPort, Labels, Owner};
 
 use super::fields::Text;
 
-type PortList = Vec<(Option<Arc<str>>, u16)>;
+/// A port as it is written: name (empty for none) and number.
+pub(crate) type WrittenPort<'a> = (&'a str, u16);
 
 /// Gives out one `Arc` for equal values, so that 100,000 pods do not hold 100,000 copies of `app: web`.
 ///
-/// Values that nothing else holds any more are let go from time to time.
+/// A value that is known already is found without building it first. Values that nothing else holds any
+/// more are let go from time to time.
 #[derive(Debug, Default)]
 pub(crate) struct Interner {
-    texts: HashSet<Arc<str>>,
-    labels: HashSet<Arc<Labels>>,
-    owners: HashSet<Arc<Owner>>,
-    ports: HashMap<PortList, Arc<[ContainerPort]>>,
+    hasher: DefaultHashBuilder,
+    texts: HashTable<Arc<str>>,
+    labels: HashTable<Arc<Labels>>,
+    owners: HashTable<Arc<Owner>>,
+    ports: HashTable<Arc<[ContainerPort]>>,
     sweep_at: usize,
 }
 
@@ -28,35 +32,57 @@ const SWEEP_FLOOR: usize = 4096;
 impl Interner {
     /// Text that is likely to repeat.
     pub(crate) fn text(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.texts.get(text) {
-            return known.clone();
-        }
-        let new: Arc<str> = text.into();
-        self.texts.insert(new.clone());
-        new
+        let Self { hasher, texts, .. } = self;
+        let hash = hasher.hash_one(text);
+        let entry = texts.entry(hash, |known| **known == *text, |known| hasher.hash_one(&**known));
+        entry.or_insert_with(|| text.into()).get().clone()
     }
 
     /// The labels (or annotations) whose keys pass `keep`.
     pub(crate) fn labels(&mut self, pairs: &[(Text<'_>, Text<'_>)], keep: fn(&str) -> bool) -> Arc<Labels> {
-        let mut kept = Vec::with_capacity(pairs.len());
-        for (key, value) in pairs.iter().filter(|(key, _)| keep(key.as_str())) {
-            kept.push((self.text(key.as_str()), self.text(value.as_str())));
+        let kept =
+            pairs.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| keep(key));
+        let mut kept: SmallVec<[(&str, &str); 16]> = kept.collect();
+        kept.sort_unstable();
+        let hash = hash_all(&self.hasher, kept.iter().copied());
+        if let Some(known) = self.labels.find(hash, |known| known.iter().eq(kept.iter().copied())) {
+            return known.clone();
         }
-        shared(&mut self.labels, Labels::from_iter(kept))
+        let texts: Vec<_> = kept.iter().map(|(key, value)| (self.text(key), self.text(value))).collect();
+        let new = Arc::new(Labels::from_iter(texts));
+        let hasher = &self.hasher;
+        self.labels.insert_unique(hash, new.clone(), |known| hash_all(hasher, known.iter()));
+        new
     }
 
     /// The owner of a pod.
     pub(crate) fn owner(&mut self, kind: &str, name: &str) -> Arc<Owner> {
-        let owner = Owner { kind: self.text(kind), name: self.text(name) };
-        shared(&mut self.owners, owner)
+        let hash = self.hasher.hash_one((kind, name));
+        if let Some(known) = self.owners.find(hash, |known| *known.kind == *kind && *known.name == *name) {
+            return known.clone();
+        }
+        let new = Arc::new(Owner { kind: self.text(kind), name: self.text(name) });
+        let hasher = &self.hasher;
+        self.owners.insert_unique(hash, new.clone(), |known| hasher.hash_one((&*known.kind, &*known.name)));
+        new
     }
 
     /// The ports of a pod.
-    pub(crate) fn ports(&mut self, ports: PortList) -> Arc<[ContainerPort]> {
-        let shared = self.ports.entry(ports).or_insert_with_key(|ports| {
-            ports.iter().map(|(name, port)| ContainerPort { name: name.clone(), port: *port }).collect()
-        });
-        shared.clone()
+    pub(crate) fn ports(&mut self, ports: &[WrittenPort<'_>]) -> Arc<[ContainerPort]> {
+        let hash = hash_all(&self.hasher, ports.iter().copied());
+        if let Some(known) =
+            self.ports.find(hash, |known| known.iter().map(written).eq(ports.iter().copied()))
+        {
+            return known.clone();
+        }
+        let named = |(name, port): &WrittenPort<'_>| ContainerPort {
+            name: (!name.is_empty()).then(|| self.text(name)),
+            port: *port,
+        };
+        let new: Arc<[ContainerPort]> = ports.iter().map(named).collect();
+        let hasher = &self.hasher;
+        self.ports.insert_unique(hash, new.clone(), |known| hash_all(hasher, known.iter().map(written)));
+        new
     }
 
     /// Lets go of what nothing else holds, once enough has been added since the last time.
@@ -67,7 +93,7 @@ impl Interner {
         // Labels, owners and ports hold texts, so they go first.
         self.labels.retain(|labels| Arc::strong_count(labels) > 1);
         self.owners.retain(|owner| Arc::strong_count(owner) > 1);
-        self.ports.retain(|_, ports| Arc::strong_count(ports) > 1);
+        self.ports.retain(|ports| Arc::strong_count(ports) > 1);
         self.texts.retain(|text| Arc::strong_count(text) > 1);
         self.sweep_at = 2 * self.len();
     }
@@ -77,13 +103,15 @@ impl Interner {
     }
 }
 
-fn shared<T: Hash + Eq>(known: &mut HashSet<Arc<T>>, value: T) -> Arc<T> {
-    if let Some(known) = known.get(&value) {
-        return known.clone();
-    }
-    let new = Arc::new(value);
-    known.insert(new.clone());
-    new
+fn written(port: &ContainerPort) -> WrittenPort<'_> {
+    (port.name.as_deref().unwrap_or_default(), port.port)
+}
+
+fn hash_all<T: Hash>(hasher: &DefaultHashBuilder, items: impl Iterator<Item = T>) -> u64 {
+    use std::hash::Hasher as _;
+    let mut hash = hasher.build_hasher();
+    items.for_each(|item| item.hash(&mut hash));
+    hash.finish()
 }
 
 #[cfg(test)]
@@ -102,8 +130,9 @@ mod tests {
         assert!(Arc::ptr_eq(&a, &b));
         let (a, b) = (interner.owner("Deployment", "web"), interner.owner("Deployment", "web"));
         assert!(Arc::ptr_eq(&a, &b) && Arc::ptr_eq(&a.name, &interner.text("web")));
-        let ports = vec![(Some(interner.text("http")), 80), (None, 81)];
-        assert!(Arc::ptr_eq(&interner.ports(ports.clone()), &interner.ports(ports)));
+        let ports = [("http", 80), ("", 81)];
+        let (a, b) = (interner.ports(&ports), interner.ports(&ports));
+        assert!(Arc::ptr_eq(&a, &b) && a[0].name.as_deref() == Some("http") && a[1].name.is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use weft_core::resource::{Kind, Owner, Pod, Resource};
 
 use super::fields::{Body, Ip, Port, Text, nullable};
-use super::intern::Interner;
+use super::intern::{Interner, WrittenPort};
 use super::meta::{self, MetaWire};
 use super::report::{Place, Report};
 use super::{Read, Trust};
@@ -98,7 +98,6 @@ pub(super) fn pod<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner,
     let account =
         spec.service_account_name.non_empty().or(spec.service_account.non_empty()).unwrap_or("default");
     meta::check_name(&mut report, "spec.serviceAccountName", account, 253);
-    let port_list = ports(&spec, interner);
     let over = matches!(status.phase.as_str(), "Succeeded" | "Failed");
     let pod = Pod {
         labels: interner.labels(&metadata.labels.0, |_| true),
@@ -111,7 +110,7 @@ pub(super) fn pod<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner,
         ready: is_ready(&status.conditions),
         terminated: over || metadata.deletion_timestamp.is_some(),
         owner: owner(&metadata, interner),
-        ports: interner.ports(port_list),
+        ports: interner.ports(&ports(&spec)),
         netns: netns(&metadata, trust, &mut report),
         meta,
     };
@@ -130,15 +129,11 @@ fn is_ready(conditions: &[PodCondition<'_>]) -> bool {
 }
 
 /// TCP ports of the containers that run as long as the pod does.
-fn ports(spec: &PodSpec<'_>, interner: &mut Interner) -> Vec<(Option<Arc<str>>, u16)> {
+fn ports<'w>(spec: &'w PodSpec<'_>) -> SmallVec<[WrittenPort<'w>; 8]> {
     let sidecars = spec.init_containers.iter().filter(|init| init.restart_policy.as_str() == "Always");
     let declared = spec.containers.iter().chain(sidecars).flat_map(|container| &container.ports);
     let tcp = declared.filter(|port| matches!(port.protocol.as_str(), "" | "TCP"));
-    tcp.filter_map(|port| {
-        let name = port.name.non_empty().map(|name| interner.text(name));
-        port.container_port.0.map(|number| (name, number))
-    })
-    .collect()
+    tcp.filter_map(|port| port.container_port.0.map(|number| (port.name.as_str(), number))).collect()
 }
 
 /// The controller, with the Deployment behind a ReplicaSet and the CronJob behind a Job.

@@ -7,7 +7,7 @@ use weft_control::decode::{Decoded, Decoder, Trust};
 use weft_core::problem::Origin;
 
 /// Decodes a whole file.
-pub fn decode(text: &[u8], format: Format) -> Vec<Decoded> {
+pub(crate) fn decode(text: &[u8], format: Format) -> Vec<Decoded> {
     let file: Arc<str> = "test.yaml".into();
     let mut decoder = Decoder::new(Trust::Files);
     let mut decoded = Vec::new();

@@ -1,0 +1,273 @@
+//! The directory source: files of YAML and JSON, watched for changes.
+//!
+//! - [`tree`] finds the files, [`files`] keeps what they say and turns differences into changes,
+//!   [`notice`] hears of changes, and this module drives them on a thread of its own.
+//! - A file that is broken keeps its last good objects in force, and so does a configured path that vanishes:
+//!   a mistake must not switch policies off. A file that is deleted takes its objects along.
+//! - Files are read when their writer closes them or renames them into place, never half written.
+
+mod files;
+mod notice;
+mod tree;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use weft_core::compile::{CompileOptions, Compiler};
+use weft_core::resource::Change;
+use weft_core::{Problem, Snapshot};
+
+use crate::codes;
+use crate::decode::ObjectCounts;
+use crate::writer::{self, Published, Update, Writer, WriterError};
+use files::Files;
+use notice::{Notice, Noticed, Wake};
+use tree::Tree;
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct DirectoryOptions {
+    /// Directories (read recursively) and files. Of an object that stands in several, the first wins.
+    pub paths: Vec<PathBuf>,
+}
+
+/// The source could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A path cannot be read.
+    #[error("the configuration {path} cannot be read: {source}; check the path given with --config")]
+    Unreadable {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread could be started.
+    #[error("the thread that reads the configuration could not be started; check the limit of processes")]
+    Thread(#[source] io::Error),
+    /// The writer could not begin.
+    #[error(transparent)]
+    Writer(#[from] WriterError),
+    /// A thread ended before the first snapshot.
+    #[error("the configuration could not be read to its end; this is a fault of Weft, please report it")]
+    Stopped,
+}
+
+/// A running directory source with its writer. Dropping it ends both threads.
+#[derive(Debug)]
+pub struct Handle {
+    published: Published,
+    wake: Sender<Wake>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// What readers see; may be cloned and kept.
+    pub fn published(&self) -> &Published {
+        &self.published
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.published.snapshot()
+    }
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Published;
+
+    fn deref(&self) -> &Published {
+        &self.published
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // The source's end drops its sender, which ends the writer.
+        let stopped = self.wake.send(Wake::Stop);
+        for thread in self.threads.drain(..) {
+            if stopped.is_ok() && thread.join().is_err() {
+                tracing::error!("a thread of the configuration source panicked");
+            }
+        }
+    }
+}
+
+/// Reads everything, publishes the first snapshot, and goes on watching.
+///
+/// # Errors
+///
+/// When a path does not exist or cannot be read at all. Broken files are no error: they are in the status.
+pub fn start(options: DirectoryOptions, compile: CompileOptions) -> Result<Handle, StartError> {
+    check_readable(&options.paths)?;
+    let (wake, woken) = channel();
+    let resync = wake.clone();
+    // A source that is gone needs no resync.
+    let resync = Box::new(move || drop(resync.send(Wake::Resync)));
+    let Writer { updates, published, thread } = writer::start("directory", compile, resync)?;
+    let (first, applied) = channel();
+    let source = Source::new(options.paths, wake.clone(), updates);
+    let reader = std::thread::Builder::new().name("weft-config".to_owned());
+    let reader = reader.spawn(move || source.run(&woken, first)).map_err(StartError::Thread)?;
+    let handle = Handle { published, wake, threads: vec![reader, thread] };
+    applied.recv().map_err(|_| StartError::Stopped)?;
+    Ok(handle)
+}
+
+fn check_readable(paths: &[PathBuf]) -> Result<(), StartError> {
+    for path in paths {
+        let readable = std::fs::metadata(path).and_then(|metadata| match metadata.is_dir() {
+            true => std::fs::read_dir(path).map(drop),
+            false => std::fs::File::open(path).map(drop),
+        });
+        readable.map_err(|source| StartError::Unreadable { path: path.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// A configuration that was read once.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Everything, compiled.
+    pub snapshot: Arc<Snapshot>,
+    /// Findings of reading and of compiling.
+    pub problems: Vec<Problem>,
+    /// How many objects became what.
+    pub objects: ObjectCounts,
+}
+
+/// Reads directories and files once, without watching them. The path `-` is standard input.
+///
+/// # Errors
+///
+/// When a path does not exist or cannot be read at all. Broken files are no error: they are findings.
+pub fn load(paths: &[PathBuf], compile: CompileOptions) -> Result<Loaded, StartError> {
+    let is_stdin = |path: &&PathBuf| path.as_path() == Path::new("-");
+    let on_disk: Vec<PathBuf> = paths.iter().filter(|path| !is_stdin(path)).cloned().collect();
+    check_readable(&on_disk)?;
+    let mut compiler = Compiler::new(compile);
+    let mut files = Files::default();
+    let mut emit = |change: Change| compiler.apply([change]);
+    if paths.iter().any(|path| is_stdin(&path)) {
+        let mut text = Vec::new();
+        let unreadable = |source| StartError::Unreadable { path: "-".into(), source };
+        io::stdin().lock().read_to_end(&mut text).map_err(unreadable)?;
+        files.read_text("stdin", &text, &mut emit);
+    }
+    let mut tree = Tree::new(on_disk);
+    files.scan(&mut tree, &mut Noticed::everything(), &mut |_| {}, &mut emit);
+    let report = files.report(Vec::new());
+    let snapshot = compiler.snapshot();
+    let problems = report.problems.iter().chain(snapshot.problems().iter()).cloned().collect();
+    Ok(Loaded { snapshot, problems, objects: report.objects })
+}
+
+/// Changes are sent in portions of this size, so that reading and compiling go hand in hand.
+const PORTION: usize = 1024;
+/// How often to look when nothing tells of changes, and for paths that are gone.
+const POLL: Duration = Duration::from_secs(1);
+/// Several changes that follow one another closely are applied as one: they end when nothing came for so long …
+const QUIET: Duration = Duration::from_micros(300);
+/// … or after this time, whatever comes.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// The thread that reads.
+struct Source {
+    tree: Tree,
+    files: Files,
+    notice: Notice,
+    updates: SyncSender<Update>,
+    /// The writer is gone.
+    over: bool,
+}
+
+impl Source {
+    fn new(paths: Vec<PathBuf>, wake: Sender<Wake>, updates: SyncSender<Update>) -> Self {
+        let notice = Notice::new(wake);
+        Self { tree: Tree::new(paths), files: Files::default(), notice, updates, over: false }
+    }
+
+    fn run(mut self, woken: &Receiver<Wake>, first: Sender<()>) {
+        self.apply(&mut Noticed::everything(), false, Some(first));
+        while !self.over {
+            let Some(wakes) = self.wait(woken) else { return };
+            let mut noticed = Noticed::default();
+            let mut resync = false;
+            for wake in wakes {
+                match wake {
+                    Wake::Stop => return,
+                    Wake::Resync => resync = true,
+                    Wake::Event(event) => {
+                        self.notice.heard(&event);
+                        noticed.add(event, &self.tree, &self.files);
+                    }
+                }
+            }
+            if resync {
+                self.files = Files::default();
+                noticed = Noticed::everything();
+            }
+            if noticed.is_any() {
+                self.apply(&mut noticed, resync, None);
+            }
+        }
+    }
+
+    /// The next wakes; an interval without any while polling. `None` when nobody can wake us any more.
+    fn wait(&self, woken: &Receiver<Wake>) -> Option<Vec<Wake>> {
+        let first = if self.notice.is_polling() || self.tree.has_gone_roots() {
+            match woken.recv_timeout(POLL) {
+                Ok(wake) => wake,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Some(vec![Wake::Event(Err(notify::Error::generic("poll")))]);
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        } else {
+            woken.recv().ok()?
+        };
+        let mut wakes = vec![first];
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE
+            && let Ok(wake) = woken.recv_timeout(QUIET)
+        {
+            wakes.push(wake);
+        }
+        Some(wakes)
+    }
+
+    fn apply(&mut self, noticed: &mut Noticed, reset: bool, done: Option<Sender<()>>) {
+        let Self { tree, files, notice, updates, over } = self;
+        let mut update = Update { reset, ..Update::default() };
+        let mut emit = |change| {
+            update.changes.push(change);
+            if update.changes.len() == PORTION {
+                *over |= updates.send(std::mem::take(&mut update)).is_err();
+            }
+        };
+        files.scan(tree, noticed, &mut |directory| notice.watch(directory), &mut emit);
+        let mut problems = tree.problems();
+        problems.extend(notice.problem());
+        update.report = Some(files.report(problems));
+        update.done = done;
+        *over |= updates.send(update).is_err();
+    }
+}
+
+/// A finding about the source itself.
+fn source_problem(code: codes::Code, message: String, fix: &str) -> Problem {
+    Problem {
+        severity: code.severity,
+        code: code.code,
+        name: code.name,
+        object: None,
+        field: String::new(),
+        origin: None,
+        message,
+        fix: fix.to_owned(),
+    }
+}

@@ -1,0 +1,161 @@
+//! Hearing of changes: inotify by way of `notify`.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+
+use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RemoveKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use weft_core::Problem;
+
+use super::files::Files;
+use super::source_problem;
+use super::tree::Tree;
+use crate::codes;
+use crate::decode::documents::Format;
+
+/// What wakes the thread that reads.
+#[derive(Debug)]
+pub(super) enum Wake {
+    /// Something happened in a watched directory.
+    Event(notify::Result<notify::Event>),
+    /// The writer needs everything again.
+    Resync,
+    /// The end.
+    Stop,
+}
+
+/// The watches. Each directory is watched by itself, before it is read: so nothing falls between reading and
+/// watching.
+#[derive(Debug)]
+pub(super) struct Notice {
+    watcher: Option<RecommendedWatcher>,
+    /// Watched directories with what they were when the watch was set (device and inode).
+    watched: HashMap<PathBuf, (u64, u64)>,
+    /// Why changes are looked for every second.
+    polling: Option<String>,
+}
+
+impl Notice {
+    pub(super) fn new(wake: Sender<Wake>) -> Self {
+        // A thread that is gone needs no waking.
+        let watcher = notify::recommended_watcher(move |event| drop(wake.send(Wake::Event(event))));
+        let (watcher, polling) = match watcher {
+            Ok(watcher) => (Some(watcher), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Self { watcher, watched: HashMap::new(), polling }
+    }
+
+    /// Watches a directory that is about to be read.
+    pub(super) fn watch(&mut self, directory: &Path) {
+        let Some(watcher) = &mut self.watcher else { return };
+        // If it vanished in between, that is an event of the directory above.
+        let Ok(metadata) = std::fs::metadata(directory) else { return };
+        let identity = (metadata.dev(), metadata.ino());
+        if self.watched.insert(directory.to_owned(), identity) == Some(identity) {
+            return;
+        }
+        match watcher.watch(directory, RecursiveMode::NonRecursive) {
+            Ok(()) => {}
+            Err(_) if !directory.exists() => {}
+            Err(error) => self.polling = Some(error.to_string()),
+        }
+    }
+
+    /// Forgets the watches of directories that were removed or renamed: they are to be set anew.
+    pub(super) fn heard(&mut self, event: &notify::Result<notify::Event>) {
+        let Ok(event) = event else { return };
+        if !matches!(
+            event.kind,
+            EventKind::Create(_) | EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+        ) {
+            return;
+        }
+        for path in event.paths.iter().filter(|path| Format::of(path).is_none()) {
+            self.watched.retain(|watched, _| !watched.starts_with(path));
+        }
+    }
+
+    /// Whether changes are looked for every second.
+    pub(super) fn is_polling(&self) -> bool {
+        self.polling.is_some()
+    }
+
+    pub(super) fn problem(&self) -> Option<Problem> {
+        let reason = self.polling.as_ref()?;
+        let message =
+            format!("Changes are found by looking every second, because watching failed: {reason}.");
+        let fix =
+            "Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches, and restart the agent.";
+        Some(source_problem(codes::POLLING, message, fix))
+    }
+}
+
+/// What may have changed.
+#[derive(Debug, Default)]
+pub(super) struct Noticed {
+    /// These files.
+    pub(super) files: BTreeSet<PathBuf>,
+    /// Files or directories came, went or were replaced.
+    pub(super) structure: bool,
+    /// Anything: compare times and sizes.
+    pub(super) everything: bool,
+}
+
+impl Noticed {
+    pub(super) fn everything() -> Self {
+        Self { everything: true, structure: true, ..Self::default() }
+    }
+
+    pub(super) fn is_any(&self) -> bool {
+        self.structure || self.everything || !self.files.is_empty()
+    }
+
+    /// Takes an event in.
+    pub(super) fn add(&mut self, event: notify::Result<notify::Event>, tree: &Tree, files: &Files) {
+        let Ok(event) = event else {
+            *self = Self::everything();
+            return;
+        };
+        if event.need_rescan() {
+            *self = Self::everything();
+            return;
+        }
+        for path in event.paths {
+            match event.kind {
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) => self.file(path, tree),
+                // A new file is read when it is closed; a link is complete at once.
+                EventKind::Create(CreateKind::File) if is_link(&path) => self.structure = true,
+                EventKind::Create(CreateKind::File) => {}
+                EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(RemoveKind::File) => {
+                    self.file(path, tree)
+                }
+                EventKind::Create(_) | EventKind::Remove(_) => self.structure = true,
+                // A file may have become readable.
+                EventKind::Modify(ModifyKind::Metadata(_)) if files.is_unreadable(&path) => {
+                    self.file(path, tree)
+                }
+                EventKind::Any | EventKind::Other | EventKind::Access(_) | EventKind::Modify(_) => {}
+            }
+        }
+    }
+
+    fn file(&mut self, path: PathBuf, tree: &Tree) {
+        if !tree.covers(&path) {
+            // The target of a link, or a path that is watched because its neighbour is ours.
+            self.everything |= tree.concerns(&path);
+            self.structure |= self.everything;
+        } else if Format::of(&path).is_some() && !path.is_dir() && !is_link(&path) {
+            self.files.insert(path);
+        } else {
+            // A directory that was renamed, `..data` of a mounted ConfigMap, or a file of no concern.
+            self.structure = true;
+        }
+    }
+}
+
+fn is_link(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+}

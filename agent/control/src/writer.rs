@@ -1,0 +1,263 @@
+//! The single writer: one thread that owns the compiler and publishes snapshots.
+//!
+//! A source sends [`Update`]s; what it calls complete is compiled and published as one snapshot. Where the
+//! objects come from does not matter here: the directory is one source, the Kubernetes API will be another.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use weft_core::compile::{CompileOptions, Compiler};
+use weft_core::resource::{Change, Kind};
+use weft_core::{Problem, Severity, Snapshot};
+
+use crate::codes;
+use crate::decode::ObjectCounts;
+
+/// How many updates may wait while the compiler works; beyond that the source waits.
+const WAITING_UPDATES: usize = 4;
+
+/// What a source sends.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// Everything that was sent before is void: the source begins anew.
+    pub reset: bool,
+    /// What changed, in order.
+    pub changes: Vec<Change>,
+    /// With the report the source is consistent again, and a snapshot is published. Large changes are sent
+    /// in several updates, of which only the last has one.
+    pub report: Option<SourceReport>,
+    /// Told when the update was dealt with, whatever came of it.
+    pub done: Option<Sender<()>>,
+}
+
+/// The state of a source as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct SourceReport {
+    /// All findings of the source.
+    pub problems: Arc<[Problem]>,
+    /// All objects of the source.
+    pub objects: ObjectCounts,
+    /// Objects by kind.
+    pub kinds: BTreeMap<Kind, usize>,
+}
+
+/// The state of the configuration, for `weft status`.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The kind of source: `directory`.
+    pub source: &'static str,
+    /// The revision of the snapshot in force.
+    pub revision: u64,
+    /// When the source was last applied.
+    pub applied: Instant,
+    /// Objects of the source.
+    pub objects: ObjectCounts,
+    /// Objects by kind.
+    pub kinds: BTreeMap<Kind, usize>,
+    /// All findings: of the source, of the compiler, and of the writer itself.
+    pub problems: Arc<[Problem]>,
+}
+
+impl Status {
+    /// How long ago the source was last applied.
+    pub fn age(&self) -> Duration {
+        self.applied.elapsed()
+    }
+}
+
+/// What readers see.
+#[derive(Debug, Clone)]
+pub struct Published {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    status: Arc<ArcSwap<Status>>,
+    revision: watch::Receiver<u64>,
+}
+
+impl Published {
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// The cell in which the snapshot in force stands, for readers that look often.
+    pub fn cell(&self) -> &Arc<ArcSwap<Snapshot>> {
+        &self.snapshot
+    }
+
+    /// The state of the configuration.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.load_full()
+    }
+
+    /// Tells of the revision of every snapshot that is published (not of every one to a slow reader: of the
+    /// last). The channel ends when the writer does.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.revision.clone()
+    }
+}
+
+/// A running writer, for a source that feeds it.
+#[derive(Debug)]
+pub struct Writer {
+    /// Where the source sends to; the writer ends when all senders are gone.
+    pub updates: SyncSender<Update>,
+    /// What readers see.
+    pub published: Published,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// The writer could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    /// No thread could be started.
+    #[error("the thread that compiles the configuration could not be started; check the limit of processes")]
+    Thread(#[from] io::Error),
+    /// A fault of our own.
+    #[error("compiling an empty configuration failed; this is a fault of Weft, please report it")]
+    Compiler,
+}
+
+/// Starts the writer for a source of the kind `source`.
+///
+/// `resync` is called when the writer needs everything again (after a panic of the compiler): the source must
+/// then send all it has, beginning with an update that says `reset`.
+///
+/// # Errors
+///
+/// When there can be no thread, or no snapshot even of an empty configuration.
+pub fn start(
+    source: &'static str,
+    options: CompileOptions,
+    resync: Box<dyn Fn() + Send>,
+) -> Result<Writer, WriterError> {
+    let mut compiler = Compiler::new(options.clone());
+    let empty = guarded(|| compiler.snapshot()).ok_or(WriterError::Compiler)?;
+    let status = Status {
+        source,
+        revision: empty.revision(),
+        applied: Instant::now(),
+        objects: ObjectCounts::default(),
+        kinds: BTreeMap::new(),
+        problems: Arc::new([]),
+    };
+    let (revision, subscription) = watch::channel(empty.revision());
+    let published = Published {
+        snapshot: Arc::new(ArcSwap::new(empty)),
+        status: Arc::new(ArcSwap::from_pointee(status)),
+        revision: subscription,
+    };
+    let state = State {
+        options,
+        compiler: Some(compiler),
+        published: published.clone(),
+        revision,
+        resync,
+        told: HashSet::new(),
+    };
+    let (updates, receiver) = sync_channel(WAITING_UPDATES);
+    let thread =
+        std::thread::Builder::new().name("weft-compile".to_owned()).spawn(move || state.run(&receiver))?;
+    Ok(Writer { updates, published, thread })
+}
+
+/// Runs `work`; `None` if it panics (the panic hook has told of it).
+fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+struct State {
+    options: CompileOptions,
+    /// `None` after a panic, until the source begins anew.
+    compiler: Option<Compiler>,
+    published: Published,
+    revision: watch::Sender<u64>,
+    resync: Box<dyn Fn() + Send>,
+    /// Problems that were logged already.
+    told: HashSet<Problem>,
+}
+
+impl State {
+    fn run(mut self, updates: &Receiver<Update>) {
+        while let Ok(mut update) = updates.recv() {
+            let done = update.done.take();
+            self.take(update);
+            if let Some(done) = done
+                && done.send(()).is_err()
+            {
+                tracing::debug!("nobody waits for the update any more");
+            }
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        let Update { reset, changes, report, .. } = update;
+        if reset {
+            self.compiler = Some(Compiler::new(self.options.clone()));
+        }
+        let Some(compiler) = &mut self.compiler else {
+            if report.is_some() {
+                (self.resync)();
+            }
+            return;
+        };
+        let compiled = guarded(|| {
+            compiler.apply(changes);
+            report.as_ref().map(|_| compiler.snapshot())
+        });
+        match (compiled, report) {
+            (Some(Some(snapshot)), Some(report)) => self.publish(snapshot, report),
+            (Some(_), _) => {}
+            (None, report) => self.fail(report.unwrap_or_default()),
+        }
+    }
+
+    fn publish(&mut self, snapshot: Arc<Snapshot>, report: SourceReport) {
+        let problems = report.problems.iter().chain(snapshot.problems().iter()).cloned().collect();
+        let revision = snapshot.revision();
+        self.published.snapshot.store(snapshot);
+        self.tell(report, revision, problems);
+    }
+
+    /// The last snapshot stays in force; the next change makes us begin anew.
+    fn fail(&mut self, report: SourceReport) {
+        self.compiler = None;
+        let failure = Problem {
+            severity: codes::COMPILER_FAILED.severity,
+            code: codes::COMPILER_FAILED.code,
+            name: codes::COMPILER_FAILED.name,
+            object: None,
+            field: String::new(),
+            origin: None,
+            message: "Compiling the configuration failed: the configuration before stays in force."
+                .to_owned(),
+            fix: "This is a fault of Weft: please report it. Undo the last change to go on.".to_owned(),
+        };
+        let revision = self.published.snapshot.load().revision();
+        let problems = std::iter::once(failure).chain(report.problems.iter().cloned()).collect();
+        self.tell(report, revision, problems);
+    }
+
+    fn tell(&mut self, report: SourceReport, revision: u64, problems: Arc<[Problem]>) {
+        for problem in problems.iter().filter(|problem| !self.told.contains(*problem)) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Info => tracing::info!("{problem}"),
+            }
+        }
+        self.told = problems.iter().cloned().collect();
+        let SourceReport { objects, kinds, .. } = report;
+        let source = self.published.status.load().source;
+        let status = Status { source, revision, applied: Instant::now(), objects, kinds, problems };
+        self.published.status.store(Arc::new(status));
+        self.revision.send_replace(revision);
+    }
+}
