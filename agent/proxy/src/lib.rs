@@ -5,7 +5,29 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-use std::sync::Arc;
+mod account;
+mod buffers;
+mod counters;
+mod drain;
+mod hbone;
+mod inbound;
+mod labels;
+mod learn;
+mod listener;
+mod net;
+mod outbound;
+mod pod;
+mod ports;
+mod refusal;
+mod registry;
+mod relay;
+mod sniff;
+mod tls;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +36,11 @@ use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
 use weft_kernel::{Enrolled, OnwardTuples, Tuples};
 use weft_telemetry::{AccessLog, Metrics};
+
+use counters::Counters;
+use listener::Role;
+use pod::{Loads, Pod};
+use worker::{Command, Services, Shared};
 
 /// Limits and timeouts. [`Default`] is what the agent uses.
 #[derive(Debug, Clone)]
@@ -67,36 +94,104 @@ pub struct Context {
     pub learned: tokio::sync::mpsc::UnboundedSender<(NamespacedName, u16)>,
 }
 
-/// A running proxy.
-pub struct Proxy {}
+/// A running proxy. Dropping it ends the workers and everything that is open.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    pods: Mutex<BTreeMap<NamespacedName, Arc<Pod>>>,
+    /// The next home worker.
+    home: AtomicUsize,
+}
 
 impl Proxy {
     /// Starts the workers.
+    ///
+    /// # Errors
+    /// A thread could not be started.
     pub fn start(config: ProxyConfig, context: Context) -> std::io::Result<Self> {
-        let _ = (config, context);
-        Ok(Self {})
+        let count = config.workers.max(1);
+        let (workers, receivers) = worker::channels(count);
+        let loads = Arc::new(Loads::new(count));
+        let Context { snapshot, certs, onward, tuples, metrics, access_log, learned } = context;
+        let shared = Shared {
+            config,
+            context: Services { snapshot, certs, metrics, access_log, learned },
+            kernel: Box::new((onward, tuples)),
+            loads,
+            counters: Counters::default(),
+            workers,
+        };
+        let shared = Arc::new(shared);
+        worker::start(&shared, receivers)?;
+        Ok(Self { shared, pods: Mutex::default(), home: AtomicUsize::new(0) })
     }
 
-    /// Takes a pod's listeners into service.
+    /// Takes a pod's listeners into service. A pod of the same name that is in service is replaced.
     pub fn add_pod(&self, pod: NamespacedName, enrolled: Enrolled) {
-        let _ = (pod, enrolled);
+        self.remove_pod(&pod, Duration::ZERO);
+        let Enrolled { netns, inbound, outbound } = enrolled;
+        let entry = Arc::new(Pod::new(pod.clone(), netns));
+        let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
+        let inbound = inbound.into_iter().map(|listener| (Role::Inbound, listener));
+        let outbound = outbound.into_iter().map(|listener| (Role::Outbound, listener));
+        let mut listeners: Vec<_> = inbound.chain(outbound).collect();
+        self.tell_all(|index| Command::AddPod {
+            pod: entry.clone(),
+            listeners: if index == home { std::mem::take(&mut listeners) } else { Vec::new() },
+        });
+        self.pods().insert(pod, entry);
     }
 
     /// Closes a pod's listeners. Its connections live on for at most `grace`.
     pub fn remove_pod(&self, pod: &NamespacedName, grace: Duration) {
-        let _ = (pod, grace);
+        if let Some(entry) = self.pods().remove(pod) {
+            self.tell_all(|_| Command::RemovePod { pod: entry.clone(), grace });
+        }
     }
 
     /// Asks again about every established connection and cuts those that the current snapshot denies.
-    pub fn reevaluate(&self) {}
+    pub fn reevaluate(&self) {
+        self.tell_all(|_| Command::Reevaluate);
+    }
 
-    /// Open connections: all, and of each pod.
+    /// Open connections of each pod, sorted by name. A tunnel counts as one, and so does each stream in it.
     pub fn connections(&self) -> Vec<(NamespacedName, usize)> {
-        Vec::new()
+        self.pods().iter().map(|(key, pod)| (key.clone(), pod.connections())).collect()
+    }
+
+    /// Counts of things that should not happen: panics (each stayed in its connection), connections with a
+    /// forged source, loops, refusals for want of room or of descriptors.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.shared.counters.all().to_vec()
     }
 
     /// Stops accepting, tells peers to go away, waits for connections until `deadline`, then cuts the rest.
     pub async fn drain(self, deadline: Duration) {
-        let _ = deadline;
+        let mut waiting = Vec::new();
+        self.tell_all(|_| {
+            let (done, over) = tokio::sync::oneshot::channel();
+            waiting.push(over);
+            Command::Drain { deadline, done }
+        });
+        for over in waiting {
+            // A worker that has ended already has nothing left to drain.
+            let _ = over.await;
+        }
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<NamespacedName, Arc<Pod>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_all(&self, mut command: impl FnMut(usize) -> Command) {
+        for (index, worker) in self.shared.workers.iter().enumerate() {
+            // A worker that has ended has nothing to be told.
+            let _ = worker.send(command(index));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.tell_all(|_| Command::Stop);
     }
 }

@@ -1,0 +1,235 @@
+//! The client's side of HBONE: tunnels to other nodes and streams in them.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection};
+use http::StatusCode;
+use tokio::time::timeout;
+use weft_core::snapshot::Workload;
+
+use super::driver::Keepalive;
+use super::headers::connect_request;
+use super::pool::{Permit, Target, Tunnel, Usage};
+use super::{MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW, STREAMS, connection_window};
+use crate::account::{Facts, Failure};
+use crate::labels::Service;
+use crate::net::{self, Dialled, Purpose};
+use crate::outbound::Setback;
+use crate::pod::Pod;
+use crate::ports::Lease;
+use crate::relay::H2Stream;
+use crate::tls::{self, Corked};
+use crate::worker::Worker;
+
+/// Tunnels that are tried for one stream: one may turn out to be going away.
+const TRIES: usize = 3;
+
+/// A stream to an application on another node.
+pub(crate) struct TunnelStream {
+    /// The stream.
+    pub(crate) stream: H2Stream,
+    /// Its place in the tunnel.
+    pub(crate) permit: Permit,
+}
+
+/// Opens a stream to `authority`, an application of `destination`.
+pub(crate) async fn open(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    source: &Workload,
+    destination: &Workload,
+    (authority, facts): (SocketAddr, &Facts),
+) -> Result<TunnelStream, Setback> {
+    let target = Target {
+        pod: pod.key.clone(),
+        source: source.identity.clone(),
+        peer: authority.ip(),
+        destination: destination.identity.clone(),
+    };
+    let service = match &facts.ends.service {
+        Service::Known { service, .. } => Some(&**service),
+        Service::Passthrough | Service::BlackHole | Service::Unknown => None,
+    };
+    let start = || {
+        let (task, pod, target) = (worker.clone(), pod.clone(), target.clone());
+        worker.spawn(async move {
+            let result = dial(&task, &pod, &target).await;
+            task.tunnels.dialled(&target, result);
+        });
+    };
+    let mut last = failed(authority, "CONNECT", "the tunnel ended before the stream began");
+    for _ in 0..TRIES {
+        let mut permit = worker.tunnels.checkout(&target, start).await.map_err(Setback::Endpoint)?;
+        let request = connect_request(worker, source, authority, facts.client, service)
+            .map_err(|error| Setback::Final(failed(authority, "CONNECT", error)))?;
+        let limit = worker.shared.config.tunnel_timeout;
+        match timeout(limit, request_stream(&mut permit, request)).await {
+            Ok(Ok((StatusCode::OK, stream))) => return Ok(TunnelStream { stream, permit }),
+            Ok(Ok((status, _))) => return Err(refused(authority, status)),
+            Ok(Err(NoStream::Untouched(error))) => {
+                permit.tunnel_is_gone();
+                worker.tunnels.sweep(&target);
+                last = failed(authority, "CONNECT", error);
+            }
+            Ok(Err(NoStream::Unanswered(error))) => {
+                return Err(Setback::Endpoint(failed(authority, "CONNECT", error)));
+            }
+            Err(_) => {
+                let details = format!("no answer within {} s", limit.as_secs());
+                return Err(Setback::Endpoint(failed(authority, "CONNECT", details)));
+            }
+        }
+    }
+    Err(Setback::Endpoint(last))
+}
+
+/// Why a request has no answer.
+enum NoStream {
+    /// The peer certainly did nothing with it: it may be sent again.
+    Untouched(h2::Error),
+    /// Nobody knows what the peer did.
+    Unanswered(h2::Error),
+}
+
+async fn request_stream(
+    permit: &mut Permit,
+    request: http::Request<()>,
+) -> Result<(StatusCode, H2Stream), NoStream> {
+    let untouched = NoStream::Untouched;
+    let mut sender = permit.take_sender().ok_or_else(|| untouched(h2::Reason::REFUSED_STREAM.into()))?;
+    poll_fn(|cx| sender.poll_ready(cx)).await.map_err(untouched)?;
+    let (response, send) = sender.send_request(request, false).map_err(untouched)?;
+    drop(sender);
+    let (head, recv) = response.await.map_err(unanswered)?.into_parts();
+    Ok((head.status, H2Stream { send, recv }))
+}
+
+/// REFUSED_STREAM, and GOAWAY before the stream's turn, say that nothing was done (RFC 9113 8.7).
+fn unanswered(error: h2::Error) -> NoStream {
+    if error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM) {
+        return NoStream::Untouched(error);
+    }
+    NoStream::Unanswered(error)
+}
+
+fn refused(authority: SocketAddr, status: StatusCode) -> Setback {
+    if status == StatusCode::UNAUTHORIZED {
+        let details = format!("the policies of the destination {authority} refuse the connection");
+        return Setback::Final(Failure::new("DENY", "refused_by_peer", details));
+    }
+    Setback::Endpoint(failed(authority, "UF", format!("the peer answers {status} to CONNECT")))
+}
+
+fn failed(authority: SocketAddr, flags: &'static str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(flags, "tunnel", format!("no stream to {authority}: {why}"))
+}
+
+/// Dials a tunnel and starts its driver.
+async fn dial(worker: &Rc<Worker>, pod: &Arc<Pod>, target: &Target) -> Result<Tunnel, Failure> {
+    let config = &worker.shared.config;
+    let peer = SocketAddr::new(target.peer, PORT);
+    let fail = |flags, reason, error: &dyn std::fmt::Display| {
+        Failure::new(
+            flags,
+            reason,
+            format!("no tunnel to {peer}, which should be {}: {error}", target.destination),
+        )
+    };
+    let certificate = worker
+        .shared
+        .context
+        .certs
+        .wait(&target.source, config.handshake_timeout)
+        .await
+        .map_err(|error| fail("IDENTITY_ERROR", "no_certificate", &error))?;
+    let client = certificate.client(&target.destination);
+    let Dialled { stream, lease } = net::dial(pod, peer, Purpose::Tunnel, config.connect_timeout)
+        .await
+        .map_err(|error| fail("UF", "connect", &error))?;
+    let secured = timeout(config.handshake_timeout, tls::connect(stream, client, target.peer))
+        .await
+        .map_err(|_| fail("TLS_FAILURE", "tls", &"the TLS handshake took too long"))?
+        .map_err(|error| fail("TLS_FAILURE", "tls", &error))?;
+    let corked = secured.stream.cork();
+    let handshake = pin!(builder().handshake::<_, Bytes>(secured.stream));
+    let (send, mut connection) =
+        flushed(handshake, &corked).await.map_err(|error| fail("H2_HANDSHAKE_FAILURE", "http2", &error))?;
+    let usage = Usage::new();
+    if let Some(pings) = connection.ping_pong() {
+        let keepalive = Keepalive::new(pings, config.tunnel_idle);
+        let driver = Driver { connection, corked, keepalive, usage: usage.clone(), lease };
+        let (task, target) = (worker.clone(), target.clone());
+        worker.spawn(async move { driver.run(&task, &target).await });
+    }
+    Ok(Tunnel { send, usage })
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(connection_window(STREAMS as u32))
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(16 * 1024)
+        .max_send_buffer_size(SEND_BUFFER)
+        .initial_max_send_streams(STREAMS)
+        .enable_push(false);
+    builder
+}
+
+/// Runs HTTP/2's part of a handshake on a corked stream.
+pub(super) async fn flushed<T>(
+    mut handshake: std::pin::Pin<&mut impl Future<Output = Result<T, h2::Error>>>,
+    corked: &Corked,
+) -> Result<T, String> {
+    poll_fn(|cx| {
+        let polled = handshake.as_mut().poll(cx);
+        if let Poll::Ready(Err(error)) = corked.flush(cx) {
+            return Poll::Ready(Err(error.to_string()));
+        }
+        polled.map_err(|error| error.to_string())
+    })
+    .await
+}
+
+/// Keeps one tunnel going.
+struct Driver<T> {
+    connection: Connection<T, Bytes>,
+    corked: Corked,
+    keepalive: Keepalive,
+    usage: Rc<Usage>,
+    lease: Lease,
+}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Driver<T> {
+    async fn run(mut self, worker: &Rc<Worker>, target: &Target) {
+        let idle = worker.shared.config.tunnel_idle;
+        let end = poll_fn(|cx| {
+            if self.usage.idle_since().is_some_and(|since| since.elapsed() >= idle) {
+                self.usage.close();
+                worker.tunnels.sweep(target);
+            }
+            if self.keepalive.poll_dead(cx).is_ready() {
+                return Poll::Ready(Err("it does not answer PINGs".to_owned()));
+            }
+            let ended = Future::poll(std::pin::Pin::new(&mut self.connection), cx);
+            if let Poll::Ready(Err(error)) = self.corked.flush(cx) {
+                return Poll::Ready(Err(error.to_string()));
+            }
+            ended.map_err(|error| error.to_string())
+        });
+        if let Err(error) = end.await {
+            tracing::debug!(peer = %target.peer, error, "a tunnel broke");
+        }
+        self.usage.close();
+        worker.tunnels.sweep(target);
+        drop(self.connection);
+        drop(self.lease);
+    }
+}

@@ -1,0 +1,202 @@
+//! Tunnels of one worker, shared by the connections of a pod to a peer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use weft_core::Identity;
+use weft_core::resource::NamespacedName;
+
+use super::STREAMS;
+use crate::account::Failure;
+
+/// Where a tunnel leads and in whose name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    /// The source pod: its namespace, its address.
+    pub(crate) pod: NamespacedName,
+    /// Its identity.
+    pub(crate) source: Arc<Identity>,
+    /// The peer.
+    pub(crate) peer: IpAddr,
+    /// Who the peer must be.
+    pub(crate) destination: Arc<Identity>,
+}
+
+/// What a tunnel's driver and its streams share.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    streams: Cell<usize>,
+    idle_since: Cell<Instant>,
+    gone: Cell<bool>,
+}
+
+impl Usage {
+    /// No stream yet.
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self { streams: Cell::new(0), idle_since: Cell::new(Instant::now()), gone: Cell::new(false) })
+    }
+
+    /// No new streams from now on.
+    pub(crate) fn close(&self) {
+        self.gone.set(true);
+    }
+
+    /// Since when it has no stream; `None` while it has.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        (self.streams.get() == 0).then(|| self.idle_since.get())
+    }
+}
+
+/// A tunnel that takes streams.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    /// Opens streams.
+    pub(crate) send: SendRequest<Bytes>,
+    /// Who uses it.
+    pub(crate) usage: Rc<Usage>,
+}
+
+impl Tunnel {
+    fn has_room(&self) -> bool {
+        !self.usage.gone.get() && self.usage.streams.get() < STREAMS.min(self.send.current_max_send_streams())
+    }
+}
+
+/// A place for one stream in a tunnel; free again when dropped.
+pub(crate) struct Permit {
+    /// Opens the stream. `None` once it was used: a stream does not need it, and the last one ends the tunnel.
+    send: Option<SendRequest<Bytes>>,
+    usage: Rc<Usage>,
+}
+
+impl Permit {
+    fn new(tunnel: &Tunnel) -> Self {
+        tunnel.usage.streams.set(tunnel.usage.streams.get() + 1);
+        Self { send: Some(tunnel.send.clone()), usage: tunnel.usage.clone() }
+    }
+
+    /// What opens the stream; once.
+    pub(crate) fn take_sender(&mut self) -> Option<SendRequest<Bytes>> {
+        self.send.take()
+    }
+
+    /// The tunnel turned out to be of no use any more.
+    pub(crate) fn tunnel_is_gone(&self) {
+        self.usage.close();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let streams = self.usage.streams.get().saturating_sub(1);
+        self.usage.streams.set(streams);
+        if streams == 0 {
+            self.usage.idle_since.set(Instant::now());
+        }
+    }
+}
+
+/// One attempt to dial, for all who wait for it.
+#[derive(Debug, Default)]
+struct Attempt {
+    outcome: RefCell<Option<Result<(), Failure>>>,
+    over: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Tunnels {
+    open: Vec<Rc<Tunnel>>,
+    attempt: Option<Rc<Attempt>>,
+}
+
+impl Tunnels {
+    /// A place in the tunnel with the fewest streams.
+    fn place(&mut self) -> Option<Permit> {
+        self.open.retain(|tunnel| !tunnel.usage.gone.get());
+        let free = self.open.iter().filter(|tunnel| tunnel.has_room());
+        free.min_by_key(|tunnel| tunnel.usage.streams.get()).map(|tunnel| Permit::new(tunnel))
+    }
+}
+
+/// All tunnels that a worker dialled.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(RefCell<HashMap<Target, Tunnels>>);
+
+impl Pool {
+    /// A place for a stream. Dials when no tunnel has room; callers that come meanwhile wait for the same attempt.
+    ///
+    /// `start` must begin the dialling in a task of its own, which ends with [`Pool::dialled`]: the attempt
+    /// belongs to all who wait, not to the one who came first.
+    pub(crate) async fn checkout(&self, target: &Target, start: impl Fn()) -> Result<Permit, Failure> {
+        loop {
+            let (attempt, fresh) = {
+                let mut targets = self.0.borrow_mut();
+                let tunnels = targets.entry(target.clone()).or_default();
+                if let Some(permit) = tunnels.place() {
+                    return Ok(permit);
+                }
+                let fresh = tunnels.attempt.is_none();
+                (tunnels.attempt.get_or_insert_default().clone(), fresh)
+            };
+            let over = attempt.over.notified();
+            if fresh {
+                start();
+            }
+            if attempt.outcome.borrow().is_none() {
+                over.await;
+            }
+            if let Some(Err(failure)) = attempt.outcome.borrow().as_ref() {
+                return Err(failure.clone());
+            }
+        }
+    }
+
+    /// Ends an attempt.
+    pub(crate) fn dialled(&self, target: &Target, result: Result<Tunnel, Failure>) {
+        let mut targets = self.0.borrow_mut();
+        let Some(tunnels) = targets.get_mut(target) else { return };
+        let attempt = tunnels.attempt.take();
+        let outcome = result.map(|tunnel| tunnels.open.push(Rc::new(tunnel)));
+        if tunnels.open.is_empty() {
+            targets.remove(target);
+        }
+        if let Some(attempt) = attempt {
+            *attempt.outcome.borrow_mut() = Some(outcome);
+            attempt.over.notify_waiters();
+        }
+    }
+
+    /// Lets go of tunnels that take no more streams: they end with their last one.
+    pub(crate) fn sweep(&self, target: &Target) {
+        let mut targets = self.0.borrow_mut();
+        let Some(tunnels) = targets.get_mut(target) else { return };
+        tunnels.open.retain(|tunnel| !tunnel.usage.gone.get());
+        if tunnels.open.is_empty() && tunnels.attempt.is_none() {
+            targets.remove(target);
+        }
+    }
+
+    /// Lets go of all tunnels of a pod.
+    pub(crate) fn forget(&self, pod: &NamespacedName) {
+        self.0.borrow_mut().retain(|target, tunnels| {
+            if target.pod != *pod {
+                return true;
+            }
+            tunnels.open.drain(..).for_each(|tunnel| tunnel.usage.close());
+            tunnels.attempt.is_some()
+        });
+    }
+
+    /// Open tunnels.
+    #[cfg(test)]
+    pub(crate) fn open(&self) -> usize {
+        self.0.borrow().values().map(|tunnels| tunnels.open.len()).sum()
+    }
+}

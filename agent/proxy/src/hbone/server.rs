@@ -1,0 +1,283 @@
+//! The server's side of HBONE: accepts tunnels into a pod and serves the streams in them.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Method, Request, Response, StatusCode};
+use tokio::time::timeout;
+use weft_core::Identity;
+
+use super::client::flushed;
+use super::driver::Keepalive;
+use super::headers::{add_baggage, forwarded_service};
+use super::{ACCEPTED_STREAMS, MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW, connection_window};
+use crate::account::{Account, Facts, Failure, Route, Side};
+use crate::inbound::{self, Application};
+use crate::labels::Service;
+use crate::listener::Accepted;
+use crate::net::{self, Dialled};
+use crate::pod::{Admitted, Handshaking, Pod};
+use crate::registry::{Admission, Registered};
+use crate::relay::{H2Stream, Pair, relay};
+use crate::tls::{self, Corked, Stream};
+use crate::worker::Worker;
+
+/// What the streams of one tunnel share.
+struct Tunnel {
+    pod: Arc<Pod>,
+    peer: SocketAddr,
+    identity: Arc<Identity>,
+}
+
+/// A tunnel that is established.
+struct Established {
+    tunnel: Rc<Tunnel>,
+    connection: Connection<Stream, Bytes>,
+    corked: Corked,
+    keepalive: Option<Keepalive>,
+}
+
+/// Serves one tunnel.
+pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted { pod, stream, peer, local, admitted: _admitted } = accepted;
+    let live = worker.live.tunnel(&pod);
+    let handshaking = Handshaking::new(&pod);
+    match Box::pin(establish(&worker, &pod, stream, peer)).await {
+        Ok(established) => {
+            drop(handshaking);
+            run(&worker, established, &live).await;
+        }
+        Err(failure) => {
+            let mut facts = Facts::new(Side::Destination, Route::Hbone, peer, local);
+            let snapshot = worker.snapshot();
+            if let Ok(local) = inbound::own_workload(&snapshot, &pod) {
+                inbound::name_destination(&mut facts, local, false);
+            }
+            facts.fail(&worker, &failure);
+        }
+    }
+}
+
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    stream: tokio::net::TcpStream,
+    peer: SocketAddr,
+) -> Result<Established, Failure> {
+    let config = &worker.shared.config;
+    let own = inbound::own_workload(&worker.snapshot(), pod)?.workload.identity.clone();
+    let certificate = worker
+        .shared
+        .context
+        .certs
+        .wait(&own, config.handshake_timeout)
+        .await
+        .map_err(|error| Failure::new("IDENTITY_ERROR", "no_certificate", error.to_string()))?;
+    let tls_failure =
+        |why: String| Failure::new("TLS_FAILURE", "tls", format!("no tunnel with {peer}: {why}"));
+    let secured = timeout(config.handshake_timeout, tls::accept(stream, certificate.server()))
+        .await
+        .map_err(|_| tls_failure("the TLS handshake took too long".to_owned()))?
+        .map_err(|error| tls_failure(error.to_string()))?;
+    let identity =
+        weft_identity::peer_identity(&secured.peer).map_err(|error| tls_failure(error.to_string()))?;
+    let corked = secured.stream.cork();
+    let handshake = pin!(builder().handshake::<_, Bytes>(secured.stream));
+    let http2_failure =
+        |why: &str| Failure::new("H2_HANDSHAKE_FAILURE", "http2", format!("no tunnel with {peer}: {why}"));
+    let mut connection = timeout(config.handshake_timeout, flushed(handshake, &corked))
+        .await
+        .map_err(|_| http2_failure("the HTTP/2 preface took too long"))?
+        .map_err(|error| http2_failure(&error))?;
+    let keepalive = connection.ping_pong().map(|pings| Keepalive::new(pings, config.tunnel_idle));
+    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, identity: Arc::new(identity) });
+    Ok(Established { tunnel, connection, corked, keepalive })
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(connection_window(ACCEPTED_STREAMS))
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(64 * 1024)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(ACCEPTED_STREAMS);
+    builder
+}
+
+/// Accepts streams until the tunnel ends.
+async fn run(worker: &Rc<Worker>, mut established: Established, live: &Registered) {
+    let mut told = false;
+    let end = poll_fn(|cx| {
+        live.listen(cx);
+        if live.is_cut() {
+            return Poll::Ready(Err("it was cut".to_owned()));
+        }
+        if live.is_going_away() && !told {
+            established.connection.graceful_shutdown();
+            told = true;
+        }
+        if established.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
+            return Poll::Ready(Err("the peer does not answer PINGs".to_owned()));
+        }
+        let ended = loop {
+            match established.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    accept(worker, &established.tunnel, request, respond)
+                }
+                Poll::Ready(Some(Err(error))) => break Poll::Ready(Err(error.to_string())),
+                Poll::Ready(None) => break Poll::Ready(Ok(())),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        if let Poll::Ready(Err(error)) = established.corked.flush(cx) {
+            return Poll::Ready(Err(error.to_string()));
+        }
+        ended
+    });
+    if let Err(error) = end.await {
+        tracing::debug!(peer = %established.tunnel.peer, error, "a tunnel broke");
+    }
+}
+
+fn accept(
+    worker: &Rc<Worker>,
+    tunnel: &Rc<Tunnel>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let config = &worker.shared.config;
+    // The handshake limit does not concern streams.
+    if !tunnel.pod.has_room(config.connections_per_pod, usize::MAX) {
+        worker.shared.counters.over_limit.add();
+        respond.send_reset(Reason::REFUSED_STREAM);
+        return;
+    }
+    let admitted = Admitted::new(&tunnel.pod, &worker.shared.loads, worker.index);
+    let (task, tunnel) = (worker.clone(), tunnel.clone());
+    worker.spawn(async move {
+        let _admitted = admitted;
+        serve_stream(task, tunnel, request, respond).await;
+    });
+}
+
+async fn serve_stream(
+    worker: Rc<Worker>,
+    tunnel: Rc<Tunnel>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let mut facts = Box::new(Facts::new(Side::Destination, Route::Hbone, tunnel.peer, tunnel.peer));
+    match Box::pin(open(&worker, &tunnel, &request, &mut facts)).await {
+        Ok((Application { dialled, live, learning }, response)) => {
+            let Dialled { stream: application, lease: _lease } = dialled;
+            let Ok(send) = respond.send_response(response, false) else {
+                // The client has gone while the application was being reached.
+                return net::reset(application);
+            };
+            drop(respond);
+            let account = Account::open(&worker, facts, learning);
+            let stream = H2Stream { send, recv: request.into_body() };
+            let end = relay(Pair::ServerTcp(application, stream), account.meter(), &live).await;
+            account.finish(end.into_cut());
+        }
+        Err((status, failure)) => {
+            facts.fail(&worker, &failure);
+            let mut response = Response::new(());
+            *response.status_mut() = status;
+            // The client may have gone.
+            let _ = respond.send_response(response, true);
+        }
+    }
+}
+
+async fn open(
+    worker: &Rc<Worker>,
+    tunnel: &Tunnel,
+    request: &Request<RecvStream>,
+    facts: &mut Facts,
+) -> Result<(Application, Response<()>), (StatusCode, Failure)> {
+    let snapshot = worker.snapshot();
+    facts.log_all = snapshot.mesh().access_log;
+    let local = inbound::own_workload(&snapshot, &tunnel.pod)
+        .map_err(|failure| (StatusCode::SERVICE_UNAVAILABLE, failure))?;
+    let source =
+        snapshot.workload_by_ip(&tunnel.peer.ip()).filter(|source| *source.identity == *tunnel.identity);
+    inbound::name_source(facts, source);
+    facts.ends.source_principal = Some(match source {
+        Some(source) => source.labels.principal.clone(),
+        None => tunnel.identity.to_string().into(),
+    });
+    facts.destination_pod = Some(tunnel.pod.key.clone());
+    let destination = destination(request, &local.workload.ips)
+        .map_err(|details| (StatusCode::BAD_REQUEST, Failure::new("CONNECT", "bad_request", details)))?;
+    facts.addressed = destination;
+    if let Some(service) = forwarded_service(request.headers(), &snapshot) {
+        facts.ends.service = Service::Known { service, port: 0 };
+    }
+    let identity = Some(tunnel.identity.clone());
+    let admission = Admission { pod: tunnel.pod.clone(), identity, source: tunnel.peer.ip(), destination };
+    let application =
+        inbound::open_application(worker, &tunnel.pod, local, facts, admission).await.map_err(|failure| {
+            let denied = failure.flags == "DENY";
+            (if denied { StatusCode::UNAUTHORIZED } else { StatusCode::SERVICE_UNAVAILABLE }, failure)
+        })?;
+    let mut response = Response::new(());
+    add_baggage(response.headers_mut(), worker.baggage.of(&local.workload));
+    Ok((application, response))
+}
+
+/// The application that a request is for: a port of the pod itself.
+fn destination<B>(request: &Request<B>, own: &[std::net::IpAddr]) -> Result<SocketAddr, String> {
+    if request.method() != Method::CONNECT {
+        return Err(format!("the method is {}; only CONNECT is served", request.method()));
+    }
+    let authority = request.uri().authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    let addr: SocketAddr =
+        authority.parse().map_err(|_| format!("the authority `{authority}` is not an address and a port"))?;
+    let addr = net::unmapped(addr);
+    if !own.contains(&addr.ip()) {
+        return Err(format!("the authority `{authority}` is not an address of this pod"));
+    }
+    if addr.port() == PORT || addr.port() == 0 {
+        return Err(format!("port {} is not an application's", addr.port()));
+    }
+    Ok(addr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ports_of_the_pod_itself_are_served() {
+        let own = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let ask = |method: Method, authority: &str| {
+            let mut request = Request::new(());
+            *request.method_mut() = method;
+            *request.uri_mut() = authority.parse().unwrap();
+            destination(&request, &own)
+        };
+        assert_eq!(ask(Method::CONNECT, "10.0.0.1:80"), Ok("10.0.0.1:80".parse().unwrap()));
+        assert_eq!(ask(Method::CONNECT, "[fd00::1]:80"), Ok("[fd00::1]:80".parse().unwrap()));
+        for (method, authority) in [
+            (Method::GET, "10.0.0.1:80"),
+            (Method::CONNECT, "10.0.0.2:80"),
+            (Method::CONNECT, "127.0.0.1:80"),
+            (Method::CONNECT, "10.0.0.1:15008"),
+            (Method::CONNECT, "10.0.0.1:0"),
+            (Method::CONNECT, "cart.shop:80"),
+            (Method::CONNECT, "10.0.0.1"),
+        ] {
+            assert!(ask(method.clone(), authority).is_err(), "{method} {authority}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Plaintext that reaches a pod: ask policy, connect to the application in the client's name, relay.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use weft_core::Snapshot;
+use weft_core::decide::Verdict;
+use weft_core::decide::inbound::inbound;
+use weft_core::snapshot::{LocalWorkload, Workload};
+
+use crate::account::{Account, Facts, Failure, Route, Side};
+use crate::learn::Learning;
+use crate::listener::Accepted;
+use crate::net::{self, DialError, Dialled};
+use crate::pod::Pod;
+use crate::refusal::{Refusal, policy_id};
+use crate::registry::{Admission, Registered};
+use crate::relay::{End, Pair, relay};
+use crate::worker::Worker;
+
+/// An application's side of a connection, ready to relay.
+pub(crate) struct Application {
+    /// The connection; drop before the rest.
+    pub(crate) dialled: Dialled,
+    /// Reaches the connection when policy changes.
+    pub(crate) live: Registered,
+    /// Looks at the first bytes.
+    pub(crate) learning: Option<Box<Learning>>,
+}
+
+/// Serves one connection.
+pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted { pod, stream, peer, local, admitted: _admitted } = accepted;
+    if pod.ports.is_ours(peer.ip(), peer.port()) {
+        worker.shared.counters.loops.add();
+        return net::reset(stream);
+    }
+    // The kernel must not see this four-tuple a second time.
+    let _peer_port = pod.ports.peer(peer.ip(), peer.port());
+    let mut facts = Box::new(Facts::new(Side::Destination, Route::Plaintext, peer, local));
+    match Box::pin(establish(&worker, &pod, &mut facts)).await {
+        Ok(Application { dialled, live, learning }) => {
+            let account = Account::open(&worker, facts, learning);
+            let Dialled { stream: application, lease: _lease } = dialled;
+            let end = relay(Pair::Tcp(stream, application), account.meter(), &live).await;
+            account.finish(end.into_cut());
+        }
+        Err(failure) => {
+            net::reset(stream);
+            facts.fail(&worker, &failure);
+        }
+    }
+}
+
+async fn establish(worker: &Rc<Worker>, pod: &Arc<Pod>, facts: &mut Facts) -> Result<Application, Failure> {
+    let snapshot = worker.snapshot();
+    facts.log_all = snapshot.mesh().access_log;
+    let local = own_workload(&snapshot, pod)?;
+    let attested = worker.shared.kernel.attested(facts.client, facts.addressed);
+    let source = match attested {
+        Some(peer) => snapshot.workload(&peer.pod),
+        None => None,
+    };
+    let identity = source.map(|source| source.identity.clone());
+    facts.ends.source_principal = source.map(|source| source.labels.principal.clone());
+    name_source(facts, source.or_else(|| snapshot.workload_by_ip(&facts.client.ip())));
+    let source_ip = facts.client.ip();
+    let admission = Admission { pod: pod.clone(), identity, source: source_ip, destination: facts.addressed };
+    open_application(worker, pod, local, facts, admission).await
+}
+
+/// The pod in the snapshot. Whatever is not known there is refused.
+pub(crate) fn own_workload<'a>(snapshot: &'a Snapshot, pod: &Pod) -> Result<&'a Arc<LocalWorkload>, Failure> {
+    snapshot.local_workload(&pod.key).ok_or_else(|| {
+        let details = format!("pod {} is not in the configuration of this node", pod.key);
+        Failure::new("DENY", "unknown_pod", details)
+    })
+}
+
+/// Names the client's workload, for people and metrics only.
+pub(crate) fn name_source(facts: &mut Facts, source: Option<&Arc<Workload>>) {
+    facts.ends.source = source.map(|source| source.labels.clone());
+    facts.source_pod = source.map(|source| source.key.clone());
+}
+
+/// Names the server's workload.
+pub(crate) fn name_destination(facts: &mut Facts, local: &LocalWorkload, authenticated: bool) {
+    facts.ends.destination = Some(local.workload.labels.clone());
+    facts.ends.destination_principal = authenticated.then(|| local.workload.labels.principal.clone());
+    facts.destination_pod = Some(local.workload.key.clone());
+}
+
+/// Asks policy, then connects to the application. The same for every way in.
+pub(crate) async fn open_application(
+    worker: &Rc<Worker>,
+    source_pod: &Arc<Pod>,
+    local: &LocalWorkload,
+    facts: &mut Facts,
+    admission: Admission,
+) -> Result<Application, Failure> {
+    let (pod, destination) = (admission.pod.clone(), admission.destination);
+    name_destination(facts, local, admission.identity.is_some());
+    // Registered before the question: a change of policy in between is then not missed.
+    let live = worker.live.connection(source_pod, Some(admission.clone()));
+    let decision = inbound(local, &admission.question());
+    match decision.verdict {
+        Verdict::Allow => facts.policy = policy_id(&decision),
+        Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => {
+            return Err(Refusal::of(&decision).into());
+        }
+    }
+    let client =
+        preserved(admission.source, worker.snapshot().workload_by_ip(&admission.source), destination.ip());
+    let own = client == destination.ip() || local.workload.ips.contains(&client);
+    let limit = worker.shared.config.connect_timeout;
+    let dialled = net::onward(&pod, &*worker.shared.kernel, (client, own), destination, limit)
+        .await
+        .map_err(|error| refused_by_application(destination, &error))?;
+    facts.upstream = Some((destination, dialled.stream.local_addr().ok()));
+    let learning = worker.learned.wanted(local, destination.port());
+    Ok(Application { dialled, live, learning })
+}
+
+fn refused_by_application(destination: SocketAddr, error: &DialError) -> Failure {
+    Failure::new("UF", "connect", format!("the application at {destination} cannot be reached: {error}"))
+}
+
+/// The address in whose name the application is reached: the client's own, of the application's family.
+///
+/// A client of the other family is represented by its pod's other address, failing that by the pod itself.
+fn preserved(client: IpAddr, source: Option<&Arc<Workload>>, destination: IpAddr) -> IpAddr {
+    if client.is_ipv4() == destination.is_ipv4() {
+        return client;
+    }
+    let same_family = |ip: &&IpAddr| ip.is_ipv4() == destination.is_ipv4();
+    source.and_then(|source| source.ips.iter().find(same_family)).copied().unwrap_or(destination)
+}
+
+impl End {
+    /// What the log says about an end.
+    pub(crate) fn into_cut(self) -> Option<crate::registry::Cut> {
+        match self {
+            Self::Cut(cut) => Some(cut),
+            Self::Clean | Self::Reset => None,
+        }
+    }
+}

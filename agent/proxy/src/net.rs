@@ -1,0 +1,228 @@
+//! All sockets that the proxy opens, and what every socket of it is set to.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+use weft_ebpf_common::CAPTURE_MARK;
+
+use crate::pod::Pod;
+use crate::ports::Lease;
+use crate::worker::Kernel;
+
+/// Quiet time before the first keep-alive probe, and between probes. As ztunnel's.
+const KEEPALIVE: Duration = Duration::from_secs(180);
+/// Probes before a peer counts as gone.
+const KEEPALIVE_PROBES: u32 = 9;
+/// How long a tunnel's bytes may stay unacknowledged. Tunnels are always read, so only a dead peer is silent.
+///
+/// Connections of applications have no such limit: Linux counts a closed window as silence, and a reader
+/// may pause for as long as it likes.
+const TUNNEL_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Ports that an onward connection tries when the kernel says that one is taken.
+const PORT_ATTEMPTS: usize = 32;
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// Every port for onward connections from this client is in use.
+    #[error("all ports from 2000 to 32767 for connections in the name of {0} are in use")]
+    NoPort(IpAddr),
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> DialError {
+    move |source| DialError::Io { what, source }
+}
+
+/// Sets what every connection has. Accepted connections inherit it from their listener.
+pub(crate) fn configure(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Closes a connection so that the peer sees a reset.
+pub(crate) fn reset(stream: TcpStream) {
+    // Where setting the option fails the connection is gone already.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}
+
+/// What a connection that is being opened is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To an application or the outside, in the name of the pod.
+    Plain,
+    /// To the agent of another node.
+    Tunnel,
+}
+
+/// Opens a connection from a pod's namespace; the kernel chooses address and port.
+pub(crate) async fn dial(
+    pod: &Pod,
+    destination: SocketAddr,
+    purpose: Purpose,
+    limit: Duration,
+) -> Result<Dialled, DialError> {
+    let socket = socket_in(pod, destination)?;
+    if purpose == Purpose::Tunnel {
+        socket.set_tcp_user_timeout(Some(TUNNEL_USER_TIMEOUT)).map_err(failed("setting TCP_USER_TIMEOUT"))?;
+    }
+    connect_ours(pod, socket, destination, limit).await
+}
+
+/// A connection that we opened, and its mark as ours.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    /// The connection.
+    pub(crate) stream: TcpStream,
+    /// Occupies the source port. Drop after `stream`.
+    pub(crate) lease: Lease,
+}
+
+/// Opens a connection to an application in its pod's namespace, in the name of `client`.
+///
+/// `own` says that `client` is one of the pod's own addresses: then a plain socket does.
+pub(crate) async fn onward(
+    pod: &Pod,
+    kernel: &dyn Kernel,
+    client: (IpAddr, bool),
+    destination: SocketAddr,
+    limit: Duration,
+) -> Result<Dialled, DialError> {
+    let (client, own) = client;
+    if own {
+        let socket = socket_in(pod, destination)?;
+        socket
+            .bind(&SocketAddr::new(client, 0).into())
+            .map_err(failed("binding to the pod's own address"))?;
+        return connect_ours(pod, socket, destination, limit).await;
+    }
+    for _ in 0..PORT_ATTEMPTS {
+        let lease = pod.ports.lease(client).ok_or(DialError::NoPort(client))?;
+        let source = SocketAddr::new(client, lease.port());
+        let socket = transparent(pod, source)?;
+        kernel.publish(source, destination).map_err(failed("announcing the connection to the kernel"))?;
+        let _published = Published { kernel, source, destination };
+        let connected = match start(&socket, destination) {
+            Ok(pending) => finish(socket, pending, limit).await,
+            Err(err) => Err(err),
+        };
+        match connected {
+            // A connection with this four-tuple still exists, for example in TIME_WAIT: the next port.
+            Err(DialError::Io { source, .. })
+                if matches!(source.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse) => {}
+            other => return Ok(Dialled { stream: other?, lease }),
+        }
+    }
+    Err(DialError::NoPort(client))
+}
+
+/// Takes an announcement back on every way out.
+struct Published<'a> {
+    kernel: &'a dyn Kernel,
+    source: SocketAddr,
+    destination: SocketAddr,
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        self.kernel.withdraw(self.source, self.destination);
+    }
+}
+
+/// A socket in the pod's namespace, not connected yet.
+fn socket_in(pod: &Pod, destination: SocketAddr) -> Result<Socket, DialError> {
+    let open =
+        || Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP));
+    let socket = pod
+        .netns
+        .run(open)
+        .map_err(failed("entering the pod's network namespace"))?
+        .map_err(failed("opening a socket"))?;
+    configure(&socket).map_err(failed("setting socket options"))?;
+    Ok(socket)
+}
+
+/// A socket bound to an address that is not the pod's, whose packets stay on `lo`.
+fn transparent(pod: &Pod, source: SocketAddr) -> Result<Socket, DialError> {
+    let socket = socket_in(pod, source)?;
+    let options = || {
+        match source {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_mark(CAPTURE_MARK)?;
+        socket.bind_device(Some(b"lo"))
+    };
+    options().map_err(failed("setting options for source preservation"))?;
+    socket.bind(&source.into()).map_err(failed("binding to the client's address"))?;
+    Ok(socket)
+}
+
+/// Connects a socket whose port the kernel chooses, and marks it as ours before the peer can have accepted.
+async fn connect_ours(
+    pod: &Pod,
+    socket: Socket,
+    destination: SocketAddr,
+    limit: Duration,
+) -> Result<Dialled, DialError> {
+    let pending = start(&socket, destination)?;
+    let local = socket.local_addr().map_err(failed("asking for the local address"))?;
+    let local = local
+        .as_socket()
+        .ok_or(io::ErrorKind::Unsupported.into())
+        .map_err(failed("reading the local address"))?;
+    let lease = pod.ports.own(local.ip(), local.port());
+    Ok(Dialled { stream: finish(socket, pending, limit).await?, lease })
+}
+
+/// Begins to connect; answers whether that is still going on.
+fn start(socket: &Socket, destination: SocketAddr) -> Result<bool, DialError> {
+    match socket.connect(&destination.into()) {
+        Ok(()) => Ok(false),
+        Err(err) if err.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Ok(true),
+        Err(err) => Err(failed("connecting")(err)),
+    }
+}
+
+async fn finish(socket: Socket, pending: bool, limit: Duration) -> Result<TcpStream, DialError> {
+    let stream = TcpStream::from_std(socket.into()).map_err(failed("registering a socket"))?;
+    if !pending {
+        return Ok(stream);
+    }
+    match tokio::time::timeout(limit, stream.writable()).await {
+        Err(_) => return Err(DialError::Timeout(limit)),
+        Ok(ready) => ready.map_err(failed("connecting"))?,
+    }
+    match stream.take_error().map_err(failed("connecting"))? {
+        Some(err) => Err(failed("connecting")(err)),
+        None => Ok(stream),
+    }
+}
+
+/// Turns `::ffff:a.b.c.d` into `a.b.c.d`.
+pub(crate) fn unmapped(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// Shared so that a port lease can outlive the pod's entry.
+pub(crate) type SharedPorts = Arc<crate::ports::Ports>;

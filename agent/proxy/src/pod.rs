@@ -1,0 +1,162 @@
+//! A pod in service: its namespace, its ports, and how much of the agent it uses (admission).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use weft_core::resource::NamespacedName;
+use weft_kernel::Netns;
+
+use crate::net::SharedPorts;
+
+/// A pod that was given to the proxy. Shared by all workers.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    /// Namespace and name.
+    pub(crate) key: NamespacedName,
+    /// Where its sockets are opened.
+    pub(crate) netns: Arc<Netns>,
+    /// Source ports of onward connections into it.
+    pub(crate) ports: SharedPorts,
+    connections: AtomicUsize,
+    handshakes: AtomicUsize,
+    /// Told when a connection or a handshake ends while accepting may be waiting for that.
+    room: Notify,
+}
+
+impl Pod {
+    /// A pod without connections.
+    pub(crate) fn new(key: NamespacedName, netns: Arc<Netns>) -> Self {
+        Self {
+            key,
+            netns,
+            ports: SharedPorts::default(),
+            connections: AtomicUsize::new(0),
+            handshakes: AtomicUsize::new(0),
+            room: Notify::new(),
+        }
+    }
+
+    /// Open connections.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether another connection may be accepted.
+    pub(crate) fn has_room(&self, connections: usize, handshakes: usize) -> bool {
+        self.connections.load(Ordering::Relaxed) < connections
+            && self.handshakes.load(Ordering::Relaxed) < handshakes
+    }
+
+    /// Waits until something ended. May return early.
+    pub(crate) async fn something_ended(&self) {
+        self.room.notified().await;
+    }
+}
+
+/// One connection (or stream of a tunnel) counted for its pod and its worker.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pod: Arc<Pod>,
+    loads: Arc<Loads>,
+    worker: usize,
+}
+
+impl Admitted {
+    /// Counts a connection.
+    pub(crate) fn new(pod: &Arc<Pod>, loads: &Arc<Loads>, worker: usize) -> Self {
+        pod.connections.fetch_add(1, Ordering::Relaxed);
+        loads.add(worker);
+        Self { pod: pod.clone(), loads: loads.clone(), worker }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.loads.remove(self.worker);
+        self.pod.connections.fetch_sub(1, Ordering::Relaxed);
+        // Also without a waiter: the permit makes the next wait return at once, which costs one look.
+        self.pod.room.notify_one();
+    }
+}
+
+/// One TLS handshake in progress.
+#[derive(Debug)]
+pub(crate) struct Handshaking(Arc<Pod>);
+
+impl Handshaking {
+    /// Counts a handshake.
+    pub(crate) fn new(pod: &Arc<Pod>) -> Self {
+        pod.handshakes.fetch_add(1, Ordering::Relaxed);
+        Self(pod.clone())
+    }
+}
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+        self.0.room.notify_one();
+    }
+}
+
+/// Open connections of each worker.
+#[derive(Debug)]
+pub(crate) struct Loads(Box<[AtomicUsize]>);
+
+impl Loads {
+    /// For so many workers.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self((0..workers).map(|_| AtomicUsize::new(0)).collect())
+    }
+
+    fn add(&self, worker: usize) {
+        if let Some(load) = self.0.get(worker) {
+            load.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn remove(&self, worker: usize) {
+        if let Some(load) = self.0.get(worker) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The worker that takes a connection that `home` accepted: `home`, unless another has clearly less.
+    ///
+    /// Clearly less is one less while numbers are small (so that four streams use two workers) and an
+    /// eighth when they are large (so that churn does not move every connection).
+    pub(crate) fn place(&self, home: usize) -> usize {
+        let load = |worker: usize| self.0.get(worker).map_or(usize::MAX, |load| load.load(Ordering::Relaxed));
+        let Some(idlest) = (0..self.0.len()).min_by_key(|worker| load(*worker)) else { return home };
+        let least = load(idlest);
+        if load(home) > least + least / 8 { idlest } else { home }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_connections_spread_and_many_stay() {
+        let loads = Loads::new(2);
+        let mut placed = Vec::new();
+        for _ in 0..4 {
+            let worker = loads.place(0);
+            loads.add(worker);
+            placed.push(worker);
+        }
+        assert_eq!(placed, [0, 1, 0, 1]);
+        for _ in 0..100 {
+            loads.add(0);
+            loads.add(1);
+        }
+        loads.add(0);
+        assert_eq!(loads.place(0), 0, "a difference of one in a hundred moves nothing");
+        for _ in 0..20 {
+            loads.add(0);
+        }
+        assert_eq!(loads.place(0), 1);
+        assert_eq!(loads.place(1), 1);
+    }
+}

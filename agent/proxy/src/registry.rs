@@ -1,0 +1,202 @@
+//! What is open on one worker, so that a change of policy, of pods or of the agent can reach it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use weft_core::decide::inbound::inbound;
+use weft_core::decide::{InboundConnection, Verdict};
+use weft_core::{Identity, Snapshot};
+
+use crate::pod::Pod;
+use crate::refusal::Refusal;
+
+/// Why something that was open is cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The current snapshot denies it.
+    Policy(Refusal),
+    /// Its pod left the mesh and the grace is over.
+    PodRemoved,
+    /// The agent stops and the deadline is over.
+    Drain,
+}
+
+/// What was asked about a connection that policy lets in, to ask it again.
+#[derive(Debug, Clone)]
+pub(crate) struct Admission {
+    /// The destination pod.
+    pub(crate) pod: Arc<Pod>,
+    /// Who opened it: from TLS or from the kernel, never from an address.
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// The client's address.
+    pub(crate) source: IpAddr,
+    /// The destination's address and port.
+    pub(crate) destination: SocketAddr,
+}
+
+impl Admission {
+    /// The question in `core`'s words.
+    pub(crate) fn question(&self) -> InboundConnection<'_> {
+        InboundConnection {
+            identity: self.identity.as_deref(),
+            source_ip: self.source,
+            destination: self.destination,
+            sni: None,
+        }
+    }
+}
+
+/// An open connection, stream or tunnel.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pod: Arc<Pod>,
+    admission: Option<Admission>,
+    /// Tunnels end by themselves once they were told to go away; connections are only waited for.
+    tunnel: bool,
+    going_away: Cell<bool>,
+    cut: RefCell<Option<Cut>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Live {
+    /// Remembers whom to wake. Call in every poll before looking at the rest.
+    pub(crate) fn listen(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Why it is to be cut, if it is.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        self.cut.borrow().clone()
+    }
+
+    /// Whether it is to be cut.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.borrow().is_some()
+    }
+
+    /// Whether a tunnel is to accept no more streams.
+    pub(crate) fn is_going_away(&self) -> bool {
+        self.going_away.get()
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn do_cut(&self, cut: Cut) {
+        self.cut.borrow_mut().get_or_insert(cut);
+        self.wake();
+    }
+
+    /// By identity, not by name: a pod of the same name may have come after it.
+    fn concerns(&self, pod: &Arc<Pod>) -> bool {
+        Arc::ptr_eq(&self.pod, pod)
+            || self.admission.as_ref().is_some_and(|admission| Arc::ptr_eq(&admission.pod, pod))
+    }
+}
+
+/// Everything open on one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    next: Cell<u64>,
+    live: RefCell<HashMap<u64, Rc<Live>>>,
+}
+
+/// An entry; removed when dropped.
+pub(crate) struct Registered {
+    registry: Rc<Registry>,
+    id: u64,
+    live: Rc<Live>,
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.live
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.live.borrow_mut().remove(&self.id);
+    }
+}
+
+impl Registry {
+    /// Adds a connection or stream.
+    pub(crate) fn connection(self: &Rc<Self>, pod: &Arc<Pod>, admission: Option<Admission>) -> Registered {
+        self.add(pod, admission, false)
+    }
+
+    /// Adds a tunnel that was accepted.
+    pub(crate) fn tunnel(self: &Rc<Self>, pod: &Arc<Pod>) -> Registered {
+        self.add(pod, None, true)
+    }
+
+    fn add(self: &Rc<Self>, pod: &Arc<Pod>, admission: Option<Admission>, tunnel: bool) -> Registered {
+        let live = Rc::new(Live {
+            pod: pod.clone(),
+            admission,
+            tunnel,
+            going_away: Cell::new(false),
+            cut: RefCell::new(None),
+            waker: RefCell::new(None),
+        });
+        let id = self.next.get();
+        self.next.set(id + 1);
+        self.live.borrow_mut().insert(id, live.clone());
+        Registered { registry: self.clone(), id, live }
+    }
+
+    /// Asks again about every connection that policy let in, and cuts those that are denied now.
+    ///
+    /// A pod that the snapshot does not know any more is left to its removal.
+    pub(crate) fn reevaluate(&self, snapshot: &Snapshot) {
+        for live in self.live.borrow().values() {
+            let Some(admission) = &live.admission else { continue };
+            let Some(local) = snapshot.local_workload(&admission.pod.key) else { continue };
+            let decision = inbound(local, &admission.question());
+            match decision.verdict {
+                Verdict::Allow => {}
+                Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => {
+                    live.do_cut(Cut::Policy(Refusal::of(&decision)));
+                }
+            }
+        }
+    }
+
+    /// Tells tunnels, all or those into one pod, to accept no more streams.
+    pub(crate) fn go_away(&self, pod: Option<&Arc<Pod>>) {
+        for live in self.live.borrow().values() {
+            if live.tunnel && pod.is_none_or(|pod| live.concerns(pod)) {
+                live.going_away.set(true);
+                live.wake();
+            }
+        }
+    }
+
+    /// Cuts everything, or everything of one pod.
+    pub(crate) fn cut(&self, pod: Option<&Arc<Pod>>, why: &Cut) {
+        for live in self.live.borrow().values() {
+            if pod.is_none_or(|pod| live.concerns(pod)) {
+                live.do_cut(why.clone());
+            }
+        }
+    }
+
+    /// Whether nothing is open, for all or for one pod.
+    pub(crate) fn is_empty(&self, pod: Option<&Arc<Pod>>) -> bool {
+        let live = self.live.borrow();
+        pod.map_or(live.is_empty(), |pod| !live.values().any(|live| live.concerns(pod)))
+    }
+}
