@@ -253,3 +253,6 @@ fn service_vips(
     }
     found
 }
+
+#[cfg(test)]
+mod tests;

@@ -280,7 +280,9 @@ impl Snapshot {
         self.local.get(at)
     }
 
-    /// The Services that have a pod of this node as a possible endpoint, sorted by namespace and name.
+    /// The Services that select a pod of this node, and those without selector whose EndpointSlices name one,
+    /// sorted by namespace and name. (A slice that names a pod which its Service's selector does not match is not
+    /// looked at: such a Service only misses the direct path.)
     pub fn local_services(&self) -> impl Iterator<Item = &Arc<CompiledService>> {
         self.local_services.iter().filter_map(|key| self.services.get(key))
     }

@@ -46,6 +46,10 @@ impl<V: Claimant> Addresses<V> {
     /// Adds a claim or brings it up to date; `rank_of` answers the rank of the present owner.
     pub(super) fn claim(&mut self, ip: IpAddr, value: &Arc<V>, rank: i64, rank_of: impl Fn(&V) -> i64) {
         let key = value.key();
+        let uncontested = !self.contested.contains_key(&ip);
+        if uncontested && self.owners.get(&ip).is_some_and(|owner| Arc::ptr_eq(owner, value)) {
+            return;
+        }
         if let Some(claims) = self.contested.get_mut(&ip) {
             claims.retain(|(_, claimant), _| claimant != key);
             claims.insert((rank, key.clone()), value.clone());

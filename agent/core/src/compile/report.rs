@@ -48,14 +48,16 @@ pub(super) fn namespace(namespace: &Namespace) -> Vec<Problem> {
 /// The findings about a pod of this node.
 pub(super) fn pod(record: &PodRecord, bad_items: Vec<BadItem>) -> Vec<Problem> {
     let annotations = &record.template.annotations;
-    let mut texts = bad_markers("metadata.labels", &record.workload.pod_labels, MESH_LABEL);
-    texts.extend(bad_markers("metadata.annotations", annotations, POD_MARKERS));
-    texts.extend(bad_items.into_iter().map(bad_item));
-    texts.extend(excluded(&record.workload.membership));
-    texts.extend(membership::is_bypassed(annotations).then(bypass));
-    let origin = record.rarities.as_ref().and_then(|rarities| rarities.origin.clone());
+    let mut warnings = bad_markers("metadata.labels", &record.workload.pod_labels, MESH_LABEL);
+    warnings.extend(bad_markers("metadata.annotations", annotations, POD_MARKERS));
+    warnings.extend(bad_items.into_iter().map(bad_item));
+    warnings.extend(membership::is_bypassed(annotations).then(bypass));
+    let warnings = warnings.into_iter().map(|text| (Severity::Warning, text));
+    let excluded = excluded(&record.workload.membership).map(|text| (Severity::Info, text));
+    let origin = record.rarities.as_ref().and_then(|rarities| rarities.origin.as_ref());
     let key = &record.workload.key;
-    texts.into_iter().map(|text| text.about(Severity::Warning, Kind::Pod, key, origin.clone())).collect()
+    let about = |(severity, text): (Severity, Text)| text.about(severity, Kind::Pod, key, origin.cloned());
+    warnings.chain(excluded).map(about).collect()
 }
 
 fn field(map: &str, key: &str) -> String {

@@ -149,10 +149,8 @@ impl Compiler {
         new: Option<CompiledService>,
     ) {
         self.mark_backends(key, new.as_ref());
-        if old.as_deref() == new.as_ref() {
-            return;
-        }
-        let new = new.map(Arc::new);
+        let same = old.as_deref() == new.as_ref();
+        let new = if same { old.clone() } else { new.map(Arc::new) };
         for vip in old.iter().flat_map(|old| &old.vips) {
             let kept = new.as_ref().is_some_and(|new| new.vips.contains(vip));
             if !kept {
@@ -165,10 +163,13 @@ impl Compiler {
         };
         let namespaces = &self.namespaces;
         let rank_of = |service: &CompiledService| rank(namespaces.get(&service.key.namespace), &service.key);
+        // Also where nothing else changed: the Service's age may have.
         for vip in &new.vips {
             self.by_vip.claim(*vip, &new, rank(namespaces.get(&key.namespace), key), rank_of);
         }
-        self.services.insert(key.clone(), new);
+        if !same {
+            self.services.insert(key.clone(), new);
+        }
     }
 
     /// A Service without selector declares the ports of the pods that its slices name by their addresses.

@@ -183,3 +183,6 @@ pub fn pick(
         (first, second) => first.or(second).map(|(_, chosen)| chosen),
     }
 }
+
+#[cfg(test)]
+mod tests;

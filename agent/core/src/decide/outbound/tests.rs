@@ -1,0 +1,154 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::resource::*;
+use crate::testing::*;
+
+/// `web` and `db` on node a, `far` on node b, `plain` outside the mesh, a client on node a.
+fn resources() -> Vec<Resource> {
+    let ports = [port("http", 80, 8080, PortProtocol::Http), port("db", 5432, 5432, PortProtocol::Tcp)];
+    let dual = ["10.96.0.1", "fd00:96::1"];
+    vec![
+        Resource::Pod(pod("shop/client", &["10.0.0.9"], "")),
+        Resource::Pod(pod("shop/web", &["10.0.0.1", "fd00::1"], "app=web")),
+        Resource::Pod(Pod { node: Some("b".into()), ..pod("shop/far", &["10.0.1.1"], "app=web") }),
+        Resource::Pod(Pod { ready: false, ..pod("shop/late", &["10.0.0.3"], "app=late") }),
+        Resource::Pod(Pod { labels: labels("app=web").into(), ..pod("shop/plain", &["10.0.0.4"], "") }),
+        Resource::Service(service("shop/web", &dual, "app=web", &ports)),
+        Resource::Service(service("shop/late", &["10.96.0.2"], "app=late", &ports)),
+        Resource::Service(service(
+            "shop/outside",
+            &["10.96.0.3"],
+            "",
+            &[port("", 443, 443, PortProtocol::Tls)],
+        )),
+        Resource::EndpointSlice(slice("shop/outside-1", "outside", &[("", 8443)], &[("192.0.2.7", true)])),
+    ]
+}
+
+fn mesh_config(registry_only: bool, encrypt_same_node: bool) -> Resource {
+    Resource::MeshConfig(MeshConfig {
+        key: key("weft-system/weft"),
+        trust_domain: None,
+        trust_domain_aliases: Vec::new(),
+        root_namespace: None,
+        access_log: false,
+        access_log_json: false,
+        registry_only,
+        encrypt_same_node,
+    })
+}
+
+fn describe(path: &Path) -> &'static str {
+    match path {
+        Path::SameNode(_) => "node",
+        Path::Hbone(_) => "hbone",
+        Path::Plaintext => "plaintext",
+    }
+}
+
+/// The decision for the client in one line.
+fn ask(resources: Vec<Resource>, original: &str) -> String {
+    let snapshot = compile(resources);
+    let client = snapshot.workload(&key("shop/client")).unwrap();
+    match outbound(&snapshot, client, addr(original)) {
+        OutboundDecision::Endpoints { destination, candidates } => {
+            let port =
+                destination.service_port().map(|(service, port)| format!("{} {}", service.key, port.port));
+            let candidates = candidates.iter().map(|candidate| {
+                let name =
+                    candidate.workload.as_ref().map_or("?".into(), |workload| workload.key.name.clone());
+                format!("{} {name} {}", candidate.addr, describe(&candidate.path))
+            });
+            format!("{}: {}", port.unwrap_or("pod".into()), candidates.collect::<Vec<_>>().join(", "))
+        }
+        OutboundDecision::Passthrough { destination: Destination::Unknown } => "passthrough".into(),
+        OutboundDecision::Passthrough { destination } => panic!("{destination:?}"),
+        OutboundDecision::Unreachable { reason, flag, .. } => format!("{flag} {reason}"),
+    }
+}
+
+#[test]
+fn every_kind_of_destination() {
+    let unregistered =
+        "UH 192.0.2.1:443 belongs to no Service and no Pod, and outboundTrafficPolicy is REGISTRY_ONLY";
+    for (original, expected) in [
+        (
+            "10.96.0.1:80",
+            "shop/web 80: 10.0.0.1:8080 web node, 10.0.0.4:8080 plain plaintext, 10.0.1.1:8080 far hbone",
+        ),
+        ("[fd00:96::1]:5432", "shop/web 5432: [fd00::1]:5432 web node"),
+        ("10.96.0.1:81", "NR Service shop/web has no port 81"),
+        ("10.96.0.2:80", "UH port 80 of Service shop/late has no ready endpoint"),
+        ("10.96.0.3:443", "shop/outside 443: 192.0.2.7:8443 ? plaintext"),
+        ("10.0.0.3:8080", "pod: 10.0.0.3:8080 late node"),
+        ("10.0.1.1:9999", "pod: 10.0.1.1:9999 far hbone"),
+        ("10.0.0.9:1", "pod: 10.0.0.9:1 client node"),
+        ("192.0.2.1:443", "passthrough"),
+    ] {
+        assert_eq!(ask(resources(), original), expected, "{original}");
+        let strict = ask([resources(), vec![mesh_config(true, false)]].concat(), original);
+        let expected = if expected == "passthrough" { unregistered } else { expected };
+        assert_eq!(strict, expected, "{original} under REGISTRY_ONLY");
+    }
+}
+
+#[test]
+fn encryption_on_the_same_node() {
+    let hbone = "pod: 10.0.0.1:80 web hbone";
+    assert_eq!(ask([resources(), vec![mesh_config(false, true)]].concat(), "10.0.0.1:80"), hbone);
+    let annotated = Resource::Namespace(namespace("shop", "", "weft.dev/same-node=encrypt"));
+    assert_eq!(ask([resources(), vec![annotated]].concat(), "10.0.0.1:80"), hbone);
+}
+
+#[test]
+fn bypassed_pods_are_reached_without_the_mesh() {
+    let annotations: Arc<Labels> = labels("weft.dev/mesh=bypass").into();
+    let near = Pod { annotations: annotations.clone(), ..pod("shop/web", &["10.0.0.1"], "") };
+    let far = Pod { annotations, node: Some("b".into()), ..pod("shop/far", &["10.0.1.1"], "") };
+    let all = || [resources(), vec![Resource::Pod(near.clone()), Resource::Pod(far.clone())]].concat();
+    assert_eq!(ask(all(), "10.0.0.1:80"), "pod: 10.0.0.1:80 web plaintext");
+    assert_eq!(ask(all(), "10.0.1.1:80"), "pod: 10.0.1.1:80 far plaintext");
+}
+
+fn candidates(count: u8) -> Vec<Candidate> {
+    let one = |at| Candidate {
+        addr: SocketAddr::from(([10, 0, 0, at], 80)),
+        path: Path::Plaintext,
+        workload: None,
+    };
+    (0..count).map(one).collect()
+}
+
+#[test]
+fn pick_takes_the_less_loaded_of_two_and_never_one_tried() {
+    let candidates = candidates(4);
+    let loads: HashMap<_, _> = candidates.iter().map(|c| c.addr).zip([3, 0, 2, 2]).collect();
+    let load = |addr: &SocketAddr| loads[addr];
+    for (draws, tried, expected) in [
+        ([0, 0], &[][..], Some(1)),  // 0 or 1
+        ([1, 1], &[][..], Some(1)),  // 1 or 2
+        ([2, 2], &[][..], Some(2)),  // 2 or 3: the same load, the first drawn
+        ([3, 0], &[][..], Some(3)),  // 3 or 0
+        ([0, 0], &[1][..], Some(2)), // 0 or 2
+        ([9, 9], &[0, 1, 3][..], Some(2)),
+        ([9, 9], &[0, 1, 2, 3][..], None),
+    ] {
+        let mut draws = draws.into_iter();
+        assert_eq!(pick(&candidates, tried, &mut |_| draws.next().unwrap(), &load), expected, "{tried:?}");
+    }
+    assert_eq!(pick(&[], &[], &mut |_| 0, &load), None);
+}
+
+#[test]
+fn pick_reaches_every_candidate() {
+    let candidates = candidates(5);
+    let mut seen = std::collections::BTreeSet::new();
+    for first in 0..5 {
+        for second in 0..4 {
+            let mut draws = [first, second].into_iter();
+            seen.extend(pick(&candidates, &[], &mut |_| draws.next().unwrap(), &|_| 0));
+        }
+    }
+    assert_eq!(seen.len(), 5);
+}
