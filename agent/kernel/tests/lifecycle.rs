@@ -1,0 +1,414 @@
+//! Enrolment, its end, take-over by another agent, and what must not be left behind.
+
+mod lab;
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, Command};
+use std::sync::Arc;
+
+use aya::maps::HashMap as BpfHashMap;
+use lab::{Lab, accept, counter, eventually, is_idle, pins};
+use weft_core::kernel_view::DirectPair;
+use weft_core::resource::NamespacedName;
+use weft_kernel::{CleanupReport, Datapath, EnrolError, KernelError, PodToEnrol};
+
+/// A process that ends with the test.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn in_netns(path: &std::path::Path) -> Self {
+        let name = path.file_name().unwrap();
+        let child = Command::new("ip").args(["netns", "exec"]).arg(name).args(["sleep", "600"]).spawn().unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn refusal(result: Result<weft_kernel::Enrolled, EnrolError>) -> String {
+    match result {
+        Err(EnrolError::Refused(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn namespaces_that_are_never_enrolled() {
+    let lab = Lab::new();
+    let mut datapath = lab.open();
+    let pod = |path: &str| PodToEnrol { netns: path.into(), ..lab.a.to_enrol() };
+
+    let before = lab.a.state();
+    let own = refusal(datapath.enrol(&pod("/proc/self/ns/net")));
+    assert!(own.contains("test/a") && own.contains("the agent's own namespace"), "{own}");
+    let host = refusal(datapath.enrol(&pod("/proc/1/ns/net")));
+    assert!(host.contains("namespace"), "{host}");
+    let gone = refusal(datapath.enrol(&pod("/run/netns/weft-was-here")));
+    assert!(gone.contains("/run/netns/weft-was-here") && gone.ends_with("is gone"), "{gone}");
+    let strange = refusal(datapath.enrol(&pod("/proc/self/ns/mnt")));
+    assert!(strange.contains("not a network namespace"), "{strange}");
+    let elsewhere = PodToEnrol { ips: vec![lab.b.v4, lab.a.v6], ..lab.a.to_enrol() };
+    let wrong = refusal(datapath.enrol(&elsewhere));
+    assert!(wrong.contains("does not have 10.244.0.12 of status.podIPs"), "{wrong}");
+    let none = refusal(datapath.enrol(&PodToEnrol { ips: Vec::new(), ..lab.a.to_enrol() }));
+    assert!(none.contains("podIPs is empty"), "{none}");
+    assert_eq!(lab.a.state(), before);
+
+    let _a = datapath.enrol(&lab.a.to_enrol()).unwrap();
+    let other = PodToEnrol { key: NamespacedName::new("test", "other"), ..lab.a.to_enrol() };
+    let twice = refusal(datapath.enrol(&other));
+    assert!(twice.contains("test/other") && twice.contains("already enrolled for pod test/a"), "{twice}");
+    assert!(refusal(datapath.enrol(&lab.a.to_enrol())).contains("enrolled already"));
+}
+
+#[test]
+fn pods_whose_processes_would_not_be_captured_are_refused() {
+    let lab = Lab::new();
+    let mut datapath = lab.open();
+    lab.be_agent();
+    let with_agent = Sleeper::in_netns(&lab.a.path);
+    lab.be_pod();
+    let good = Sleeper::in_netns(&lab.b.path);
+    eventually("both processes are in their namespaces", || {
+        [&with_agent, &good].iter().all(|sleeper| {
+            let netns = fs::read_link(format!("/proc/{}/ns/net", sleeper.0.id())).unwrap();
+            netns != fs::read_link("/proc/self/ns/net").unwrap()
+        })
+    });
+    let reason = refusal(datapath.enrol(&lab.a.to_enrol()));
+    assert!(reason.contains(&with_agent.0.id().to_string()) && reason.contains("the agent's cgroup"), "{reason}");
+    datapath.enrol(&lab.b.to_enrol()).unwrap();
+}
+
+#[test]
+fn pods_outside_the_attach_point_are_refused() {
+    let mut lab = Lab::new();
+    lab.config.cgroup = lab.config.cgroup.join("pods");
+    let mut datapath = Datapath::open(lab.config.clone()).unwrap();
+    // The agent's cgroup is beside the pods'; a third one, too.
+    let other = lab.config.cgroup.with_file_name("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    let outside = Sleeper::in_netns(&lab.a.path);
+    eventually("the process is in its namespace", || {
+        fs::read_link(format!("/proc/{}/ns/net", outside.0.id())).unwrap()
+            != fs::read_link("/proc/self/ns/net").unwrap()
+    });
+    let reason = refusal(datapath.enrol(&lab.a.to_enrol()));
+    assert!(reason.contains("/other, outside the directory given with --cgroup"), "{reason}");
+    lab.config.cgroup.pop();
+}
+
+#[test]
+fn unenrolment_leaves_the_namespace_as_it_was() {
+    for fwmark_accept in ["0", "1"] {
+        let lab = Lab::new();
+        let sysctl = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+        lab.a.netns.run(|| fs::write(sysctl, fwmark_accept)).unwrap().unwrap();
+        let before = lab.a.state();
+        let (mut datapath, _a, _b) = lab.enrolled(&lab.view());
+        let during = lab.a.state();
+        assert!(during.contains("fwmark 0x10000000/0x10000000"), "{during}");
+        assert!(during.contains("tcp_fwmark_accept 1"), "{during}");
+        assert_eq!(datapath.programs().len(), 7);
+
+        datapath.unenrol(&lab.a.key).unwrap();
+        assert_eq!(lab.a.state(), before);
+        datapath.unenrol(&lab.a.key).unwrap();
+        assert_eq!(datapath.programs().len(), 6);
+        let app = lab.a.listen("0.0.0.0:80".parse().unwrap());
+        let _client = lab.c.connect(lab.a.at(80)).unwrap();
+        accept(&app);
+        let there = lab.c.listen("0.0.0.0:80".parse().unwrap());
+        let _client = lab.a.connect(lab.c.at(80)).unwrap();
+        accept(&there);
+        // And it can come back.
+        let again = datapath.enrol(&lab.a.to_enrol()).unwrap();
+        datapath.apply(&lab.view()).unwrap();
+        let _client = lab.c.connect(lab.a.at(80)).unwrap();
+        accept(&again.inbound[0]);
+    }
+}
+
+#[test]
+fn a_failed_enrolment_leaves_nothing() {
+    let lab = Lab::new();
+    let mut datapath = lab.open();
+    // IPv6 disappears from the namespace, but the pod is said to have an address of it.
+    let before = lab.a.state();
+    let pins_before = pins(&lab.config.pin_dir);
+    // A rule of someone else in our place does not disturb; a full table of descriptors does.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let tight = rustix::process::Rlimit { current: Some(open_descriptors() + 12), maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, tight).unwrap();
+    let result = datapath.enrol(&lab.a.to_enrol());
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    assert!(result.is_err());
+    assert_eq!(lab.a.state(), before);
+    assert_eq!(pins(&lab.config.pin_dir), pins_before);
+    datapath.enrol(&lab.a.to_enrol()).unwrap();
+}
+
+fn open_descriptors() -> u64 {
+    let numbers = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
+}
+
+#[test]
+fn a_deleted_namespace_is_noticed() {
+    let lab = Lab::new();
+    let (mut datapath, a, _b) = lab.enrolled(&lab.view());
+    assert!(datapath.vanished().is_empty());
+    lab.a.ip(&["link", "del", "eth0"]);
+    assert_eq!(datapath.vanished(), [lab.a.key.clone()]);
+    lab::ip(&["netns", "del", lab.a.path.file_name().unwrap().to_str().unwrap()]);
+    assert_eq!(datapath.vanished(), [lab.a.key.clone()]);
+    drop(a);
+    datapath.unenrol(&lab.a.key).unwrap();
+    assert!(datapath.vanished().is_empty());
+    assert!(refusal(datapath.enrol(&lab.a.to_enrol())).ends_with("is gone"));
+}
+
+#[test]
+fn rules_that_a_pod_removes_come_back() {
+    let lab = Lab::new();
+    let (mut datapath, a, _b) = lab.enrolled(&lab.view());
+    assert!(datapath.reassert().is_empty());
+    let state = lab.a.state();
+    let breaks: [&[&str]; 3] = [
+        &["rule", "del", "pref", "10"],
+        &["-6", "rule", "del", "pref", "10"],
+        &["route", "flush", "table", "30565"],
+    ];
+    for (count, command) in (1..).zip(breaks) {
+        lab.a.ip(command);
+        assert_eq!(datapath.reassert(), [lab.a.key.clone()], "{command:?}");
+        assert_eq!(lab.a.state(), state);
+        assert_eq!(counter(&datapath, "agent", "rules_reasserted"), count);
+    }
+    let write = |value| lab.a.netns.run(|| fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", value));
+    write("0").unwrap().unwrap();
+    assert_eq!(datapath.reassert(), [lab.a.key.clone()]);
+    assert_eq!(lab.a.state(), state);
+
+    let _client = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&a.outbound[0]);
+}
+
+#[test]
+fn a_new_address_of_the_pod_becomes_its_own() {
+    let lab = Lab::new();
+    let (mut datapath, a, _b) = lab.enrolled(&lab.view());
+    let second: SocketAddr = "10.244.0.99:80".parse().unwrap();
+    lab.a.ip(&["addr", "add", "10.244.0.99/32", "dev", "eth0"]);
+    lab.node.run(|| lab::ip(&["route", "add", "10.244.0.99", "dev", "va"])).unwrap();
+    assert!(datapath.reassert().is_empty(), "an address is nothing to repair");
+    let _client = lab.c.connect(second).unwrap();
+    let (accepted, _) = accept(&a.inbound[0]);
+    assert_eq!(accepted.local_addr().unwrap(), second);
+}
+
+#[test]
+fn another_agent_takes_the_pins_over() {
+    let lab = Lab::new();
+    let before = lab.a.state();
+    let (datapath, a, b) = lab.enrolled(&lab.direct_view(&[80]));
+    let app = lab.b.listen("[::]:80".parse().unwrap());
+    let old_client = lab.a.connect(lab.b.at(80)).unwrap();
+    let (old_server, _) = accept(&app);
+    drop((datapath, a, b));
+
+    let mut datapath = lab.open();
+    let mut leftovers = datapath.leftovers();
+    leftovers.sort();
+    assert_eq!(leftovers, [lab.a.key.clone(), lab.b.key.clone()]);
+    let refused = lab.c.connect(lab.b.at(81)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "steered, and nobody there yet");
+
+    let a = datapath.enrol(&lab.a.to_enrol()).unwrap();
+    let b = datapath.enrol(&lab.b.to_enrol()).unwrap();
+    assert!(datapath.leftovers().is_empty());
+    let _inbound = lab.c.connect(lab.b.at(81)).unwrap();
+    accept(&b.inbound[0]);
+    let _not_direct_before_apply = lab.a.connect(lab.b.at(80)).unwrap();
+    accept(&a.outbound[0]);
+
+    assert_eq!(datapath.direct_flows().len(), 1, "the flow lives on");
+    lab::echo(&old_client, &old_server, 1000);
+    let applied = datapath.apply(&lab.direct_view(&[80])).unwrap();
+    assert!(applied.revoked.is_empty());
+    let _direct = lab.a.connect(lab.b.at(80)).unwrap();
+    accept(&app);
+    let totals = datapath.totals().unwrap();
+    assert_eq!((totals[0].opened, totals[0].sent_bytes), (2, 1000));
+
+    datapath.unenrol(&lab.a.key).unwrap();
+    assert_eq!(lab.a.state(), before, "the sysctl as the first agent found it");
+}
+
+#[test]
+fn numbers_of_an_earlier_agent_are_not_used_again() {
+    let lab = Lab::new();
+    let (datapath, _a, _b) = lab.enrolled(&lab.direct_view(&[80]));
+    drop(datapath);
+    let mut datapath = lab.open();
+    let _a = datapath.enrol(&lab.a.to_enrol()).unwrap();
+    let _b = datapath.enrol(&lab.b.to_enrol()).unwrap();
+    // The other direction: with numbers from one again, the old entry of `a` would say the identity of `b`.
+    let mut view = lab.view();
+    view.pods.reverse();
+    view.direct.insert(DirectPair {
+        destination: lab.a.key.clone(),
+        source: lab.b.principal().into(),
+        port: 80,
+    });
+    let applied = datapath.apply(&view).unwrap();
+    assert!(applied.written >= 6, "pods, addresses and steering have new numbers: {applied:?}");
+}
+
+#[test]
+fn pods_that_left_while_there_was_no_agent() {
+    let mut lab = Lab::new();
+    let before = lab.a.state();
+    let (datapath, a, b) = lab.enrolled(&lab.view());
+    drop((datapath, a, b));
+    lab::ip(&["netns", "del", lab.b.path.file_name().unwrap().to_str().unwrap()]);
+    // The last reference to the namespace.
+    lab.b.netns = Arc::clone(&lab.node);
+    eventually("the namespace ends, and an agent that starts forgets it", || lab.open().leftovers().len() == 1);
+
+    let mut datapath = lab.open();
+    assert_eq!(datapath.leftovers(), [lab.a.key.clone()]);
+    datapath.unenrol(&lab.a.key).unwrap();
+    assert!(datapath.leftovers().is_empty());
+    assert_eq!(lab.a.state(), before);
+    let maps = datapath.maps();
+    let pods = maps.iter().find(|map| map.name == "PODS").unwrap();
+    assert_eq!((pods.entries, pods.max_entries), (1, 4096), "of the pod that has gone, until the next apply");
+    datapath.apply(&weft_core::kernel_view::KernelView::default()).unwrap();
+    assert_eq!(datapath.maps()[0].entries, 0);
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    let lab = Lab::new();
+    let before = [lab.a.state(), lab.b.state()];
+    let (datapath, a, b) = lab.enrolled(&lab.direct_view(&[80]));
+    let error = Datapath::cleanup(&lab.config, None).unwrap_err();
+    assert!(error.to_string().contains("another process uses"), "{error}");
+    drop((datapath, a, b));
+
+    let report = Datapath::cleanup(&lab.config, Some(&lab.a.key)).unwrap();
+    assert_eq!(report, CleanupReport { links: 1, maps: 2, namespaces: 1, failures: Vec::new() });
+    assert_eq!(lab.a.state(), before[0]);
+    let there = lab.c.listen("0.0.0.0:80".parse().unwrap());
+    let _client = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&there);
+
+    let report = Datapath::cleanup(&lab.config, None).unwrap();
+    assert_eq!((report.links, report.namespaces), (6, 1));
+    assert_eq!(report.failures, Vec::<String>::new());
+    assert_eq!([lab.a.state(), lab.b.state()], before);
+    assert!(pins(&lab.config.pin_dir).is_empty());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(lab.config.pin_dir.to_str().unwrap()), "unmounted, since it was mounted for this");
+    assert_eq!(Datapath::cleanup(&lab.config, None).unwrap(), CleanupReport::default());
+    assert!(is_idle(&there));
+}
+
+#[test]
+fn two_agents_cannot_share_pins() {
+    let lab = Lab::new();
+    let _datapath = lab.open();
+    let error = Datapath::open(lab.config.clone()).unwrap_err();
+    assert!(matches!(error, KernelError::IncompatiblePins(_)));
+    assert!(error.to_string().contains("--pin-dir"), "{error}");
+}
+
+#[test]
+fn maps_of_another_shape_are_refused() {
+    let lab = Lab::new();
+    drop(lab.open());
+    let path = lab.config.pin_dir.join("v1/maps/POLICY");
+    fs::remove_file(&path).unwrap();
+    let other = BpfHashMap::<_, u64, u64>::create(16, 0).unwrap();
+    other.pin(&path).unwrap();
+    let error = Datapath::open(lab.config.clone()).unwrap_err().to_string();
+    assert!(error.contains("maps/POLICY has key size 8, but this version needs 16"), "{error}");
+    assert!(error.contains("weft cleanup"), "{error}");
+}
+
+#[test]
+fn pins_of_a_newer_version_are_refused_and_of_an_older_one_removed() {
+    let lab = Lab::new();
+    drop(lab.open());
+    let newer = lab.config.pin_dir.join("v7");
+    fs::create_dir(&newer).unwrap();
+    let error = Datapath::open(lab.config.clone()).unwrap_err().to_string();
+    assert!(error.contains("newer Weft (schema 7"), "{error}");
+    fs::remove_dir(&newer).unwrap();
+
+    let older = lab.config.pin_dir.join("v0/maps");
+    fs::create_dir_all(&older).unwrap();
+    BpfHashMap::<_, u64, u64>::create(16, 0).unwrap().pin(older.join("PODS")).unwrap();
+    let _datapath = lab.open();
+    assert!(!older.join("PODS").exists());
+}
+
+#[test]
+fn a_link_to_a_cgroup_that_has_gone_is_made_again() {
+    let mut lab = Lab::new();
+    let base = lab.config.cgroup.clone();
+    lab.config.cgroup = base.join("other");
+    fs::create_dir(&lab.config.cgroup).unwrap();
+    drop(Datapath::open(lab.config.clone()).unwrap());
+    fs::remove_dir(&lab.config.cgroup).unwrap();
+    lab.config.cgroup = base;
+    let (_datapath, a, _b) = lab.enrolled(&lab.view());
+    let _client = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&a.outbound[0]);
+}
+
+#[test]
+fn what_does_not_fit_goes_through_the_proxy() {
+    let lab = Lab::new();
+    let (mut datapath, a, _b) = lab.enrolled(&lab.view());
+    let source: Arc<str> = lab.a.principal().into();
+    let mut view = lab.view();
+    let destinations = [lab.b.key.clone(), lab.a.key.clone(), lab.b.key.clone()];
+    for (round, destination) in destinations.iter().enumerate() {
+        let source = if round == 2 { lab.b.principal().into() } else { Arc::clone(&source) };
+        let pair = |port| DirectPair { destination: destination.clone(), source: Arc::clone(&source), port };
+        view.direct.extend((0..=u16::MAX).map(pair));
+    }
+    let applied = datapath.apply(&view).unwrap();
+    assert_eq!(applied.overflow, 3 * 65_536 - 131_072);
+    let applied = datapath.apply(&lab.view()).unwrap();
+    assert_eq!((applied.removed, applied.overflow), (131_072, 0));
+    let _client = lab.a.connect(lab.b.at(80)).unwrap();
+    accept(&a.outbound[0]);
+}
+
+#[test]
+fn a_second_namespace_of_a_pod_of_the_same_name_is_another_pod() {
+    let lab = Lab::new();
+    let (mut datapath, a, _b) = lab.enrolled(&lab.view());
+    datapath.unenrol(&lab.a.key).unwrap();
+    drop(a);
+    // A StatefulSet's pod comes back with the same name and another namespace.
+    let ips: Vec<IpAddr> = lab.c.ips().to_vec();
+    let again = PodToEnrol { key: lab.a.key.clone(), netns: lab.c.path.clone(), ips };
+    let enrolled = datapath.enrol(&again).unwrap();
+    datapath.apply(&lab.view()).unwrap();
+    let to = lab.c.at(80);
+    let _client = lab.node.run(|| std::net::TcpStream::connect(to)).unwrap().unwrap();
+    let (accepted, _) = accept(&enrolled.inbound[0]);
+    assert_eq!(accepted.local_addr().unwrap(), to);
+}
