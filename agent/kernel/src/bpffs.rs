@@ -50,8 +50,19 @@ pub(crate) fn is_bpffs(directory: &Path) -> io::Result<bool> {
 pub(crate) fn release(directory: &Path) -> io::Result<()> {
     let parent = directory.parent().unwrap_or(directory);
     let is_mount_point = fs::metadata(directory)?.dev() != fs::metadata(parent)?.dev();
-    if is_bpffs(directory)? && is_mount_point && fs::read_dir(directory)?.next().is_none() {
+    if is_bpffs(directory)? && is_mount_point && is_empty(directory)? {
         unmount(directory, UnmountFlags::empty())?;
     }
     Ok(())
+}
+
+/// Whether nobody has pinned anything. The kernel itself may put `maps.debug` and `progs.debug` into every
+/// bpffs (`CONFIG_BPF_PRELOAD`).
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(directory)? {
+        if !entry?.file_name().to_string_lossy().ends_with(".debug") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -47,6 +47,7 @@ fn name(counter: Counter) -> (&'static str, &'static str) {
         Counter::SteerGonePassed => ("steer", "gone_passed"),
         Counter::SteerGoneDropped => ("steer", "gone_dropped"),
         Counter::SteerBypass => ("steer", "bypass"),
+        Counter::OutGone => ("out", "agent_gone"),
         Counter::Count => ("", ""),
     }
 }
@@ -77,6 +78,7 @@ const ALL: [Counter; Counter::Count as usize] = [
     Counter::SteerGonePassed,
     Counter::SteerGoneDropped,
     Counter::SteerBypass,
+    Counter::OutGone,
 ];
 
 /// The map, and what the agent counts itself.

@@ -121,6 +121,7 @@ pub struct Datapath {
     counters: Counters,
     meta: Meta,
     meta_map: OwnedFd,
+    captures: OwnedFd,
     onward: OnwardTuples,
     tuples: Tuples,
     programs: Vec<String>,
@@ -171,6 +172,7 @@ impl Datapath {
             counters: Counters::open(&pins.map("COUNTERS"))?,
             meta: meta(agent_cgroup, config.flow_events),
             meta_map: open_map(&pins, "META")?,
+            captures: open_map(&pins, "CAPTURES")?,
             onward: OnwardTuples::new(open_map(&pins, "ONWARD")?),
             tuples: Tuples::new(open_map(&pins, "DIRECT")?, directory.clone()),
             directory,
@@ -181,7 +183,7 @@ impl Datapath {
             _lock: lock,
         };
         datapath.heartbeat()?;
-        datapath.remove_gone_leftovers();
+        datapath.remove_gone_leftovers()?;
         Ok(datapath)
     }
 
@@ -197,7 +199,7 @@ impl Datapath {
             return Err(EnrolError::Refused(format!("pod {} is enrolled already", pod.key)));
         }
         let (candidate, routes) = admit(pod, &self.own, &self.enrolled, &mut self.processes, &self.pins)?;
-        let (enrolled, listeners) = set_up(candidate, routes, &mut self.loader)?;
+        let (enrolled, listeners) = set_up(candidate, routes, &mut self.loader, self.captures.as_fd())?;
         let cookie = enrolled.cookie();
         for older in self.pins.older() {
             // Its program has done its work until ours was attached.
@@ -255,13 +257,15 @@ impl Datapath {
     }
 
     /// Pods whose namespace went while there was no agent.
-    fn remove_gone_leftovers(&mut self) {
+    fn remove_gone_leftovers(&mut self) -> Result<(), KernelError> {
         for leftover in self.leftover_pins() {
             if cleanup::linked_namespace(&leftover).is_none() {
+                self.tables.forget_pod(leftover.cookie)?;
                 let report = cleanup::remove_leftover(&self.pins, &leftover);
                 tracing::info!(pod = %leftover.pod, failures = ?report.failures, "unpinned a pod that has gone");
             }
         }
+        Ok(())
     }
 
     /// Puts rules, routes and sysctls back that something removed from pods' namespaces (ruling 11), and

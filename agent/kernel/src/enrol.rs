@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -92,6 +92,7 @@ pub(crate) fn set_up(
     candidate: Candidate,
     mut routes: Routes,
     loader: &mut Loader,
+    captures: BorrowedFd<'_>,
 ) -> Result<(EnrolledPod, Listeners), KernelError> {
     let had_device = routes.has_device().doing(|| about(&candidate.key, "list the devices"))?;
     let taken_over = candidate.pins.exist();
@@ -113,7 +114,7 @@ pub(crate) fn set_up(
     undo.fwmark_accept = Some(config.saved_fwmark_accept);
     set_addresses(&mut config, &candidate.ips, &candidate.addresses);
     write_config(&steer, &config, &candidate.key)?;
-    fill_slots(&candidate, &listeners)?;
+    fill_slots(&candidate, &listeners, captures)?;
     attach(&mut ebpf, &candidate)?;
 
     undo.armed = false;
@@ -260,15 +261,22 @@ fn set_addresses(config: &mut SteerConfig, ips: &[IpAddr], addresses: &BTreeSet<
     config.addr_count = all.len() as u32;
 }
 
-fn fill_slots(candidate: &Candidate, listeners: &Listeners) -> Result<(), KernelError> {
+fn fill_slots(
+    candidate: &Candidate,
+    listeners: &Listeners,
+    captures: BorrowedFd<'_>,
+) -> Result<(), KernelError> {
     let map = open_map(&candidate.pins, "LISTENERS")?;
     let inbound = listeners.inbound.iter().zip([listener_slot::INBOUND4, listener_slot::INBOUND6]);
     let outbound = listeners.outbound.iter().zip([listener_slot::OUTBOUND4, listener_slot::OUTBOUND6]);
     for (listener, slot) in inbound.chain(outbound) {
-        let fd = std::os::fd::AsRawFd::as_raw_fd(listener) as u32;
+        let fd = listener.as_raw_fd() as u32;
         sys::map_update(map.as_fd(), &slot, &fd).doing(|| about(&candidate.key, "register the listeners"))?;
     }
-    Ok(())
+    // The kernel takes it out again when it is closed.
+    let fd = listeners.outbound.first().map_or(u32::MAX, |listener| listener.as_raw_fd() as u32);
+    sys::map_update(captures, &candidate.netns.cookie(), &fd)
+        .doing(|| about(&candidate.key, "register the outbound listener"))
 }
 
 fn attach(ebpf: &mut Ebpf, candidate: &Candidate) -> Result<(), KernelError> {

@@ -4,9 +4,11 @@ mod lab;
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
+use aya::maps::{Array, Map, MapData};
 use lab::{Lab, accept, counter, is_idle};
 use socket2::{Domain, Protocol, Socket};
 use weft_core::snapshot::CaptureRules;
+use weft_ebpf_common::Meta;
 
 fn domain(of: SocketAddr) -> Domain {
     if of.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }
@@ -251,6 +253,15 @@ fn probes_of_the_kubelet_reach_the_application() {
     assert_eq!(counter(&datapath, "steer", "probe"), 2);
 }
 
+/// Lets the agent's last sign of life be long ago.
+fn silence(lab: &Lab) {
+    let data = MapData::from_pin(lab.config.pin_dir.join("v1/maps/META")).unwrap();
+    let mut meta: Array<_, Meta> = Map::Array(data).try_into().unwrap();
+    let heartbeat_ns = 1;
+    let silent = Meta { heartbeat_ns, ..meta.get(&0, 0).unwrap() };
+    meta.set(0, silent, 0).unwrap();
+}
+
 #[test]
 fn without_an_agent_the_gone_rules_apply() {
     let lab = Lab::new();
@@ -270,6 +281,19 @@ fn without_an_agent_the_gone_rules_apply() {
     refused(lab.c.connect(lab.b.at(81)));
     refused(lab.c.connect(lab.a.at(80)));
     refused(lab.a.connect(lab.c.at6(80)));
+    // Refused at once when the agent has been silent for long; not for its silence alone.
+    let refused = |lab: &Lab| lab.a.connect(lab.c.at(80)).unwrap_err().kind();
+    silence(&lab);
+    assert_eq!(refused(&lab), std::io::ErrorKind::PermissionDenied);
+    let mut datapath = lab.open();
+    let a = datapath.enrol(&lab.a.to_enrol()).unwrap();
+    silence(&lab);
+    let _client = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&a.outbound[0]);
+    datapath.heartbeat().unwrap();
+    assert_eq!(counter(&datapath, "out", "agent_gone"), 1);
+    drop((a, datapath));
+
     // The kernel sends no reset from a foreign IPv4 address: the client tries again until an agent is there.
     let client = lab.a.socket(Domain::IPV4, Protocol::TCP);
     client.set_nonblocking(true).unwrap();

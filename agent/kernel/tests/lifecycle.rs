@@ -19,7 +19,8 @@ struct Sleeper(Child);
 impl Sleeper {
     fn in_netns(path: &std::path::Path) -> Self {
         let name = path.file_name().unwrap();
-        let child = Command::new("ip").args(["netns", "exec"]).arg(name).args(["sleep", "600"]).spawn().unwrap();
+        let child =
+            Command::new("ip").args(["netns", "exec"]).arg(name).args(["sleep", "600"]).spawn().unwrap();
         Self(child)
     }
 }
@@ -83,7 +84,10 @@ fn pods_whose_processes_would_not_be_captured_are_refused() {
         })
     });
     let reason = refusal(datapath.enrol(&lab.a.to_enrol()));
-    assert!(reason.contains(&with_agent.0.id().to_string()) && reason.contains("the agent's cgroup"), "{reason}");
+    assert!(
+        reason.contains(&with_agent.0.id().to_string()) && reason.contains("the agent's cgroup"),
+        "{reason}"
+    );
     datapath.enrol(&lab.b.to_enrol()).unwrap();
 }
 
@@ -141,24 +145,36 @@ fn unenrolment_leaves_the_namespace_as_it_was() {
 fn a_failed_enrolment_leaves_nothing() {
     let lab = Lab::new();
     let mut datapath = lab.open();
-    // IPv6 disappears from the namespace, but the pod is said to have an address of it.
+    // The listeners of IPv6 come after everything of IPv4, and have no address to bind to.
+    let disable = |value| {
+        let write = || fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", value);
+        lab.a.netns.run(write).unwrap().unwrap();
+    };
+    disable("1");
     let before = lab.a.state();
     let pins_before = pins(&lab.config.pin_dir);
-    // A rule of someone else in our place does not disturb; a full table of descriptors does.
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let tight = rustix::process::Rlimit { current: Some(open_descriptors() + 12), maximum: limit.maximum };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, tight).unwrap();
-    let result = datapath.enrol(&lab.a.to_enrol());
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
-    assert!(result.is_err());
+    let error = datapath.enrol(&lab.a.to_enrol()).unwrap_err();
+    assert!(matches!(error, EnrolError::Kernel(_)) && error.to_string().contains("test/a"), "{error}");
     assert_eq!(lab.a.state(), before);
     assert_eq!(pins(&lab.config.pin_dir), pins_before);
+
+    disable("0");
     datapath.enrol(&lab.a.to_enrol()).unwrap();
 }
 
-fn open_descriptors() -> u64 {
-    let numbers = fs::read_dir("/proc/self/fd").unwrap().flatten();
-    numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).max().unwrap_or(0)
+#[test]
+fn a_namespace_without_ipv6_is_enrolled_for_ipv4() {
+    let lab = Lab::new();
+    let mut datapath = lab.open();
+    let disable = || fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    lab.a.netns.run(disable).unwrap().unwrap();
+    let pod = PodToEnrol { ips: vec![lab.a.v4], ..lab.a.to_enrol() };
+    let enrolled = datapath.enrol(&pod).unwrap();
+    assert_eq!((enrolled.inbound.len(), enrolled.outbound.len()), (1, 1));
+    datapath.apply(&lab.view()).unwrap();
+    let _client = lab.c.connect(lab.a.at(80)).unwrap();
+    accept(&enrolled.inbound[0]);
+    assert!(datapath.reassert().is_empty());
 }
 
 #[test]
@@ -282,7 +298,9 @@ fn pods_that_left_while_there_was_no_agent() {
     lab::ip(&["netns", "del", lab.b.path.file_name().unwrap().to_str().unwrap()]);
     // The last reference to the namespace.
     lab.b.netns = Arc::clone(&lab.node);
-    eventually("the namespace ends, and an agent that starts forgets it", || lab.open().leftovers().len() == 1);
+    eventually("the namespace ends, and an agent that starts forgets it", || {
+        lab.open().leftovers().len() == 1
+    });
 
     let mut datapath = lab.open();
     assert_eq!(datapath.leftovers(), [lab.a.key.clone()]);
@@ -291,9 +309,7 @@ fn pods_that_left_while_there_was_no_agent() {
     assert_eq!(lab.a.state(), before);
     let maps = datapath.maps();
     let pods = maps.iter().find(|map| map.name == "PODS").unwrap();
-    assert_eq!((pods.entries, pods.max_entries), (1, 4096), "of the pod that has gone, until the next apply");
-    datapath.apply(&weft_core::kernel_view::KernelView::default()).unwrap();
-    assert_eq!(datapath.maps()[0].entries, 0);
+    assert_eq!((pods.entries, pods.max_entries), (0, 4096));
 }
 
 #[test]
@@ -316,9 +332,12 @@ fn cleanup_leaves_nothing() {
     assert_eq!((report.links, report.namespaces), (6, 1));
     assert_eq!(report.failures, Vec::<String>::new());
     assert_eq!([lab.a.state(), lab.b.state()], before);
-    assert!(pins(&lab.config.pin_dir).is_empty());
+    assert_eq!(pins(&lab.config.pin_dir), std::collections::BTreeSet::new());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(lab.config.pin_dir.to_str().unwrap()), "unmounted, since it was mounted for this");
+    assert!(
+        !mounts.contains(lab.config.pin_dir.to_str().unwrap()),
+        "unmounted, since it was mounted for this"
+    );
     assert_eq!(Datapath::cleanup(&lab.config, None).unwrap(), CleanupReport::default());
     assert!(is_idle(&there));
 }

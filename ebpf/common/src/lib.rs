@@ -54,6 +54,8 @@ pub mod capacity {
     pub const EVENTS: u32 = 512 * 1024;
     /// `COUNTERS`: room for more without a change of layout.
     pub const COUNTERS: u32 = 64;
+    /// `CAPTURES`.
+    pub const CAPTURES: u32 = 4096;
     /// `LISTENERS`: one slot per [`super::listener_slot`].
     pub const LISTENERS: u32 = 4;
 }
@@ -447,6 +449,8 @@ pub enum Counter {
     SteerGoneDropped,
     /// `steer`: break-glass.
     SteerBypass,
+    /// `out`: refused because no agent would accept the captured connection.
+    OutGone,
     /// Not a counter: how many there are.
     Count,
 }

@@ -5,10 +5,12 @@ use core::ptr;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{
+    bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{HashMap, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{HashMap, PerCpuHashMap, RingBuf, SockHash};
 use weft_ebpf_common::{
     Addr, Aggregate, AggregateKey, EndpointInfo, EndpointKey, Flow, LocalPod, PodConfig, RangeKey, ServiceInfo,
     ServiceKey, capacity,
@@ -34,6 +36,9 @@ pub static AGGREGATES: PerCpuHashMap<AggregateKey, Aggregate> =
     PerCpuHashMap::with_max_entries(capacity::AGGREGATES, BPF_F_NO_PREALLOC);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
+/// Outbound IPv4 listener of each pod. The kernel removes an entry when the listener is closed: with its agent.
+#[map]
+static CAPTURES: SockHash<u64> = SockHash::with_max_entries(capacity::CAPTURES, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<Flow> = SkStorage::new();
 
@@ -72,6 +77,21 @@ pub unsafe fn remember(sk: *mut bpf_sock, flow: &mut Flow) -> bool {
 pub unsafe fn forget(sk: *mut bpf_sock) {
     // SAFETY: as above.
     unsafe { bpf_sk_storage_delete(sockets(), sk.cast()) };
+}
+
+/// Whether an agent holds the outbound listener of a pod.
+#[inline(always)]
+pub fn has_listener(mut cookie: u64) -> bool {
+    let map = ptr::addr_of!(CAPTURES).cast_mut().cast();
+    // SAFETY: the key has the map's type. The socket is ours until it is released.
+    unsafe {
+        let socket = bpf_map_lookup_elem(map, (&raw mut cookie).cast());
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket);
+    }
+    true
 }
 
 /// The context as helpers take it.

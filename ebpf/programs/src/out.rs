@@ -16,7 +16,7 @@ use weft_ebpf_common::{
 };
 
 use crate::maps::{META, agent_alive, count, may_go_direct, now, port_rule};
-use crate::maps_node::{ENDPOINTS, LOCAL, PODS, RANGE_RULES, SERVICES, forget, raw, remember};
+use crate::maps_node::{ENDPOINTS, LOCAL, PODS, RANGE_RULES, SERVICES, forget, has_listener, raw, remember};
 use crate::runtime::debug_line;
 
 const ALLOW: i32 = 1;
@@ -91,6 +91,13 @@ fn decide(ctx: &SockAddrContext, destination: Addr, family4: bool) -> i32 {
         debug_line!(ctx, "out: netns {} goes direct, port {}", cookie, connect.port);
         count(Counter::OutDirect);
         return ALLOW;
+    }
+    if is_v4(&destination) && !agent_alive(now()) && !has_listener(cookie) {
+        // `steer` can only drop it, and the kernel sends no reset from a foreign IPv4 address: the client would
+        // hang. For a restart of the agent, which is shorter than the life of a heartbeat, that is welcome: the
+        // client's next SYN finds the new one.
+        count(Counter::OutGone);
+        return REFUSE;
     }
     if !mark_for_proxy(&connect) {
         count(Counter::OutMarkFailed);

@@ -295,7 +295,8 @@ pub fn ip(arguments: &[&str]) {
 }
 
 fn sysctl(netns: &str, settings: &[&str]) {
-    let output = Command::new("ip").args(["netns", "exec", netns, "sysctl", "-qw"]).args(settings).output().unwrap();
+    let output =
+        Command::new("ip").args(["netns", "exec", netns, "sysctl", "-qw"]).args(settings).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
