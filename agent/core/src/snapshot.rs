@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use crate::compile::policy::PolicySet;
-use crate::compile::sharded::Sharded;
+use crate::compile::sharded::{IpMap, Named, Registry};
 use crate::resource::{Labels, MtlsMode, NamespacedName, ObjectRef, PortProtocol};
 use crate::{Identity, Problem};
 
@@ -43,7 +43,9 @@ pub enum Membership {
     /// Not opted in (or opted out).
     OutOfMesh,
     /// Opted in, but cannot be enrolled; the text says why (host network, gVisor, …).
-    Excluded(Arc<str>),
+    ///
+    /// A thin pointer: with a wider one each [`Workload`] would take 32 bytes more.
+    Excluded(Arc<String>),
 }
 
 /// The text that metrics and logs use for a workload (M-3, M-5, M-6), shared between its pods.
@@ -92,6 +94,12 @@ impl Workload {
     /// Whether peers reach it by HBONE.
     pub fn in_mesh(&self) -> bool {
         self.membership == Membership::InMesh
+    }
+}
+
+impl Named for Workload {
+    fn name(&self) -> &NamespacedName {
+        &self.key
     }
 }
 
@@ -212,15 +220,21 @@ impl CompiledService {
     }
 }
 
+impl Named for CompiledService {
+    fn name(&self) -> &NamespacedName {
+        &self.key
+    }
+}
+
 /// Everything that decisions read. See the module's description.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub(crate) revision: u64,
     pub(crate) mesh: Arc<MeshSettings>,
-    pub(crate) workloads: Sharded<NamespacedName, Arc<Workload>>,
-    pub(crate) by_ip: Sharded<IpAddr, Arc<Workload>>,
-    pub(crate) services: Sharded<NamespacedName, Arc<CompiledService>>,
-    pub(crate) by_vip: Sharded<IpAddr, Arc<CompiledService>>,
+    pub(crate) workloads: Registry<Workload>,
+    pub(crate) by_ip: IpMap<Workload>,
+    pub(crate) services: Registry<CompiledService>,
+    pub(crate) by_vip: IpMap<CompiledService>,
     pub(crate) local: Arc<[Arc<LocalWorkload>]>,
     pub(crate) local_services: Arc<[NamespacedName]>,
     pub(crate) bypassed: Arc<BTreeSet<NamespacedName>>,

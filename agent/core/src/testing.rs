@@ -183,7 +183,7 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
     let mut workloads: Vec<_> = snapshot.workloads().map(|workload| render_workload(workload)).collect();
     workloads.sort();
     lines.extend(workloads);
-    let mut ips: Vec<_> = snapshot.by_ip.iter().map(|(ip, owner)| (*ip, owner)).collect();
+    let mut ips: Vec<_> = snapshot.by_ip.iter().collect();
     ips.sort_by_key(|(ip, _)| *ip);
     for (ip, owner) in ips {
         let current = snapshot.workload(&owner.key).is_some_and(|known| Arc::ptr_eq(known, owner));
@@ -192,7 +192,7 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
     let mut services: Vec<_> = snapshot.services().map(|service| render_service(service)).collect();
     services.sort();
     lines.extend(services);
-    let mut vips: Vec<_> = snapshot.by_vip.iter().map(|(ip, owner)| (*ip, owner)).collect();
+    let mut vips: Vec<_> = snapshot.by_vip.iter().collect();
     vips.sort_by_key(|(ip, _)| *ip);
     for (ip, owner) in vips {
         let current = snapshot.service(&owner.key).is_some_and(|known| Arc::ptr_eq(known, owner));

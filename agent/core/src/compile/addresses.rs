@@ -4,32 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::sharded::Sharded;
+use super::sharded::{IpMap, Named};
 use crate::resource::NamespacedName;
-use crate::snapshot::{CompiledService, Workload};
-
-/// Something that claims addresses.
-pub(super) trait Claimant {
-    /// Its namespace and name.
-    fn key(&self) -> &NamespacedName;
-}
-
-impl Claimant for Workload {
-    fn key(&self) -> &NamespacedName {
-        &self.key
-    }
-}
-
-impl Claimant for CompiledService {
-    fn key(&self) -> &NamespacedName {
-        &self.key
-    }
-}
 
 /// Addresses with one owner each. Where several objects claim one, the lowest rank owns it, then the first name.
 #[derive(Debug)]
 pub(super) struct Addresses<V> {
-    pub(super) owners: Sharded<IpAddr, Arc<V>>,
+    pub(super) owners: IpMap<V>,
     /// All claims to the addresses that have more than one.
     contested: HashMap<IpAddr, BTreeMap<(i64, NamespacedName), Arc<V>>>,
     /// Whether `contested` changed since it was last reported.
@@ -38,14 +19,14 @@ pub(super) struct Addresses<V> {
 
 impl<V> Default for Addresses<V> {
     fn default() -> Self {
-        Self { owners: Sharded::default(), contested: HashMap::new(), unreported: false }
+        Self { owners: IpMap::default(), contested: HashMap::new(), unreported: false }
     }
 }
 
-impl<V: Claimant> Addresses<V> {
+impl<V: Named> Addresses<V> {
     /// Adds a claim or brings it up to date; `rank_of` answers the rank of the present owner.
     pub(super) fn claim(&mut self, ip: IpAddr, value: &Arc<V>, rank: i64, rank_of: impl Fn(&V) -> i64) {
-        let key = value.key();
+        let key = value.name();
         let uncontested = !self.contested.contains_key(&ip);
         if uncontested && self.owners.get(&ip).is_some_and(|owner| Arc::ptr_eq(owner, value)) {
             return;
@@ -54,14 +35,14 @@ impl<V: Claimant> Addresses<V> {
             claims.retain(|(_, claimant), _| claimant != key);
             claims.insert((rank, key.clone()), value.clone());
         } else {
-            match self.owners.get(&ip).filter(|owner| owner.key() != key) {
+            match self.owners.get(&ip).filter(|owner| owner.name() != key) {
                 None => {
                     self.owners.insert(ip, value.clone());
                     return;
                 }
                 Some(owner) => {
                     let claims = [(rank_of(owner), owner), (rank, value)];
-                    let claims = claims.map(|(rank, value)| ((rank, value.key().clone()), value.clone()));
+                    let claims = claims.map(|(rank, value)| ((rank, value.name().clone()), value.clone()));
                     self.contested.insert(ip, claims.into());
                 }
             }
@@ -76,7 +57,7 @@ impl<V: Claimant> Addresses<V> {
             claims.retain(|(_, claimant), _| claimant != key);
             self.unreported = true;
             self.settle(ip);
-        } else if self.owners.get(&ip).is_some_and(|owner| owner.key() == key) {
+        } else if self.owners.get(&ip).is_some_and(|owner| owner.name() == key) {
             self.owners.remove(&ip);
         }
     }

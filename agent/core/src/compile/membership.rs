@@ -1,6 +1,7 @@
 //! In the mesh or not, from labels alone (rulings 11, 12, 15; C-2).
 
-use super::intern::Interner;
+use std::sync::Arc;
+
 use super::state::{NamespaceFacts, Template};
 use crate::names;
 use crate::resource::{Labels, Namespace};
@@ -74,13 +75,13 @@ pub(super) fn is_bypassed(annotations: &Labels) -> bool {
 }
 
 /// The membership of a pod that is opted in or not.
-pub(super) fn of_opted(opted: bool, template: &Template, text: &mut Interner<str>) -> Membership {
+pub(super) fn of_opted(opted: bool, template: &Template) -> Membership {
     if !opted {
         return Membership::OutOfMesh;
     }
     match obstacle(template) {
         None => Membership::InMesh,
-        Some(reason) => Membership::Excluded(text.share(reason)),
+        Some(reason) => Membership::Excluded(Arc::new(reason)),
     }
 }
 

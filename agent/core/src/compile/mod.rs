@@ -31,7 +31,7 @@ use self::addresses::Addresses;
 use self::findings::Findings;
 use self::local::{LocalRecord, PolicyCache};
 use self::policy::TrustDomains;
-use self::sharded::Sharded;
+use self::sharded::Registry;
 use self::state::{Dirty, NamespaceState};
 use self::workloads::Interned;
 use crate::Snapshot;
@@ -59,9 +59,9 @@ pub struct Compiler {
     nodes: HashSet<Arc<str>>,
     namespaces: HashMap<Arc<str>, NamespaceState>,
     interned: Interned,
-    workloads: Sharded<NamespacedName, Arc<Workload>>,
+    workloads: Registry<Workload>,
     by_ip: Addresses<Workload>,
-    services: Sharded<NamespacedName, Arc<CompiledService>>,
+    services: Registry<CompiledService>,
     by_vip: Addresses<CompiledService>,
     /// The endpoints of Services without selector.
     manual_backends: BTreeMap<NamespacedName, BTreeSet<SocketAddr>>,
@@ -88,9 +88,9 @@ impl Compiler {
             nodes: HashSet::new(),
             namespaces: HashMap::new(),
             interned: Interned::default(),
-            workloads: Sharded::default(),
+            workloads: Registry::default(),
             by_ip: Addresses::default(),
-            services: Sharded::default(),
+            services: Registry::default(),
             by_vip: Addresses::default(),
             manual_backends: BTreeMap::new(),
             bypassed: Arc::default(),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::Compiler;
-use super::state::{NamespaceState, PodRecord, ServiceRecord, SliceRecord};
+use super::state::{NamespaceState, PodRecord, ServiceRecord, SliceRecord, Slices};
 use crate::names;
 use crate::resource::{
     ContainerPort, EndpointSlice, Labels, NamespacedName, PortProtocol, Service, ServicePort, TargetPort,
@@ -32,7 +32,7 @@ impl Compiler {
         } else {
             self.objects += 1;
         }
-        let record = ServiceRecord { service, groups: Vec::new() };
+        let record = Box::new(ServiceRecord { service, groups: Vec::new() });
         if let Some(selector) = record.selector() {
             state.service_selectors.insert(selector, &key.name);
             self.dirty.selectors.insert(key.clone());
@@ -69,7 +69,7 @@ impl Compiler {
             .endpoints
             .iter()
             .flat_map(|endpoint| endpoint.addresses.iter().map(|address| (*address, endpoint.ready)));
-        let record = SliceRecord { addresses: addresses.collect(), ports: slice.ports };
+        let record = SliceRecord { addresses: addresses.collect(), ports: slice.ports.into() };
         let state = self.namespaces.entry(key.namespace.clone()).or_default();
         let old = state.slices.insert(key.name.clone(), slice.service.clone());
         self.objects += usize::from(old.is_none());
@@ -83,8 +83,13 @@ impl Compiler {
         };
         let state = self.namespaces.entry(key.namespace.clone()).or_default();
         let slices = state.slices_of.entry(service.clone()).or_default();
-        if slices.get(&key.name) != Some(&record) {
-            slices.insert(key.name, record);
+        let known = slices.iter().position(|(name, _)| *name == key.name);
+        let known = known.and_then(|at| slices.get_mut(at));
+        if known.as_ref().is_none_or(|(_, known)| *known != record) {
+            match known {
+                Some((_, known)) => *known = record,
+                None => slices.push((key.name, record)),
+            }
             self.dirty.services.insert(NamespacedName::new(key.namespace, service));
             self.dirty.any = true;
         }
@@ -110,7 +115,7 @@ impl Compiler {
             return;
         };
         if let Some(slices) = state.slices_of.get_mut(&service) {
-            slices.remove(&key.name);
+            slices.retain(|(name, _)| *name != key.name);
             if slices.is_empty() {
                 state.slices_of.remove(&service);
             }
@@ -168,7 +173,7 @@ impl Compiler {
             self.by_vip.claim(*vip, &new, rank(namespaces.get(&key.namespace), key), rank_of);
         }
         if !same {
-            self.services.insert(key.clone(), new);
+            self.services.insert(new);
         }
     }
 
@@ -272,7 +277,7 @@ fn compile(
 fn endpoints(
     state: &NamespaceState,
     record: &ServiceRecord,
-    slices: Option<&BTreeMap<Arc<str>, SliceRecord>>,
+    slices: Option<&Slices>,
     port: &ServicePort,
 ) -> Vec<Endpoint> {
     let mut endpoints = match slices {
@@ -288,10 +293,10 @@ fn endpoints(
     endpoints
 }
 
-fn slice_endpoints(slices: &BTreeMap<Arc<str>, SliceRecord>, port: &ServicePort) -> Vec<Endpoint> {
+fn slice_endpoints(slices: &Slices, port: &ServicePort) -> Vec<Endpoint> {
     let name = port.name.as_deref().unwrap_or_default();
     let mut endpoints = Vec::new();
-    for slice in slices.values() {
+    for (_, slice) in slices {
         let numbers = slice.ports.iter().filter(|(of, _)| **of == *name);
         for (_, number) in numbers {
             let addresses = slice.addresses.iter();

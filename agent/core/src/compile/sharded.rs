@@ -1,8 +1,12 @@
 //! A hash map in shards that snapshots share: changing one entry copies one shard, not the map.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+
+use crate::resource::NamespacedName;
 
 const SHARDS: usize = 256;
 
@@ -22,14 +26,27 @@ impl<K, V> Default for Sharded<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
-    fn shard_of(&self, key: &K) -> usize {
+    fn shard_of<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
         // The upper bits choose the shard; the shard's own hasher has other keys.
         (self.hasher.hash_one(key) >> 56) as usize
     }
 
     /// Looks an entry up.
-    pub fn get(&self, key: &K) -> Option<&V> {
-        self.shards.get(self.shard_of(key))?.get(key)
+    pub fn get<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.get_key_value(key).map(|(_, value)| value)
+    }
+
+    /// Looks an entry up with its key as it was inserted.
+    pub fn get_key_value<Q>(&self, key: &Q) -> Option<(&K, &V)>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.shards.get(self.shard_of(key))?.get_key_value(key)
     }
 
     /// Inserts or replaces an entry.
@@ -43,7 +60,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
     }
 
     /// Removes an entry.
-    pub fn remove(&mut self, key: &K) {
+    pub fn remove<Q>(&mut self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
         let at = self.shard_of(key);
         if self.get(key).is_some()
             && let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(at)
@@ -71,6 +92,120 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
     /// All values, in no particular order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.shards.iter().flat_map(|shard| shard.values())
+    }
+}
+
+/// A value that carries its own key.
+pub(crate) trait Named {
+    /// Namespace and name.
+    fn name(&self) -> &NamespacedName;
+}
+
+/// A shared value that stands for its name.
+#[derive(Debug)]
+struct ByName<V>(Arc<V>);
+
+impl<V> Clone for ByName<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<V: Named> Hash for ByName<V> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name().hash(state);
+    }
+}
+
+impl<V: Named> PartialEq for ByName<V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl<V: Named> Eq for ByName<V> {}
+
+impl<V: Named> Borrow<NamespacedName> for ByName<V> {
+    fn borrow(&self) -> &NamespacedName {
+        self.0.name()
+    }
+}
+
+/// Values by their name, which is stored in the values only.
+#[derive(Debug)]
+pub(crate) struct Registry<V: Named>(Sharded<ByName<V>, ()>);
+
+impl<V: Named> Clone for Registry<V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<V: Named> Default for Registry<V> {
+    fn default() -> Self {
+        Self(Sharded::default())
+    }
+}
+
+impl<V: Named> Registry<V> {
+    pub(crate) fn get(&self, name: &NamespacedName) -> Option<&Arc<V>> {
+        self.0.get_key_value(name).map(|(value, ())| &value.0)
+    }
+
+    pub(crate) fn insert(&mut self, value: Arc<V>) {
+        // Inserting alone would keep the former value: it is the key.
+        self.0.remove(value.name());
+        self.0.insert(ByName(value), ());
+    }
+
+    pub(crate) fn remove(&mut self, name: &NamespacedName) {
+        self.0.remove(name);
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.0.iter().map(|(value, ())| &value.0)
+    }
+}
+
+/// Values by address. One map for each family: an entry with an `IpAddr` would be twice as large.
+#[derive(Debug, Clone)]
+pub(crate) struct IpMap<V> {
+    v4: Sharded<Ipv4Addr, Arc<V>>,
+    v6: Sharded<Ipv6Addr, Arc<V>>,
+}
+
+impl<V> Default for IpMap<V> {
+    fn default() -> Self {
+        Self { v4: Sharded::default(), v6: Sharded::default() }
+    }
+}
+
+impl<V> IpMap<V> {
+    pub(crate) fn get(&self, ip: &IpAddr) -> Option<&Arc<V>> {
+        match ip {
+            IpAddr::V4(ip) => self.v4.get(ip),
+            IpAddr::V6(ip) => self.v6.get(ip),
+        }
+    }
+
+    pub(crate) fn insert(&mut self, ip: IpAddr, value: Arc<V>) {
+        match ip {
+            IpAddr::V4(ip) => self.v4.insert(ip, value),
+            IpAddr::V6(ip) => self.v6.insert(ip, value),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, ip: &IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => self.v4.remove(ip),
+            IpAddr::V6(ip) => self.v6.remove(ip),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpAddr, &Arc<V>)> {
+        let v4 = self.v4.iter().map(|(ip, value)| (IpAddr::V4(*ip), value));
+        v4.chain(self.v6.iter().map(|(ip, value)| (IpAddr::V6(*ip), value)))
     }
 }
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::problem::Origin;
 use crate::resource::{
     AuthorizationPolicy, ContainerPort, Labels, Namespace, NamespacedName, PeerAuthentication, Service,
@@ -77,9 +79,12 @@ impl ServiceRecord {
 /// An EndpointSlice.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SliceRecord {
-    pub(super) ports: Vec<(Arc<str>, u16)>,
+    pub(super) ports: Box<[(Arc<str>, u16)]>,
     pub(super) addresses: Box<[(IpAddr, bool)]>,
 }
+
+/// The slices of one Service with their names.
+pub(super) type Slices = SmallVec<[(Arc<str>, SliceRecord); 1]>;
 
 /// Everything in one namespace.
 #[derive(Debug, Default)]
@@ -91,12 +96,12 @@ pub(super) struct NamespaceState {
     /// Pods that have ended; only their number matters.
     pub(super) ended: HashSet<Arc<str>>,
     pub(super) service_accounts: HashSet<Arc<str>>,
-    pub(super) services: HashMap<Arc<str>, ServiceRecord>,
+    pub(super) services: HashMap<Arc<str>, Box<ServiceRecord>>,
     pub(super) service_selectors: SelectorIndex,
     /// Slice → its Service, `None` for a slice that names none.
     pub(super) slices: HashMap<Arc<str>, Option<Arc<str>>>,
     /// Service → its slices.
-    pub(super) slices_of: HashMap<Arc<str>, BTreeMap<Arc<str>, SliceRecord>>,
+    pub(super) slices_of: HashMap<Arc<str>, Slices>,
     pub(super) policies: HashMap<Arc<str>, Arc<AuthorizationPolicy>>,
     pub(super) policy_selectors: SelectorIndex,
     pub(super) peer_authentications: BTreeMap<Arc<str>, Arc<PeerAuthentication>>,
@@ -122,7 +127,7 @@ impl NamespaceState {
     /// Names of the Services that select pods with these labels, sorted.
     pub(super) fn services_selecting(&self, labels: &Labels) -> Vec<Arc<str>> {
         let selects = |name: &Arc<str>| {
-            let selector = self.services.get(name).and_then(ServiceRecord::selector);
+            let selector = self.services.get(name).and_then(|record| record.selector());
             selector.is_some_and(|selector| selector.is_subset_of(labels))
         };
         let mut names: Vec<_> =
@@ -158,7 +163,7 @@ pub(super) fn peer_authentication_selector(policy: &PeerAuthentication) -> Optio
 }
 
 /// Names by the value of one label.
-type NamesByValue = HashMap<Arc<str>, Vec<Arc<str>>>;
+type NamesByValue = HashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>;
 
 /// Finds the selectors that may match a label set: each is filed under one of its pairs, the least crowded one.
 #[derive(Debug, Default)]
@@ -169,7 +174,7 @@ pub(super) struct SelectorIndex {
 impl SelectorIndex {
     pub(super) fn insert(&mut self, selector: &Labels, name: &Arc<str>) {
         let crowd = |key: &str, value: &str| {
-            self.by_pair.get(key).and_then(|values| values.get(value)).map_or(0, Vec::len)
+            self.by_pair.get(key).and_then(|values| values.get(value)).map_or(0, SmallVec::len)
         };
         if let Some((key, value)) = selector.iter_shared().min_by_key(|(key, value)| crowd(key, value)) {
             let names = self.by_pair.entry(key.clone()).or_default().entry(value.clone()).or_default();

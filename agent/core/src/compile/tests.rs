@@ -69,7 +69,7 @@ fn pods_without_the_hosts_sockets_are_excluded_with_a_reason() {
             (Membership::Excluded(reason), Some(word)) => {
                 assert!(reason.contains(word), "{reason}");
                 let problem = snapshot.problems().first().unwrap();
-                assert!(problem.message.contains(&**reason), "{problem}");
+                assert!(problem.message.contains(reason.as_str()), "{problem}");
             }
             (membership, word) => assert_eq!((membership, word), (&Membership::InMesh, None), "{pod:?}"),
         }

@@ -14,14 +14,24 @@ use crate::names;
 use crate::resource::{Labels, Namespace, NamespacedName, Pod};
 use crate::snapshot::{Workload, WorkloadLabels};
 
+/// Up to so many pods with the same labels are kept without spare room.
+const SMALL_GROUP: usize = 32;
+
 /// Values that pods share.
 #[derive(Debug, Default)]
 pub(super) struct Interned {
     text: Interner<str>,
     templates: Interner<Template>,
     identities: Interner<Identity>,
-    principals: Interner<str>,
     workload_labels: Interner<WorkloadLabels>,
+}
+
+impl Interned {
+    /// The same labels with keys that all label sets share.
+    fn with_shared_keys(&mut self, labels: &Labels) -> Arc<Labels> {
+        let pairs = labels.iter_shared().map(|(key, value)| (self.text.share(key.clone()), value.clone()));
+        Arc::new(pairs.collect())
+    }
 }
 
 /// What a workload is made from, beside its namespace and the mesh.
@@ -79,8 +89,11 @@ impl Compiler {
 
     fn compile_pod(&mut self, key: NamespacedName, pod: Pod) -> PodRecord {
         let state = self.namespaces.entry(key.namespace.clone()).or_default();
-        let labels = state.groups.get_key_value(&pod.labels).map_or(pod.labels, |(labels, _)| labels.clone());
         let facts = state.facts;
+        let labels = match state.groups.get_key_value(&pod.labels) {
+            Some((labels, _)) => labels.clone(),
+            None => self.interned.with_shared_keys(&pod.labels),
+        };
         let template = self.interned.templates.share(Template {
             annotations: pod.annotations,
             ports: pod.ports,
@@ -96,9 +109,12 @@ impl Compiler {
             ready: pod.ready,
             key,
         };
-        let rarities = Rarities { netns: pod.netns, origin: pod.meta.origin };
+        let workload = Arc::new(self.workload(parts, &template, facts));
+        // Findings are about pods of this node only.
+        let origin = pod.meta.origin.filter(|_| self.is_local(&workload));
+        let rarities = Rarities { netns: pod.netns, origin };
         PodRecord {
-            workload: Arc::new(self.workload(parts, &template, facts)),
+            workload,
             template,
             rarities: (rarities != Rarities::default()).then(|| Box::new(rarities)),
             created: pod.meta.created.unwrap_or(i64::MIN),
@@ -109,13 +125,14 @@ impl Compiler {
         let Parts { key, ips, node, service_account, workload_name, labels, ready } = parts;
         let identity = Identity::new(self.mesh.trust_domain.clone(), key.namespace.clone(), service_account);
         let identity = self.interned.identities.share(identity);
-        let principal = self.interned.principals.share(identity.to_string());
-        let text = workload_labels(workload_name, key.namespace.clone(), principal, &labels);
+        let principal = self.interned.text.share(identity.to_string());
+        let defaults = [names::UNKNOWN, "latest"].map(|text| self.interned.text.share(text));
+        let text = workload_labels(workload_name, key.namespace.clone(), principal, &labels, defaults);
         let adopt = self.options.adopt_istio_labels;
         let opted =
             membership::of_pod(&labels, &template.annotations, adopt).or(facts.opted).unwrap_or(false);
         Workload {
-            membership: membership::of_opted(opted, template, &mut self.interned.text),
+            membership: membership::of_opted(opted, template),
             key,
             ips,
             node,
@@ -139,7 +156,7 @@ impl Compiler {
         }
         self.file_record(old, &new);
         self.claim_addresses(&new);
-        self.workloads.insert(key.clone(), new.workload.clone());
+        self.workloads.insert(new.workload.clone());
         self.note_bypass(&key, membership::is_bypassed(&new.template.annotations));
         self.mark_services_of(old, Some(&new));
         self.mark_local(&key, old.into_iter().chain([&new]));
@@ -172,7 +189,13 @@ impl Compiler {
         let known = if old.is_some() { group.iter_mut().find(same_pod) } else { None };
         match known {
             Some(record) => *record = new.clone(),
-            None => group.push(new.clone()),
+            None => {
+                // Most groups are the pods of one Deployment: doubling would leave much of the room unused.
+                if group.len() < SMALL_GROUP {
+                    group.reserve_exact(1);
+                }
+                group.push(new.clone());
+            }
         }
     }
 
@@ -336,18 +359,16 @@ fn workload_labels(
     namespace: Arc<str>,
     principal: Arc<str>,
     labels: &Labels,
+    [unknown, latest]: [Arc<str>; 2],
 ) -> WorkloadLabels {
     let first = |keys: &[&str]| keys.iter().find_map(|key| labels.get_shared(key)).cloned();
-    let or = |value: Option<Arc<str>>, default: &str| value.unwrap_or_else(|| default.into());
+    let revision = [names::CANONICAL_REVISION, names::KUBERNETES_VERSION, names::VERSION];
     WorkloadLabels {
-        app: or(first(&[names::APP]), names::UNKNOWN),
-        version: or(first(&[names::VERSION]), names::UNKNOWN),
+        app: first(&[names::APP]).unwrap_or_else(|| unknown.clone()),
+        version: first(&[names::VERSION]).unwrap_or(unknown),
         canonical_service: first(&[names::CANONICAL_NAME, names::KUBERNETES_NAME, names::APP])
             .unwrap_or_else(|| workload.clone()),
-        canonical_revision: or(
-            first(&[names::CANONICAL_REVISION, names::KUBERNETES_VERSION, names::VERSION]),
-            "latest",
-        ),
+        canonical_revision: first(&revision).unwrap_or(latest),
         workload,
         namespace,
         principal,

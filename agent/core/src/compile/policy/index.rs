@@ -101,7 +101,7 @@ struct Way {
 #[derive(Debug)]
 enum Place {
     Rules(Box<[RuleId]>),
-    Divided(Node),
+    Divided(Box<Node>),
 }
 
 #[derive(Debug, Default)]
@@ -191,7 +191,7 @@ impl Place {
         let divisible =
             rules.len() > CROWDED && rules.iter().any(|entry| open_ways(*entry, ways).next().is_some());
         if divisible {
-            return Self::Divided(Node::new(rules, ways));
+            return Self::Divided(Box::new(Node::new(rules, ways)));
         }
         Self::Rules(rules.into_iter().map(|entry| entry.rule).collect())
     }
