@@ -30,7 +30,7 @@ use std::sync::Arc;
 use self::addresses::Addresses;
 use self::findings::Findings;
 use self::local::{LocalRecord, PolicyCache};
-use self::policy::TrustDomains;
+use self::policy::{PolicyIndex, TrustDomains};
 use self::sharded::Registry;
 use self::state::{Dirty, NamespaceState};
 use self::workloads::Interned;
@@ -69,6 +69,8 @@ pub struct Compiler {
     policies: PolicyCache,
     local: BTreeMap<NamespacedName, LocalRecord>,
     local_list: Option<LocalList>,
+    /// Policies that deny by identity where plaintext is accepted, as last reported.
+    exposed_layers: Vec<Arc<PolicyIndex>>,
     findings: Findings,
     dirty: Dirty,
     objects: usize,
@@ -97,6 +99,7 @@ impl Compiler {
             policies,
             local: BTreeMap::new(),
             local_list: None,
+            exposed_layers: Vec::new(),
             findings: Findings::default(),
             dirty: Dirty::default(),
             objects: 0,

@@ -106,6 +106,8 @@ impl ClassIndex {
 pub(crate) struct PolicyIndex {
     classes: [Option<Box<ClassIndex>>; CLASSES],
     audits: Vec<Arc<AuthorizationPolicy>>,
+    /// Enforced DENY policies with a rule that no client without identity can match.
+    identity_denies: Vec<Arc<AuthorizationPolicy>>,
     reads_source_ip: bool,
     reads_destination_ip: bool,
     reads_sni: bool,
@@ -123,6 +125,10 @@ impl PolicyIndex {
                 this.audits.push(policy);
                 continue;
             };
+            let denies = policy.action == PolicyAction::Deny && !policy.dry_run;
+            if denies && policy.rules.iter().any(matcher::needs_identity) {
+                this.identity_denies.push(policy.clone());
+            }
             this.reads_source_ip |= policy.rules.iter().any(reads_source_ip);
             this.reads_destination_ip |= policy.rules.iter().any(reads_destination_ip);
             this.reads_sni |= policy.rules.iter().any(reads_sni);
@@ -138,6 +144,10 @@ impl PolicyIndex {
 
     fn class(&self, class: Class) -> Option<&ClassIndex> {
         self.classes.get(class.slot()?)?.as_deref()
+    }
+
+    pub(crate) fn identity_denies(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.identity_denies
     }
 
     fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
@@ -160,6 +170,10 @@ impl PolicySet {
     /// Every policy of the set, also those that never decide (dry-run, AUDIT), in no particular order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
         self.layers.iter().flat_map(|layer| layer.policies())
+    }
+
+    pub(crate) fn layers(&self) -> &[Arc<PolicyIndex>] {
+        &self.layers
     }
 
     /// Whether no policy of any kind is to be evaluated.

@@ -369,6 +369,26 @@ fn policies_select_by_root_namespace_and_labels() {
 }
 
 #[test]
+fn a_deny_by_identity_meets_plaintext() {
+    let deny = || policy("shop/deny", PolicyAction::Deny, "app=web", vec![from(principals(&["x"]))]);
+    let codes = |policy: AuthorizationPolicy, mode| {
+        let snapshot = compile([
+            Resource::Pod(pod("shop/web", &["10.0.0.1"], "app=web")),
+            Resource::AuthorizationPolicy(policy),
+            Resource::PeerAuthentication(peer_authentication("shop/default", "", mode)),
+        ]);
+        snapshot.problems().iter().map(|problem| problem.code).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(deny(), None), ["WEFT0112"]);
+    assert_eq!(codes(deny(), Some(MtlsMode::Strict)), [""; 0]);
+    assert_eq!(codes(AuthorizationPolicy { dry_run: true, ..deny() }, None), [""; 0]);
+    let ports = AuthorizationPolicy { rules: vec![to_ports(&[1])], ..deny() };
+    assert_eq!(codes(ports, None), [""; 0]);
+    let other = AuthorizationPolicy { selector: Some(labels("app=other")), ..deny() };
+    assert_eq!(codes(other, None), [""; 0]);
+}
+
+#[test]
 fn one_address_has_one_owner() {
     let aged = |name: &str, created: i64| {
         let mut pod = pod(name, &["10.0.0.1"], "");

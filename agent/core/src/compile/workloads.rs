@@ -123,11 +123,7 @@ impl Compiler {
 
     fn workload(&mut self, parts: Parts, template: &Template, facts: NamespaceFacts) -> Workload {
         let Parts { key, ips, node, service_account, workload_name, labels, ready } = parts;
-        let identity = Identity::new(self.mesh.trust_domain.clone(), key.namespace.clone(), service_account);
-        let identity = self.interned.identities.share(identity);
-        let principal = self.interned.text.share(identity.to_string());
-        let defaults = [names::UNKNOWN, "latest"].map(|text| self.interned.text.share(text));
-        let text = workload_labels(workload_name, key.namespace.clone(), principal, &labels, defaults);
+        let (identity, text) = self.identity_and_text(&key, &service_account, &workload_name, &labels);
         let adopt = self.options.adopt_istio_labels;
         let opted =
             membership::of_pod(&labels, &template.annotations, adopt).or(facts.opted).unwrap_or(false);
@@ -137,11 +133,37 @@ impl Compiler {
             ips,
             node,
             identity,
-            labels: self.interned.workload_labels.share(text),
+            labels: text,
             pod_labels: labels,
             ready,
             encrypt_same_node: facts.encrypt_same_node,
         }
+    }
+
+    /// The identity and the metric labels, those of another pod of the same template where there is one.
+    fn identity_and_text(
+        &mut self,
+        key: &NamespacedName,
+        service_account: &Arc<str>,
+        workload_name: &Arc<str>,
+        labels: &Arc<Labels>,
+    ) -> (Arc<Identity>, Arc<WorkloadLabels>) {
+        let group = self.namespaces.get(&key.namespace).and_then(|state| state.groups.get(labels));
+        if let Some(sibling) = group.and_then(|group| group.first()).map(|record| &record.workload)
+            && sibling.identity.service_account_shared() == service_account
+            && *sibling.identity.trust_domain() == *self.mesh.trust_domain
+            && sibling.labels.workload == *workload_name
+        {
+            return (sibling.identity.clone(), sibling.labels.clone());
+        }
+        let identity =
+            Identity::new(self.mesh.trust_domain.clone(), key.namespace.clone(), service_account.clone());
+        let identity = self.interned.identities.share(identity);
+        let principal = self.interned.text.share(identity.to_string());
+        let defaults = [names::UNKNOWN, "latest"].map(|text| self.interned.text.share(text));
+        let (workload, namespace) = (workload_name.clone(), key.namespace.clone());
+        let text = workload_labels(workload, namespace, principal, labels, defaults);
+        (identity, self.interned.workload_labels.share(text))
     }
 
     pub(super) fn pod_record(&self, key: &NamespacedName) -> Option<&PodRecord> {

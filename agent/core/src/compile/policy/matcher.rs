@@ -155,6 +155,26 @@ pub(crate) fn needs_http(rule: &Rule) -> bool {
         || rule.when.iter().any(|condition| matches!(condition, Condition::Http { .. }))
 }
 
+/// Whether the rule asks for an identity, so that no client without one can match it (AP-6).
+pub(crate) fn needs_identity(rule: &Rule) -> bool {
+    let named = |source: &Source| {
+        let Source { principals, namespaces, service_accounts, .. } = source;
+        !(principals.any.is_empty() && namespaces.any.is_empty() && service_accounts.any.is_empty())
+    };
+    let conditional = |condition: &Condition| match condition {
+        Condition::SourcePrincipal(values) | Condition::SourceTrustDomain(values) => !values.any.is_empty(),
+        Condition::SourceNamespace(values) => !values.any.is_empty(),
+        Condition::SourceServiceAccount(values) => !values.any.is_empty(),
+        Condition::SourceIp(_)
+        | Condition::RemoteIp(_)
+        | Condition::DestinationIp(_)
+        | Condition::DestinationPort(_)
+        | Condition::Sni(_)
+        | Condition::Http { .. } => false,
+    };
+    (!rule.from.is_empty() && rule.from.iter().all(named)) || rule.when.iter().any(conditional)
+}
+
 /// Positive values are ORed, an empty list is no condition; none of the negative ones may match (AP-4).
 fn holds<T>(values: &Match<T>, matches: impl Fn(&T) -> bool) -> bool {
     (values.any.is_empty() || values.any.iter().any(&matches)) && !values.not.iter().any(&matches)

@@ -62,6 +62,16 @@ fn custom_finding(policy: &AuthorizationPolicy) -> Option<Problem> {
     Some(problem)
 }
 
+/// The finding about a DENY policy whose rules ask for an identity, where a client may come without one (ruling 11).
+pub(crate) fn plaintext_finding(policy: &AuthorizationPolicy) -> Problem {
+    let mut problem = finding(policy, "WEFT0112", "DenyMissesPlaintext", "spec.rules".into());
+    problem.message = "it denies by identity, but workloads that it selects accept plaintext; \
+                       a client without mTLS has no identity and is not denied"
+        .into();
+    problem.fix = "set PeerAuthentication to STRICT for these workloads, or use an ALLOW policy".into();
+    problem
+}
+
 /// Path and name of every field of a rule that needs HTTP.
 fn rule_fields(at: usize, rule: &Rule, fields: &mut Vec<(String, String)>) {
     for (index, source) in rule.from.iter().enumerate() {
