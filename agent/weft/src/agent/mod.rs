@@ -1,0 +1,301 @@
+//! `weft agent`: everything wired together, top to bottom.
+
+mod admin;
+pub(crate) mod datapath_options;
+mod direct_metrics;
+mod http;
+mod node;
+mod options;
+mod plan;
+mod scrape;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc::UnboundedReceiver;
+use weft_control::writer::Published;
+use weft_core::kernel_view::LearnedPorts;
+use weft_core::resource::NamespacedName;
+use weft_identity::csr_api::UnixCaClient;
+use weft_identity::{Ca, CaClient, CertStore, EmbeddedCa};
+use weft_kernel::{Datapath, FlowEvents};
+use weft_proxy::{Context, Proxy, ProxyConfig};
+use weft_telemetry::{AccessLog, AccessLogFormat, Metrics};
+
+use self::admin::Facts;
+use self::node::{Clocks, Event, Node, NodeState, SharedDatapath, SharedProxy, lock};
+pub(crate) use self::options::Options;
+use self::plan::Pods;
+use crate::config;
+use crate::controller::{SnapshotAuthority, make_private_directory};
+use crate::logging::{self, LogLevel};
+use crate::shutdown::Signals;
+
+/// How long the end may take once connections are drained.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Runs until a signal asks for the end.
+pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+    let log = logging::start(&options.log_level, options.log_format)?;
+    let metrics = Metrics::new();
+    hook_panics(metrics.clone());
+    raise_descriptor_limit();
+    make_private_directory(&options.state_dir)?;
+    let _lock = lock_state(&options.state_dir)?;
+    let source = config::watch(&options.config, &options.node, options.adopt_istio_labels)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Agent { options, log, metrics }.run(source.published().clone()))
+}
+
+/// Panics are confined to a connection or task; here they are told and counted.
+fn hook_panics(metrics: Metrics) {
+    std::panic::set_hook(Box::new(move |info| {
+        metrics.panicked();
+        let payload = info.payload();
+        let words = payload.downcast_ref::<&str>().copied();
+        let words =
+            words.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
+        tracing::error!(thread, place, "panic: {words}");
+    }));
+}
+
+/// Each connection needs two descriptors: the soft limit of 1024 is soon met.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of descriptors could not be raised");
+    }
+}
+
+/// One agent per state directory (ruling 13); the kernel releases the lock with the process.
+fn lock_state(directory: &Path) -> anyhow::Result<File> {
+    use rustix::fs::{FlockOperation, flock};
+
+    let path = directory.join("lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!(
+            "another agent uses the state directory {}: give this one its own with --state-dir",
+            directory.display()
+        );
+    }
+    Ok(file)
+}
+
+struct Agent {
+    options: Options,
+    log: LogLevel,
+    metrics: Metrics,
+}
+
+impl Agent {
+    async fn run(self, config: Published) -> anyhow::Result<()> {
+        let mut signals = Signals::new()?;
+        let metrics_listener = http::bind("metrics", self.options.metrics_addr).await?;
+        let readiness_listener = http::bind("readiness", self.options.readiness_addr).await?;
+        let admin_path = self.options.admin_socket();
+        let admin_listener = admin::bind(&admin_path)?;
+
+        let access_log = AccessLog::stdout();
+        configure_access_log(&access_log, &config);
+        let certs = self.certificates(&config)?;
+        let datapath = self.datapath(&config)?;
+        let facts = Facts {
+            node: self.options.node.as_str().into(),
+            config: config.clone(),
+            state: Arc::new(ArcSwap::from_pointee(NodeState::default())),
+            certs,
+            metrics: self.metrics.clone(),
+            datapath: datapath.clone(),
+            proxy: Arc::new(Mutex::new(None)),
+            log: self.log.clone(),
+        };
+        let direct = Arc::default();
+        scrape::register(&facts, Arc::clone(&direct), access_log.clone());
+        tokio::spawn(http::serve_tcp(metrics_listener, admin::metrics_handler(facts.clone())));
+        tokio::spawn(http::serve_tcp(readiness_listener, admin::readiness_handler(facts.clone())));
+        tokio::spawn(http::serve_unix(admin_listener, admin::admin_handler(facts.clone())));
+
+        let running = match datapath {
+            Some(datapath) => Some(self.start(datapath, &facts, &access_log, direct)?),
+            None => None,
+        };
+        let reconciler = running.as_ref().map(|running| running.events.clone());
+        tokio::spawn(follow(config, access_log.clone(), reconciler));
+        tracing::info!(node = self.options.node, admin = %admin_path.display(), "the agent runs");
+
+        signals.next().await;
+        self.stop(running, &facts.proxy, signals).await;
+        access_log.flush(FLUSH);
+        // Nobody is asked any more.
+        let _ = std::fs::remove_file(&admin_path);
+        tracing::info!("the agent ends; what it pinned stays in force, `weft cleanup` removes it");
+        Ok(())
+    }
+
+    fn certificates(&self, config: &Published) -> anyhow::Result<CertStore> {
+        let snapshot = config.snapshot();
+        let mesh = snapshot.mesh();
+        let lifetime = self.options.cert_lifetime();
+        let client: Arc<dyn CaClient> = if self.options.embedded_ca {
+            let dir = self.options.state_dir.join("ca");
+            let ca = Ca::open(&dir, &mesh.trust_domain)
+                .with_context(|| format!("the CA in {} cannot be used", dir.display()))?
+                .with_max_lifetime(lifetime);
+            let authority = Arc::new(SnapshotAuthority::new(config.clone()));
+            Arc::new(EmbeddedCa::new(Arc::new(ca), authority, self.options.node.as_str().into()))
+        } else {
+            Arc::new(UnixCaClient::new(&self.options.ca_socket()).with_lifetime(lifetime))
+        };
+        let aliases = mesh.trust_domain_aliases.clone();
+        Ok(CertStore::with_trust_domain_aliases(client, tokio::runtime::Handle::current(), aliases))
+    }
+
+    /// The data path; `None` in break-glass, where what an earlier agent left is removed (ruling 12).
+    fn datapath(&self, config: &Published) -> anyhow::Result<Option<SharedDatapath>> {
+        let mut settings = self.options.datapath.resolve(&self.options.node)?;
+        settings.flow_events = config.snapshot().mesh().access_log;
+        if !self.options.break_glass {
+            let datapath = Datapath::open(settings).context("the data path cannot be opened")?;
+            return Ok(Some(Arc::new(Mutex::new(datapath))));
+        }
+        tracing::error!(
+            "BREAK-GLASS: nothing is captured on this node, no policy is enforced and nothing is encrypted"
+        );
+        let report = Datapath::cleanup(&settings, None).context("capture cannot be switched off")?;
+        for failure in &report.failures {
+            tracing::error!(failure, "something of an earlier agent could not be removed");
+        }
+        Ok(None)
+    }
+
+    /// Starts proxy and reconciler.
+    fn start(
+        &self,
+        datapath: SharedDatapath,
+        facts: &Facts,
+        access_log: &AccessLog,
+        direct: Arc<Mutex<direct_metrics::DirectAccounting>>,
+    ) -> anyhow::Result<Running> {
+        let (learned, learning) = tokio::sync::mpsc::unbounded_channel();
+        let (onward, tuples) = {
+            let datapath = lock(&datapath);
+            (datapath.onward(), datapath.tuples())
+        };
+        let context = Context {
+            snapshot: facts.config.cell().clone(),
+            certs: facts.certs.clone(),
+            onward,
+            tuples,
+            metrics: self.metrics.clone(),
+            access_log: access_log.clone(),
+            learned,
+        };
+        let settings = ProxyConfig { workers: self.options.workers(), ..ProxyConfig::default() };
+        *lock(&facts.proxy) = Some(Proxy::start(settings, context).context("the proxy cannot be started")?);
+        let flow_events = lock(&datapath).take_events().context("events of direct flows cannot be read")?;
+        if let Some(flow_events) = flow_events {
+            let (config, access_log) = (facts.config.clone(), access_log.clone());
+            let work = move || log_direct_flows(flow_events, &config, &access_log);
+            std::thread::Builder::new().name("flow-log".into()).spawn(work)?;
+        }
+        let node = Node {
+            config: facts.config.clone(),
+            datapath,
+            proxy: facts.proxy.clone(),
+            certs: facts.certs.clone(),
+            metrics: self.metrics.clone(),
+            access_log: access_log.clone(),
+            direct,
+            state: facts.state.clone(),
+            pods: Pods::default(),
+            learned: LearnedPorts::default(),
+            clocks: Clocks::new(Instant::now()),
+        };
+        let (events, received) = channel();
+        let thread = std::thread::Builder::new().name("node".into()).spawn(move || node.run(&received))?;
+        tokio::spawn(forward_learned(learning, events.clone()));
+        Ok(Running { events, thread })
+    }
+
+    /// The first signal drains, the second one cuts.
+    async fn stop(&self, running: Option<Running>, proxy: &SharedProxy, mut signals: Signals) {
+        let limit = self.options.drain();
+        tracing::info!(seconds = limit.as_secs(), "stopping: connections may end; signal again to stop now");
+        let Some(running) = running else { return };
+        // A reconciler that has ended needs no telling.
+        let _ = running.events.send(Event::Stop);
+        let proxy = lock(proxy).take();
+        if let Some(proxy) = proxy {
+            tokio::select! {
+                () = proxy.drain(limit) => {}
+                () = signals.next() => tracing::info!("stopping now"),
+            }
+        }
+        if running.thread.is_finished() && running.thread.join().is_err() {
+            tracing::error!("the reconciler had panicked");
+        }
+    }
+}
+
+struct Running {
+    events: Sender<Event>,
+    thread: JoinHandle<()>,
+}
+
+fn configure_access_log(access_log: &AccessLog, config: &Published) {
+    let snapshot = config.snapshot();
+    let mesh = snapshot.mesh();
+    let format = if mesh.access_log_json { AccessLogFormat::Json } else { AccessLogFormat::Text };
+    access_log.configure(mesh.access_log, format);
+}
+
+/// Tells everybody of a new snapshot.
+async fn follow(config: Published, access_log: AccessLog, reconciler: Option<Sender<Event>>) {
+    let mut revisions = config.subscribe();
+    while revisions.changed().await.is_ok() {
+        configure_access_log(&access_log, &config);
+        if let Some(reconciler) = &reconciler
+            && reconciler.send(Event::Config).is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn forward_learned(mut learning: UnboundedReceiver<(NamespacedName, u16)>, reconciler: Sender<Event>) {
+    while let Some((pod, port)) = learning.recv().await {
+        tracing::debug!(%pod, port, "an undeclared port does not speak HTTP: it may go direct");
+        if reconciler.send(Event::Learned(pod, port)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes the access log of direct flows, on a thread of its own that ends with the process.
+fn log_direct_flows(mut flow_events: FlowEvents, config: &Published, access_log: &AccessLog) {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    loop {
+        let polled = poll(&mut [PollFd::new(&flow_events, PollFlags::IN)], None);
+        match polled {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return tracing::error!(%error, "direct flows are not in the access log any more"),
+        }
+        let snapshot = config.snapshot();
+        while let Some(event) = flow_events.next() {
+            direct_metrics::log_event(&event, &snapshot, access_log);
+        }
+    }
+}

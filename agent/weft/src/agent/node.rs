@@ -1,0 +1,459 @@
+//! The reconciler: makes kernel, proxy and certificates follow the configuration.
+//!
+//! One thread of its own, because entering namespaces and loading programs blocks. It is the only one that
+//! changes the data path; others read it (metrics, status) between its steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use weft_control::writer::Published;
+use weft_core::Snapshot;
+use weft_core::decide::inbound::inbound;
+use weft_core::decide::{AuthorizationDecision, InboundConnection, InboundDecision, Verdict};
+use weft_core::kernel_view::{LearnedPorts, kernel_view};
+use weft_core::resource::NamespacedName;
+use weft_identity::CertStore;
+use weft_kernel::{Cut, Datapath, FlowRecord};
+use weft_proxy::Proxy;
+use weft_telemetry::{AccessLog, Direction, Metrics};
+
+use super::direct_metrics::{self, DirectAccounting, Ending};
+use super::plan::{GRACE, Plan, Pods, Stage, Wanted};
+use crate::output;
+
+/// How often a sign of life is given; the kernel believes in it for 30 s.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often the rules in the pods' namespaces are looked after.
+const REASSERT: Duration = Duration::from_secs(10);
+/// One tuple's lifetime after a revocation the kernel is asked again about flows that were being opened.
+const SWEEP: Duration = Duration::from_millis(5_100);
+
+/// What wakes the reconciler.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A new snapshot.
+    Config,
+    /// A port was seen to speak something else than HTTP.
+    Learned(NamespacedName, u16),
+    /// End: connections are being drained, pins stay.
+    Stop,
+}
+
+/// The data path, shared between the reconciler, which changes it step by step, and scrapes, which read it in
+/// between. Connections never come near the lock.
+pub(crate) type SharedDatapath = Arc<Mutex<Datapath>>;
+
+/// The proxy until it is drained. The lock is held for the calls of reconciler, status and scrapes.
+pub(crate) type SharedProxy = Arc<Mutex<Option<Proxy>>>;
+
+/// Locks, whatever happened to an earlier holder: both types are consistent between calls.
+pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One pod for status and metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct PodState {
+    /// `enrolled`, `enrolling`, `excluded` or `failed`.
+    pub(crate) state: &'static str,
+    pub(crate) reason: Option<String>,
+    /// Since when it has been waiting to be enrolled.
+    pub(crate) pending_since: Option<Instant>,
+}
+
+/// What the reconciler has achieved.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeState {
+    /// Revision of the snapshot that kernel and proxy follow; `None` before the first one.
+    pub(crate) revision: Option<u64>,
+    pub(crate) pods: BTreeMap<NamespacedName, PodState>,
+    pub(crate) learned: LearnedPorts,
+    /// The last failure to write the kernel's maps.
+    pub(crate) failure: Option<String>,
+}
+
+/// Everything that the reconciler drives.
+pub(crate) struct Node {
+    pub(crate) config: Published,
+    pub(crate) datapath: SharedDatapath,
+    pub(crate) proxy: SharedProxy,
+    pub(crate) certs: CertStore,
+    pub(crate) metrics: Metrics,
+    pub(crate) access_log: AccessLog,
+    pub(crate) direct: Arc<Mutex<DirectAccounting>>,
+    pub(crate) state: Arc<ArcSwap<NodeState>>,
+    pub(crate) pods: Pods,
+    pub(crate) learned: LearnedPorts,
+    pub(crate) clocks: Clocks,
+}
+
+/// When what is due.
+pub(crate) struct Clocks {
+    heartbeat: Instant,
+    reassert: Instant,
+    sweep: Option<Instant>,
+}
+
+impl Clocks {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { heartbeat: now, reassert: now + REASSERT, sweep: None }
+    }
+}
+
+impl Node {
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self, events: &Receiver<Event>) {
+        self.reconcile();
+        self.remove_leftovers();
+        loop {
+            match events.recv_timeout(self.next_wake().saturating_duration_since(Instant::now())) {
+                Ok(first) => {
+                    let mut stop = false;
+                    for event in std::iter::once(first).chain(events.try_iter()) {
+                        stop |= self.take(event);
+                    }
+                    if stop {
+                        return self.beat_until_closed(events);
+                    }
+                    self.reconcile();
+                }
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Whether it is the end.
+    fn take(&mut self, event: Event) -> bool {
+        match event {
+            Event::Config => false,
+            Event::Learned(pod, port) => {
+                self.learned.0.insert((pod, port));
+                false
+            }
+            Event::Stop => true,
+        }
+    }
+
+    /// While connections are drained the kernel may go on with direct flows.
+    fn beat_until_closed(&mut self, events: &Receiver<Event>) {
+        while !matches!(events.recv_timeout(HEARTBEAT), Err(RecvTimeoutError::Disconnected)) {
+            self.heartbeat();
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = Instant::now();
+        let clocks = [Some(self.clocks.heartbeat), self.clocks.sweep, self.pods.due(now)];
+        clocks.into_iter().flatten().min().unwrap_or(now + HEARTBEAT)
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.clocks.heartbeat <= now {
+            self.clocks.heartbeat = now + HEARTBEAT;
+            self.heartbeat();
+            self.forget_vanished();
+            self.metrics.sweep(now);
+        }
+        if self.clocks.reassert <= now {
+            self.clocks.reassert = now + REASSERT;
+            for pod in lock(&self.datapath).reassert() {
+                tracing::warn!(%pod, "put back what something had removed from the pod's network namespace");
+            }
+        }
+        if self.clocks.sweep.is_some_and(|due| due <= now) {
+            self.clocks.sweep = None;
+            let late = lock(&self.datapath).sweep();
+            match late {
+                Ok(flows) => self.cut_denied(&self.config.snapshot(), &flows),
+                Err(error) => tracing::warn!(error = %output::chain(&error), "cannot look at direct flows"),
+            }
+        }
+        if self.pods.due(now).is_some_and(|due| due <= now + Duration::from_millis(500)) {
+            self.reconcile();
+        }
+    }
+
+    fn heartbeat(&mut self) {
+        if let Err(error) = lock(&self.datapath).heartbeat() {
+            tracing::error!(error = %output::chain(&error), "the kernel gets no sign of life: direct flows will end");
+        }
+    }
+
+    /// One pass: what is taken away first, then what is given.
+    fn reconcile(&mut self) {
+        let snapshot = self.config.snapshot();
+        let wanted = Wanted::all(&snapshot);
+        self.certs.want(identities(&snapshot, &wanted));
+        self.learned.0.retain(|(pod, _)| snapshot.local_workload(pod).is_some());
+        let open = self.open_connections();
+        let plan = self.pods.plan(&wanted, Instant::now(), &|pod| open.get(pod).copied().unwrap_or(0));
+        self.apply(&snapshot);
+        self.take_out(&plan);
+        self.with_proxy(Proxy::reevaluate);
+        self.publish(&snapshot);
+        if !plan.enrol.is_empty() {
+            self.enrol(&plan.enrol);
+            self.apply(&snapshot);
+            self.publish(&snapshot);
+        }
+        if !plan.leave.is_empty() || !plan.undo.is_empty() {
+            self.forget_series(&snapshot);
+        }
+    }
+
+    fn open_connections(&self) -> BTreeMap<NamespacedName, usize> {
+        lock(&self.proxy).as_ref().map(|proxy| proxy.connections().into_iter().collect()).unwrap_or_default()
+    }
+
+    fn with_proxy(&self, work: impl FnOnce(&Proxy)) {
+        if let Some(proxy) = lock(&self.proxy).as_ref() {
+            work(proxy);
+        }
+    }
+
+    fn take_out(&mut self, plan: &Plan) {
+        for pod in &plan.leave {
+            tracing::info!(%pod, "leaves the mesh");
+            self.with_proxy(|proxy| proxy.remove_pod(pod, GRACE));
+        }
+        if !plan.undo.is_empty() {
+            // Their counts go with them.
+            self.account();
+        }
+        for pod in &plan.undo {
+            self.undo(pod);
+        }
+    }
+
+    fn undo(&mut self, pod: &NamespacedName) {
+        self.with_proxy(|proxy| proxy.remove_pod(pod, Duration::ZERO));
+        match lock(&self.datapath).unenrol(pod) {
+            Ok(()) => tracing::info!(%pod, "is out of the mesh"),
+            Err(error) => {
+                tracing::error!(%pod, error = %output::chain(&error), "not everything could be removed from the pod; see `weft cleanup --pod`");
+            }
+        }
+        self.pods.undone(pod);
+    }
+
+    fn enrol(&mut self, pods: &[NamespacedName]) {
+        for key in pods {
+            let Some(target) = self.pods.0.get(key).and_then(|pod| pod.target.clone()) else { continue };
+            let result = lock(&self.datapath).enrol(&target);
+            let result = match result {
+                Ok(enrolled) => {
+                    tracing::info!(pod = %key, "is in the mesh");
+                    self.with_proxy(|proxy| proxy.add_pod(key.clone(), enrolled));
+                    Ok(())
+                }
+                Err(error) => {
+                    let reason = output::chain(&error);
+                    self.tell_failure(key, &reason);
+                    Err(reason)
+                }
+            };
+            self.pods.enrolled(key, result, Instant::now());
+        }
+    }
+
+    /// Says why a pod could not be enrolled, once for each reason.
+    fn tell_failure(&self, key: &NamespacedName, reason: &str) {
+        let known = match self.pods.0.get(key).map(|pod| &pod.stage) {
+            Some(Stage::Failed { reason: before, .. }) => before == reason,
+            Some(Stage::Pending(_) | Stage::Enrolled | Stage::Leaving(_) | Stage::Excluded(_)) | None => {
+                false
+            }
+        };
+        if !known {
+            tracing::warn!(pod = %key, reason, "cannot be enrolled; it will be tried again");
+        }
+    }
+
+    fn enrolled(&self) -> BTreeSet<NamespacedName> {
+        let enrolled = self.pods.0.iter().filter(|(_, pod)| matches!(pod.stage, Stage::Enrolled));
+        enrolled.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Writes the kernel's view, and cuts what it revoked and policy denies.
+    fn apply(&mut self, snapshot: &Snapshot) {
+        let view = kernel_view(snapshot, &self.enrolled(), &self.learned);
+        let applied = lock(&self.datapath).apply(&view);
+        let failure = match applied {
+            Ok(applied) => {
+                if applied.overflow > 0 {
+                    tracing::warn!(
+                        entries = applied.overflow,
+                        "kernel maps are full: some flows pass the proxy"
+                    );
+                }
+                if applied.removed > 0 {
+                    self.clocks.sweep = Some(Instant::now() + SWEEP);
+                }
+                self.cut_denied(snapshot, &applied.revoked);
+                None
+            }
+            Err(error) => {
+                let failure = output::chain(&error);
+                tracing::error!(error = failure, "the kernel maps could not be written");
+                Some(failure)
+            }
+        };
+        let mut state = NodeState::clone(&self.state.load());
+        state.failure = failure;
+        self.state.store(Arc::new(state));
+    }
+
+    fn cut_denied(&self, snapshot: &Snapshot, flows: &[FlowRecord]) {
+        for flow in flows {
+            let Some(decision) = denial(snapshot, flow) else { continue };
+            let cut = lock(&self.datapath).cut(flow);
+            match cut {
+                Ok(Cut::Done) => self.tell_cut(snapshot, flow, &decision),
+                Ok(Cut::AlreadyGone) => {}
+                Err(error) => tracing::error!(
+                    source = %flow.source,
+                    destination = %flow.destination,
+                    error = %output::chain(&error),
+                    "a direct flow that policy denies could not be cut"
+                ),
+            }
+        }
+    }
+
+    fn tell_cut(&self, snapshot: &Snapshot, flow: &FlowRecord, decision: &InboundDecision) {
+        let policy = policy_name(&decision.authorization);
+        self.metrics.policy_cut();
+        self.metrics.refused("policy_change", policy.as_deref());
+        let by = match (&decision.authorization.object, &decision.peer_authentication.object) {
+            (Some(object), _) => object.to_string(),
+            (None, Some(object)) if decision.verdict == Verdict::DenyPeerAuthentication => object.to_string(),
+            (None, _) => "no ALLOW policy matches".into(),
+        };
+        let details = Some(format!("closed due to policy change: {by}"));
+        let ending = Ending { flags: "DENY", details, policy };
+        let line =
+            direct_metrics::line(flow, Direction::Inbound, (Duration::ZERO, (0, 0)), &ending, snapshot);
+        self.access_log.write(line);
+    }
+
+    /// Pods of an earlier agent that nobody wants any more.
+    fn remove_leftovers(&mut self) {
+        let leftovers = lock(&self.datapath).leftovers();
+        for pod in leftovers {
+            if !self.pods.0.contains_key(&pod) {
+                tracing::info!(%pod, "was enrolled by an earlier agent and is not in the mesh any more");
+                self.undo(&pod);
+            }
+        }
+    }
+
+    fn forget_vanished(&mut self) {
+        let vanished = lock(&self.datapath).vanished();
+        if vanished.is_empty() {
+            return;
+        }
+        self.account();
+        for pod in &vanished {
+            tracing::info!(%pod, "its network namespace is gone");
+            self.undo(pod);
+            self.pods.enrolled(pod, Err("its network namespace is gone".into()), Instant::now());
+        }
+        self.reconcile();
+    }
+
+    fn account(&self) {
+        account(&self.datapath, &self.direct, &self.config.snapshot(), &self.metrics);
+    }
+
+    /// Drops the series of workloads that have no pod any more.
+    fn forget_series(&self, snapshot: &Snapshot) {
+        let alive: BTreeSet<_> =
+            snapshot.workloads().map(|workload| workload.labels.clone()).map(name_of).collect();
+        let lives = |labels: &Option<Arc<weft_core::snapshot::WorkloadLabels>>| {
+            labels.as_ref().is_none_or(|labels| alive.contains(&name_of(labels.clone())))
+        };
+        self.metrics.retain(|labels| lives(&labels.source) && lives(&labels.destination));
+    }
+
+    fn publish(&self, snapshot: &Snapshot) {
+        let pods = self.pods.0.iter().map(|(key, pod)| (key.clone(), PodState::of(&pod.stage))).collect();
+        let state = NodeState {
+            revision: Some(snapshot.revision()),
+            pods,
+            learned: self.learned.clone(),
+            failure: self.state.load().failure.clone(),
+        };
+        self.state.store(Arc::new(state));
+    }
+}
+
+impl PodState {
+    fn of(stage: &Stage) -> Self {
+        let new =
+            |state, reason: Option<&str>| Self { state, reason: reason.map(Into::into), pending_since: None };
+        match stage {
+            Stage::Pending(since) => Self { pending_since: Some(*since), ..new("enrolling", None) },
+            Stage::Enrolled => new("enrolled", None),
+            Stage::Leaving(_) => new("excluded", Some("it leaves the mesh; open connections may end")),
+            Stage::Failed { reason, .. } => new("failed", Some(reason)),
+            Stage::Excluded(reason) => new("excluded", Some(reason)),
+        }
+    }
+}
+
+fn name_of(labels: Arc<weft_core::snapshot::WorkloadLabels>) -> (Arc<str>, Arc<str>) {
+    (labels.namespace.clone(), labels.workload.clone())
+}
+
+/// Brings the kernel's counts of direct flows into the series.
+pub(crate) fn account(
+    datapath: &Mutex<Datapath>,
+    direct: &Mutex<DirectAccounting>,
+    snapshot: &Snapshot,
+    metrics: &Metrics,
+) {
+    // Both locks at once: two accounts must not overtake each other.
+    let mut direct = lock(direct);
+    let totals = lock(datapath).totals();
+    match totals {
+        Ok(totals) => direct.update(&totals, snapshot, metrics),
+        Err(error) => {
+            tracing::warn!(error = %output::chain(&error), "cannot read the counts of direct flows")
+        }
+    }
+}
+
+/// Identities of the pods that are (to be) enrolled.
+fn identities(
+    snapshot: &Snapshot,
+    wanted: &BTreeMap<NamespacedName, Wanted>,
+) -> BTreeSet<weft_core::Identity> {
+    let enrol = wanted.iter().filter(|(_, wanted)| matches!(wanted, Wanted::Enrol(_)));
+    enrol.filter_map(|(key, _)| Some((*snapshot.workload(key)?.identity).clone())).collect()
+}
+
+/// The decision, if it is that the flow must not be. Its identity is the kernel's word (ruling 4).
+fn denial(snapshot: &Snapshot, flow: &FlowRecord) -> Option<InboundDecision> {
+    let destination = snapshot.local_workload(&flow.destination)?;
+    let source = snapshot.workload(&flow.source)?;
+    let connection = InboundConnection {
+        identity: Some(&source.identity),
+        source_ip: flow.source_addr.ip(),
+        destination: flow.destination_addr,
+        sni: None,
+    };
+    let decision = inbound(destination, &connection);
+    (decision.verdict != Verdict::Allow).then_some(decision)
+}
+
+/// The policy that decided, as metrics and logs name it.
+fn policy_name(decision: &AuthorizationDecision) -> Option<String> {
+    let object = decision.object.as_ref()?;
+    let rule = decision.rule.map(|rule| format!("-rule[{rule}]")).unwrap_or_default();
+    Some(format!("ns[{}]-policy[{}]{rule}", object.namespace, object.name))
+}

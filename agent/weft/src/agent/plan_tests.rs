@@ -1,0 +1,102 @@
+use super::*;
+
+fn key(name: &str) -> NamespacedName {
+    NamespacedName::new("shop", name)
+}
+
+fn enrol(name: &str, netns: &str) -> (NamespacedName, Wanted) {
+    let target = PodToEnrol { key: key(name), netns: netns.into(), ips: vec!["10.0.0.1".parse().unwrap()] };
+    (key(name), Wanted::Enrol(target))
+}
+
+fn wants<const N: usize>(all: [(NamespacedName, Wanted); N]) -> BTreeMap<NamespacedName, Wanted> {
+    all.into()
+}
+
+const IDLE: &dyn Fn(&NamespacedName) -> usize = &|_| 0;
+const BUSY: &dyn Fn(&NamespacedName) -> usize = &|_| 1;
+
+fn enrolled(now: Instant) -> Pods {
+    let mut pods = Pods::default();
+    let plan = pods.plan(&wants([enrol("cart", "/n/cart")]), now, IDLE);
+    assert_eq!(plan, Plan { enrol: vec![key("cart")], ..Plan::default() });
+    pods.enrolled(&key("cart"), Ok(()), now);
+    pods
+}
+
+#[test]
+fn an_enrolled_pod_is_left_alone() {
+    let now = Instant::now();
+    let mut pods = enrolled(now);
+    assert_eq!(pods.plan(&wants([enrol("cart", "/n/cart")]), now, BUSY), Plan::default());
+    assert_eq!(pods.due(now), None);
+}
+
+#[test]
+fn a_pod_that_leaves_keeps_its_route_while_it_has_connections() {
+    let now = Instant::now();
+    let mut pods = enrolled(now);
+    let plan = pods.plan(&wants([]), now, BUSY);
+    assert_eq!(plan, Plan { leave: vec![key("cart")], ..Plan::default() });
+    assert_eq!(pods.plan(&wants([]), now, BUSY), Plan::default());
+    assert!(pods.due(now).is_some());
+
+    let ended = pods.plan(&wants([]), now, IDLE);
+    assert_eq!(ended, Plan { undo: vec![key("cart")], ..Plan::default() });
+    pods.undone(&key("cart"));
+    assert!(pods.0.is_empty());
+}
+
+#[test]
+fn the_grace_ends_even_with_connections() {
+    let now = Instant::now();
+    let mut pods = enrolled(now);
+    pods.plan(&wants([]), now, BUSY);
+    let plan = pods.plan(&wants([]), now + GRACE, BUSY);
+    assert_eq!(plan.undo, [key("cart")]);
+}
+
+#[test]
+fn a_pod_that_comes_back_or_moves_begins_anew() {
+    let now = Instant::now();
+    let both = Plan { undo: vec![key("cart")], enrol: vec![key("cart")], ..Plan::default() };
+    let mut pods = enrolled(now);
+    assert_eq!(pods.plan(&wants([enrol("cart", "/n/other")]), now, BUSY), both);
+
+    let mut pods = enrolled(now);
+    pods.plan(&wants([]), now, BUSY);
+    assert_eq!(pods.plan(&wants([enrol("cart", "/n/cart")]), now, BUSY), both);
+}
+
+#[test]
+fn failures_are_tried_again_ever_more_slowly_and_at_once_when_the_pod_changes() {
+    let now = Instant::now();
+    let mut pods = Pods::default();
+    let wanted = wants([enrol("cart", "/n/cart")]);
+    pods.plan(&wanted, now, IDLE);
+    let mut pauses = Vec::new();
+    let mut at = now;
+    for _ in 0..8 {
+        pods.enrolled(&key("cart"), Err("no such namespace".into()), at);
+        assert_eq!(pods.plan(&wanted, at, IDLE), Plan::default());
+        let due = pods.due(at).unwrap();
+        pauses.push((due - at).as_secs());
+        at = due;
+        assert_eq!(pods.plan(&wanted, at, IDLE).enrol, [key("cart")]);
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+    pods.enrolled(&key("cart"), Err("no such namespace".into()), at);
+    assert_eq!(pods.plan(&wants([enrol("cart", "/n/new")]), at, IDLE).enrol, [key("cart")]);
+}
+
+#[test]
+fn an_excluded_pod_is_taken_out_and_shown() {
+    let now = Instant::now();
+    let mut pods = enrolled(now);
+    let excluded = wants([(key("cart"), Wanted::Excluded("host network".into()))]);
+    assert_eq!(pods.plan(&excluded, now, BUSY).leave, [key("cart")]);
+    assert_eq!(pods.plan(&excluded, now, IDLE).undo, [key("cart")]);
+    pods.undone(&key("cart"));
+    assert_eq!(pods.plan(&excluded, now, IDLE), Plan::default());
+    assert!(matches!(&pods.0[&key("cart")].stage, Stage::Excluded(why) if why == "host network"));
+}

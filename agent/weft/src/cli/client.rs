@@ -1,0 +1,67 @@
+//! Asks a running agent over its admin socket.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// `GET path`; the body as JSON text. Any other answer than 200 is an error with the agent's own words.
+pub(super) fn get(socket: &Path, path: &str) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(async { tokio::time::timeout(LIMIT, ask(socket, path)).await });
+    answer.with_context(|| {
+        format!("the agent at {} did not answer within {} s", socket.display(), LIMIT.as_secs())
+    })?
+}
+
+async fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "no agent answers at {}: is it running, and is this its admin socket (`--socket`, in the agent `--admin-socket`)?",
+            socket.display()
+        )
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request =
+        Request::builder().method(Method::GET).uri(path).header("host", "weft").body(Empty::<Bytes>::new())?;
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        anyhow::Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    let (status, body) = tokio::select! {
+        answer = exchange => answer?,
+        ended = connection => {
+            ended?;
+            bail!("the agent closed the connection without an answer");
+        }
+    };
+    if status != StatusCode::OK {
+        bail!("{}", body.trim_end());
+    }
+    Ok(body)
+}
+
+/// Percent-encodes a value for a query string.
+pub(super) fn encode(value: &str) -> String {
+    use std::fmt::Write;
+
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte) {
+            out.push(byte.into());
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}

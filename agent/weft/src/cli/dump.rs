@@ -1,0 +1,50 @@
+//! `weft dump`.
+
+use clap::Args;
+use serde_json::Value;
+
+use super::{Ended, OutputOption, SocketOption, client};
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    socket: SocketOption,
+    #[command(flatten)]
+    output: OutputOption,
+}
+
+pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
+    let dump: Value = serde_json::from_str(&client::get(&options.socket.socket, "/dump")?)?;
+    output::print(options.output.output, &dump, render)?;
+    Ok(Ended::Fine)
+}
+
+/// The most asked-for part for people; the rest is in JSON and YAML.
+fn render(dump: &Value) -> String {
+    let text = |value: &Value, key: &str| match value.get(key) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Bool(true)) => "yes".into(),
+        Some(Value::Bool(false)) => "no".into(),
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
+        Some(Value::Null | Value::Number(_) | Value::Object(_)) | None => "-".into(),
+    };
+    let list = |key: &str| dump.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let workloads = list("workloads");
+    let workloads =
+        workloads.iter().map(|pod| ["pod", "ips", "node", "principal", "in_mesh"].map(|key| text(pod, key)));
+    let services = list("services");
+    let services = services.iter().map(|service| ["service", "host", "vips"].map(|key| text(service, key)));
+    let local = list("local");
+    let local = local.iter().map(|pod| {
+        let mode = pod.pointer("/peer_authentication/mode").and_then(Value::as_str).unwrap_or("-");
+        let policies = pod.get("policies").and_then(Value::as_array).map_or(0, Vec::len);
+        [text(pod, "pod"), text(pod, "netns"), mode.to_owned(), policies.to_string()]
+    });
+    format!(
+        "{}\n{}\n{}",
+        output::table(["POD", "IPS", "NODE", "PRINCIPAL", "IN MESH"], workloads),
+        output::table(["SERVICE", "HOST", "VIPS"], services),
+        output::table(["LOCAL POD", "NETNS", "MTLS", "POLICIES"], local),
+    )
+}

@@ -1,0 +1,280 @@
+//! One endpoint: how it is reached, and whether its inbound side lets the connection in.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weft_core::Snapshot;
+use weft_core::decide::inbound::inbound;
+use weft_core::decide::{
+    AuthorizationDecision, AuthorizationOutcome, Candidate, InboundConnection, Path, Verdict,
+};
+use weft_core::kernel_view::{DirectPair, LearnedPorts, kernel_view};
+use weft_core::snapshot::{EffectiveMode, LocalWorkload, Workload};
+
+use super::source::Source;
+use super::{AuthorizationView, DryRunView, EndpointView, ObjectView, PeerAuthenticationView};
+
+/// What becomes of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Allow,
+    Deny,
+    Passthrough,
+    Unreachable,
+}
+
+impl Outcome {
+    /// Over all endpoints: denied only where every one of them denies.
+    pub(super) fn of(hops: &[Hop]) -> Option<Self> {
+        let allowed = hops.iter().find(|hop| hop.outcome != Self::Deny);
+        allowed.or(hops.first()).map(|hop| hop.outcome)
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Passthrough => "passthrough",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
+    pub(super) fn sentence(self, like_this: usize, all: usize) -> String {
+        let others =
+            if like_this < all { format!(" by {like_this} of {all} endpoints") } else { String::new() };
+        match self {
+            Self::Allow => format!("The connection is allowed{others}."),
+            Self::Deny => "The connection is denied: it is closed without a byte.".into(),
+            Self::Passthrough => "The connection goes to its original address, unrouted.".into(),
+            Self::Unreachable => "The connection is closed: there is nobody to send it to.".into(),
+        }
+    }
+}
+
+/// The decision for one endpoint.
+#[derive(Debug, Clone)]
+pub(super) struct Hop {
+    addr: SocketAddr,
+    workload: Option<Arc<Workload>>,
+    pub(super) outcome: Outcome,
+    pub(super) path: &'static str,
+    pub(super) peer_authentication: Option<PeerAuthenticationView>,
+    pub(super) authorization: AuthorizationView,
+    sentences: Vec<String>,
+}
+
+impl Hop {
+    pub(super) fn endpoint(&self) -> EndpointView {
+        EndpointView {
+            address: self.addr.to_string(),
+            pod: self.workload.as_ref().map(|workload| workload.key.to_string()),
+            node: self.workload.as_ref().and_then(|workload| workload.node.as_deref().map(Into::into)),
+            ready: self.workload.as_ref().is_none_or(|workload| workload.ready),
+            weight: 1,
+            path: Some(self.path.into()),
+        }
+    }
+
+    fn decided_like(&self, other: &Self) -> bool {
+        self.path == other.path
+            && self.outcome == other.outcome
+            && self.peer_authentication == other.peer_authentication
+            && self.authorization == other.authorization
+    }
+}
+
+/// Puts the sentences of all hops into the steps, alike ones once.
+pub(super) fn describe(hops: &[Hop], steps: &mut Vec<String>) {
+    for (at, hop) in hops.iter().enumerate() {
+        if hops.iter().take(at).any(|before| before.decided_like(hop)) {
+            continue;
+        }
+        steps.extend(hop.sentences.iter().cloned());
+        let alike = hops.iter().skip(at + 1).filter(|after| after.decided_like(hop)).count();
+        if alike > 0 {
+            steps.push(format!("{alike} more endpoint(s) are reached and decided in the same way."));
+        }
+    }
+}
+
+/// What stays the same for every endpoint.
+pub(super) struct Asked<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) learned: &'a LearnedPorts,
+    pub(super) source: &'a Source,
+    pub(super) sni: Option<&'a str>,
+}
+
+impl Asked<'_> {
+    pub(super) fn hop(&self, candidate: &Candidate) -> Hop {
+        let (path, how) = self.path(candidate);
+        let mut hop = Hop {
+            addr: candidate.addr,
+            workload: candidate.workload.clone(),
+            outcome: Outcome::Allow,
+            path,
+            peer_authentication: None,
+            authorization: AuthorizationView::default(),
+            sentences: vec![how],
+        };
+        self.admit(candidate, &mut hop);
+        hop
+    }
+
+    /// How bytes travel to the endpoint, and a sentence that says why.
+    fn path(&self, candidate: &Candidate) -> (&'static str, String) {
+        let name = name_of(candidate);
+        if !self.source.in_mesh {
+            return ("plaintext", format!("The client reaches {name} in plaintext."));
+        }
+        match &candidate.path {
+            Path::SameNode(local) => self.same_node(local, candidate.addr.port(), &name),
+            Path::Hbone(_) => ("hbone", format!("{name} is reached by mTLS through its port 15008 (HBONE).")),
+            Path::Plaintext => {
+                ("plaintext", format!("{name} is not in the mesh: it is reached in plaintext."))
+            }
+        }
+    }
+
+    fn same_node(&self, destination: &LocalWorkload, port: u16, name: &str) -> (&'static str, String) {
+        let key = &destination.workload.key;
+        let enrolled = BTreeSet::from([self.source.workload.key.clone(), key.clone()]);
+        let pair = DirectPair {
+            destination: key.clone(),
+            source: self.source.workload.identity.principal().into(),
+            port,
+        };
+        if kernel_view(self.snapshot, &enrolled, self.learned).direct.contains(&pair) {
+            let text = format!(
+                "{name} is on the same node and policy lets the kernel decide: the connection is direct, no proxy in between."
+            );
+            return ("direct", text);
+        }
+        let text = format!(
+            "{name} is on the same node: the connection passes the node's proxy, without TLS, and the kernel attests who opened it."
+        );
+        ("node", text)
+    }
+
+    /// The inbound side of the endpoint.
+    fn admit(&self, candidate: &Candidate, hop: &mut Hop) {
+        let Some(workload) = candidate.workload.as_ref().filter(|workload| workload.in_mesh()) else {
+            hop.sentences
+                .push(format!("{} is not in the mesh: no policy is enforced there.", name_of(candidate)));
+            return;
+        };
+        if self.snapshot.bypassed(&workload.key) {
+            hop.sentences
+                .push(format!("Capture of Pod {} is off: no policy is enforced there.", workload.key));
+            return;
+        }
+        let Some(local) = self.snapshot.local_workload(&workload.key) else {
+            let node = workload.node.as_deref().unwrap_or("another node");
+            hop.sentences.push(format!(
+                "The policies of Pod {} are decided on {node}: ask the agent there.",
+                workload.key
+            ));
+            return;
+        };
+        let identity = if hop.path == "plaintext" { None } else { self.source.identity.as_deref() };
+        let connection = InboundConnection {
+            identity,
+            source_ip: self.source.address_towards(candidate.addr),
+            destination: candidate.addr,
+            sni: self.sni,
+        };
+        let decision = inbound(local, &connection);
+        hop.outcome = match decision.verdict {
+            Verdict::Allow => Outcome::Allow,
+            Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => Outcome::Deny,
+        };
+        let port = candidate.addr.port();
+        hop.sentences.push(authentication_sentence(
+            &decision.peer_authentication,
+            port,
+            identity.is_some(),
+            decision.verdict,
+        ));
+        if decision.verdict != Verdict::DenyPeerAuthentication {
+            hop.sentences.push(authorization_sentence(&decision.authorization));
+        }
+        hop.sentences.extend(decision.authorization.dry_run.iter().map(|dry| {
+            format!(
+                "{} is a dry run: it would {} and decides nothing.",
+                dry.object,
+                outcome_text(dry.outcome)
+            )
+        }));
+        hop.peer_authentication = Some(PeerAuthenticationView {
+            mode: decision.peer_authentication.mode.as_str().into(),
+            object: decision.peer_authentication.object.as_ref().map(ObjectView::from),
+        });
+        hop.authorization = authorization_view(&decision.authorization);
+    }
+}
+
+fn name_of(candidate: &Candidate) -> String {
+    match &candidate.workload {
+        Some(workload) => format!("Pod {} ({})", workload.key, candidate.addr),
+        None => candidate.addr.to_string(),
+    }
+}
+
+fn authentication_sentence(mode: &EffectiveMode, port: u16, identified: bool, verdict: Verdict) -> String {
+    let by = match &mode.object {
+        Some(object) => format!("by {object}"),
+        None => "by default, as no PeerAuthentication says otherwise".into(),
+    };
+    let mode = mode.mode.as_str();
+    let so = match (verdict, identified) {
+        (Verdict::DenyPeerAuthentication, _) => "and the client proves no identity: denied",
+        (Verdict::Allow | Verdict::DenyAuthorization, true) => "and the client's identity is proven",
+        (Verdict::Allow | Verdict::DenyAuthorization, false) => "so a client without an identity may try",
+    };
+    format!("Port {port} is {mode} {by}, {so}.")
+}
+
+fn authorization_sentence(decision: &AuthorizationDecision) -> String {
+    match (decision.outcome, &decision.object, decision.rule) {
+        (AuthorizationOutcome::None, _, _) => "No AuthorizationPolicy selects the workload: allowed.".into(),
+        (AuthorizationOutcome::Allow, Some(object), Some(rule)) => {
+            format!("{object} allows it: spec.rules[{rule}] matches.")
+        }
+        (AuthorizationOutcome::Allow, _, _) => {
+            "Only DENY policies select the workload and none of them matches: allowed.".into()
+        }
+        (AuthorizationOutcome::Deny, Some(object), Some(rule)) => {
+            let action = decision.action.map_or("DENY", |action| action.as_str());
+            format!("{object} (action {action}) denies it: spec.rules[{rule}] matches.")
+        }
+        (AuthorizationOutcome::Deny, _, _) => {
+            "ALLOW policies select the workload and no rule of theirs matches: denied.".into()
+        }
+    }
+}
+
+fn outcome_text(outcome: AuthorizationOutcome) -> &'static str {
+    match outcome {
+        AuthorizationOutcome::Allow => "allow",
+        AuthorizationOutcome::Deny => "deny",
+        AuthorizationOutcome::None => "none",
+    }
+}
+
+fn authorization_view(decision: &AuthorizationDecision) -> AuthorizationView {
+    AuthorizationView {
+        outcome: outcome_text(decision.outcome).into(),
+        action: decision.action.map(|action| action.as_str().into()),
+        object: decision.object.as_ref().map(ObjectView::from),
+        rule: decision.rule,
+        dry_run: decision
+            .dry_run
+            .iter()
+            .map(|dry| DryRunView {
+                object: ObjectView::from(&dry.object),
+                outcome: outcome_text(dry.outcome).into(),
+            })
+            .collect(),
+    }
+}

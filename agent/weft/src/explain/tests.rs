@@ -1,0 +1,147 @@
+use super::*;
+use crate::config;
+
+const MESH: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {weft.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: bank, labels: {weft.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop}
+spec: {nodeName: a, serviceAccountName: cart}
+status: {podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: legacy, namespace: old}
+spec: {nodeName: a, serviceAccountName: default}
+status: {podIPs: [{ip: 10.0.0.9}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ledger-0, namespace: bank, labels: {app: ledger}}
+spec: {nodeName: a, serviceAccountName: ledger}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ledger-1, namespace: bank, labels: {app: ledger}}
+spec: {nodeName: b, serviceAccountName: ledger}
+status: {podIPs: [{ip: 10.0.1.2}], conditions: [{type: Ready, status: 'True'}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ledger-2, namespace: bank, labels: {app: ledger}}
+spec: {nodeName: b, serviceAccountName: ledger}
+status: {podIPs: [{ip: 10.0.1.3}], conditions: [{type: Ready, status: 'False'}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ledger, namespace: bank}
+spec:
+  clusterIP: 10.96.0.2
+  clusterIPs: [10.96.0.2]
+  selector: {app: ledger}
+  ports: [{name: tcp-pg, port: 5432, targetPort: 5433}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ledger-each, namespace: bank}
+spec: {clusterIP: None, clusterIPs: [None], selector: {app: ledger}, ports: [{name: tcp-pg, port: 5433}]}
+";
+
+const STRICT: &str = r"
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: bank}
+spec: {mtls: {mode: STRICT}}
+";
+
+const ONLY_CART: &str = r"
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-cart, namespace: bank}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/cart]}}]
+    to: [{operation: {ports: ['5433']}}]
+";
+
+fn ask(files: &[&str], from: &str, to: &str) -> Result<Explanation, Unanswerable> {
+    let dir = tempfile::tempdir().unwrap();
+    for (at, text) in files.iter().enumerate() {
+        std::fs::write(dir.path().join(format!("{at}.yaml")), text).unwrap();
+    }
+    let snapshot = config::load(&[dir.path().to_owned()]).unwrap().snapshot;
+    let question = Question { from: from.into(), to: to.into(), ..Question::default() };
+    explain(&snapshot, &LearnedPorts::default(), &question)
+}
+
+fn json(files: &[&str], from: &str, to: &str) -> String {
+    serde_json::to_string_pretty(&ask(files, from, to).unwrap()).unwrap()
+}
+
+#[test]
+fn a_service_with_endpoints_on_two_nodes() {
+    insta::assert_snapshot!(json(&[MESH, STRICT, ONLY_CART], "shop/cart", "ledger.bank:5432"));
+}
+
+#[test]
+fn plaintext_meets_strict() {
+    insta::assert_snapshot!(json(&[MESH, STRICT], "old/legacy", "ledger.bank:5432"));
+}
+
+#[test]
+fn no_rule_matches() {
+    insta::assert_snapshot!(json(
+        &[MESH, ONLY_CART],
+        "spiffe://cluster.local/ns/shop/sa/thief",
+        "10.0.0.2:5433"
+    ));
+}
+
+#[test]
+fn verdicts() {
+    for (files, from, to, verdict, path) in [
+        (&[MESH][..], "shop/cart", "10.0.0.2:5433", "allow", Some("direct")),
+        (&[MESH][..], "shop/cart", "10.0.1.2:5433", "allow", Some("hbone")),
+        (&[MESH][..], "shop/cart", "10.0.0.9:80", "allow", Some("plaintext")),
+        (&[MESH][..], "shop/cart", "198.51.100.1:443", "passthrough", Some("passthrough")),
+        (&[MESH][..], "shop/cart", "https://api.example.com/", "passthrough", Some("passthrough")),
+        (&[MESH][..], "shop/cart", "ledger.bank:1", "unreachable", None),
+        (&[MESH][..], "shop/cart", "ledger-each.bank:5433", "allow", Some("direct")),
+        (&[MESH][..], "outside", "10.0.0.2:5433", "allow", Some("plaintext")),
+        (&[MESH][..], "10.0.0.1", "10.0.0.2:5433", "allow", Some("direct")),
+        (&[MESH, STRICT][..], "203.0.113.4", "10.0.0.2:5433", "deny", Some("plaintext")),
+        (&[MESH, ONLY_CART][..], "shop/cart", "10.0.0.2:5434", "deny", Some("node")),
+        (&[MESH, ONLY_CART][..], "shop/cart", "10.0.0.2:5433", "allow", Some("direct")),
+    ] {
+        let answer = ask(files, from, to).unwrap();
+        assert_eq!(
+            (answer.verdict.as_str(), answer.path.as_deref()),
+            (verdict, path),
+            "{from} to {to}: {:?}",
+            answer.steps
+        );
+    }
+}
+
+#[test]
+fn questions_without_an_answer_say_why() {
+    for (from, to, words) in [
+        ("shop/nobody", "ledger.bank:5432", "no such Pod"),
+        ("cart", "ledger.bank:5432", "NAMESPACE/POD"),
+        ("spiffe://x", "ledger.bank:5432", "spiffe://"),
+        ("shop/cart", "ledger.bank", "HOST:PORT"),
+        ("shop/cart", "ftp://ledger.bank", "scheme"),
+        ("outside", "ledger:5432", "short name"),
+    ] {
+        let error = ask(&[MESH], from, to).unwrap_err().to_string();
+        assert!(error.contains(words), "{from} to {to}: {error}");
+    }
+}
