@@ -339,3 +339,29 @@ fn offline_loading_tells_of_everything() {
     assert!(loaded.problems.iter().any(|problem| problem.code == "WEFT0003"));
     assert!(weft_control::load(&[dir.path().join("none")], options()).is_err());
 }
+
+/// A burst of changes ends in the state that the files have, whatever was seen in between.
+#[test]
+fn a_burst_of_changes_ends_in_the_last_state() {
+    let dir = TempDir::new().unwrap();
+    let handle = run(dir.path());
+    let name = |number: usize| format!("pod-{}", number % 40);
+    for number in 0..400_usize {
+        let file = dir.path().join(format!("{}.yaml", number % 40));
+        let text = pod(&name(number), &format!("10.0.{}.{}", number / 200, number % 200));
+        match number % 3 {
+            0 => fs::write(&file, text).unwrap(),
+            1 => place(&file, &text),
+            _ => {
+                fs::write(&file, "").unwrap();
+                drop(fs::remove_file(&file));
+                fs::write(&file, text).unwrap();
+            }
+        }
+    }
+    wait_for(&handle, |handle| {
+        (360..400).all(|number| has_ip(&name(number), &format!("10.0.1.{}", number % 200))(handle))
+            && handle.status().kinds.get(&Kind::Pod) == Some(&40)
+    });
+    assert!(codes(&handle).is_empty());
+}

@@ -161,10 +161,21 @@ impl<'de: 'a, 'a, V: Deserialize<'de>> Visitor<'de> for PairsVisitor<'a, V> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut pairs = Vec::with_capacity(map.size_hint().unwrap_or_default().min(64));
-        while let Some(pair) = map.next_entry()? {
-            pairs.push(pair);
+        while let Some(key) = map.next_key_seed(KeySeed(PhantomData))? {
+            pairs.push((key, map.next_value()?));
         }
         Ok(Pairs(pairs))
+    }
+}
+
+/// A key is text and never `null`; asking for text outright lets errors name it.
+struct KeySeed<'a>(PhantomData<&'a str>);
+
+impl<'de: 'a, 'a> de::DeserializeSeed<'de> for KeySeed<'a> {
+    type Value = Text<'a>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(TextVisitor(PhantomData))
     }
 }
 

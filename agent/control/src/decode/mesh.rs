@@ -17,12 +17,14 @@ use crate::codes;
 const MESH_CONFIG_MAPS: [(&str, &str); 2] = [("weft-system", "weft"), ("istio-system", "istio")];
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct NameOnly<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: NameWire<'a>,
 }
 
 #[derive(Default, Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct NameWire<'a> {
     #[serde(borrow, default)]
     name: Text<'a>,
@@ -37,6 +39,7 @@ pub(super) fn is_mesh_config(body: Body<'_>) -> bool {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct ConfigMapWire<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: MetaWire<'a>,
@@ -46,6 +49,7 @@ struct ConfigMapWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct MeshWire<'a> {
     #[serde(borrow, default)]
     trust_domain: Text<'a>,
@@ -64,6 +68,7 @@ struct MeshWire<'a> {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct OutboundWire<'a> {
     #[serde(borrow, default)]
     mode: Text<'a>,
@@ -71,6 +76,7 @@ struct OutboundWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct WeftWire<'a> {
     #[serde(borrow, default)]
     same_node: Text<'a>,

@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use smallvec::SmallVec;
 use weft_core::resource::{Kind, Meta, NamespacedName};
 
 use super::fields::{Body, Moment, Pairs, Text, nullable};
@@ -14,6 +13,7 @@ use super::report::{Place, Report};
 /// `metadata` as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 pub(super) struct MetaWire<'a> {
     #[serde(borrow, default)]
     pub(super) name: Text<'a>,
@@ -28,11 +28,12 @@ pub(super) struct MetaWire<'a> {
     #[serde(default)]
     pub(super) deletion_timestamp: Option<IgnoredAny>,
     #[serde(borrow, default, deserialize_with = "nullable")]
-    pub(super) owner_references: SmallVec<[OwnerWire<'a>; 1]>,
+    pub(super) owner_references: Vec<OwnerWire<'a>>,
 }
 
 /// One of `metadata.ownerReferences`.
 #[derive(Debug, Default, Deserialize)]
+#[serde(expecting = "a map of fields")]
 pub(super) struct OwnerWire<'a> {
     #[serde(borrow, default)]
     pub(super) kind: Text<'a>,

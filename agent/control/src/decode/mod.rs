@@ -109,6 +109,7 @@ pub struct Decoder {
 
 /// `apiVersion` and `kind`.
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct Header<'a> {
     #[serde(rename = "apiVersion", borrow, default)]
     api_version: Text<'a>,
@@ -118,6 +119,7 @@ struct Header<'a> {
 
 /// The items of a `List`.
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct RawItems<'a> {
     #[serde(borrow, default, deserialize_with = "fields::nullable")]
     items: Vec<&'a RawValue>,

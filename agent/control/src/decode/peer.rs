@@ -13,6 +13,7 @@ use super::validate::{self, SelectorWire};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map of fields")]
 struct PeerWire<'a> {
     #[serde(rename = "apiVersion", default)]
     _api_version: IgnoredAny,
@@ -28,6 +29,7 @@ struct PeerWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct PeerSpec<'a> {
     #[serde(borrow, default)]
     selector: Option<SelectorWire<'a>>,
@@ -39,6 +41,7 @@ struct PeerSpec<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map with `mode`")]
 struct MtlsWire<'a> {
     #[serde(borrow, default)]
     mode: Text<'a>,

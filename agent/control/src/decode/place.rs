@@ -10,12 +10,14 @@ use super::meta::{self, MetaWire};
 use super::report::Place;
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct MetaOnly<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: MetaWire<'a>,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct NodeWire<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: MetaWire<'a>,
@@ -24,12 +26,14 @@ struct NodeWire<'a> {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct NodeStatus<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     addresses: Vec<NodeAddress<'a>>,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct NodeAddress<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Text<'a>,

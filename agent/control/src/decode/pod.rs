@@ -14,6 +14,7 @@ use super::report::{Place, Report};
 use super::{Read, Trust};
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct PodWire<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: MetaWire<'a>,
@@ -25,6 +26,7 @@ struct PodWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct PodSpec<'a> {
     #[serde(borrow, default)]
     node_name: Text<'a>,
@@ -38,22 +40,24 @@ struct PodSpec<'a> {
     #[serde(borrow, default)]
     runtime_class_name: Text<'a>,
     #[serde(borrow, default, deserialize_with = "nullable")]
-    containers: SmallVec<[Container<'a>; 2]>,
+    containers: Vec<Container<'a>>,
     #[serde(borrow, default, deserialize_with = "nullable")]
     init_containers: Vec<Container<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct Container<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
-    ports: SmallVec<[PortWire<'a>; 2]>,
+    ports: Vec<PortWire<'a>>,
     #[serde(borrow, default)]
     restart_policy: Text<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct PortWire<'a> {
     #[serde(borrow, default)]
     name: Text<'a>,
@@ -65,6 +69,7 @@ struct PortWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct PodStatus<'a> {
     #[serde(default, rename = "podIP")]
     pod_ip: Ip,
@@ -77,12 +82,14 @@ struct PodStatus<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct PodIp {
     #[serde(default)]
     ip: Ip,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct PodCondition<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Text<'a>,

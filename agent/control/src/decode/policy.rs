@@ -19,6 +19,7 @@ use crate::codes;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map of fields")]
 struct PolicyWire<'a> {
     #[serde(rename = "apiVersion", default)]
     _api_version: IgnoredAny,
@@ -34,6 +35,7 @@ struct PolicyWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct PolicySpec<'a> {
     #[serde(borrow, default)]
     selector: Option<SelectorWire<'a>>,
@@ -51,6 +53,7 @@ struct PolicySpec<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map of fields")]
 struct TargetRefWire<'a> {
     #[serde(borrow, default)]
     group: Text<'a>,
@@ -64,6 +67,7 @@ struct TargetRefWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map of fields")]
 struct ProviderWire<'a> {
     #[serde(borrow, default)]
     name: Text<'a>,
@@ -71,6 +75,7 @@ struct ProviderWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a rule")]
 struct RuleWire<'a> {
     #[serde(borrow, default)]
     from: List<FromWire<'a>>,
@@ -82,6 +87,7 @@ struct RuleWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map with `source`")]
 struct FromWire<'a> {
     #[serde(borrow, default)]
     source: Option<SourceWire<'a>>,
@@ -89,6 +95,7 @@ struct FromWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(expecting = "a map with `operation`")]
 struct ToWire<'a> {
     #[serde(borrow, default)]
     operation: Option<OperationWire<'a>>,
@@ -96,6 +103,7 @@ struct ToWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct SourceWire<'a> {
     #[serde(borrow, default)]
     principals: List<Text<'a>>,
@@ -129,6 +137,7 @@ struct SourceWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct OperationWire<'a> {
     #[serde(borrow, default)]
     hosts: List<Text<'a>>,
@@ -150,6 +159,7 @@ struct OperationWire<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(expecting = "a condition")]
 struct ConditionWire<'a> {
     #[serde(borrow, default)]
     key: Text<'a>,

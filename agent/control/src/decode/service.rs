@@ -17,6 +17,7 @@ use super::meta::{self, MetaWire};
 use super::report::{Place, Report};
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct ServiceWire<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: MetaWire<'a>,
@@ -26,6 +27,7 @@ struct ServiceWire<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct ServiceSpec<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Text<'a>,
@@ -43,6 +45,7 @@ struct ServiceSpec<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct ServicePortWire<'a> {
     #[serde(borrow, default)]
     name: Text<'a>,
@@ -151,6 +154,7 @@ fn protocol(wire: &ServicePortWire<'_>, port: u16) -> PortProtocol {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct SliceWire<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     metadata: MetaWire<'a>,
@@ -163,6 +167,7 @@ struct SliceWire<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct SlicePort<'a> {
     #[serde(borrow, default)]
     name: Text<'a>,
@@ -174,6 +179,7 @@ struct SlicePort<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(expecting = "a map of fields")]
 struct EndpointWire<'a> {
     #[serde(borrow, default, deserialize_with = "nullable")]
     addresses: SmallVec<[Text<'a>; 1]>,
@@ -186,12 +192,14 @@ struct EndpointWire<'a> {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct EndpointConditions {
     #[serde(default)]
     ready: Option<bool>,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct TargetRefWire<'a> {
     #[serde(borrow, default)]
     kind: Text<'a>,

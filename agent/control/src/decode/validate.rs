@@ -15,6 +15,7 @@ use crate::codes;
 /// `spec.selector`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(expecting = "a map with `matchLabels`")]
 pub(super) struct SelectorWire<'a> {
     #[serde(borrow, default)]
     pub(super) match_labels: Pairs<'a>,

@@ -568,9 +568,14 @@ impl Files {
         }
     }
 
-    /// Whether a file (or a directory, with anything in it) could not be read.
+    /// Whether a file could not be read.
     pub(super) fn is_unreadable(&self, path: &Path) -> bool {
         self.files.values().any(|file| file.unreadable.is_some() && file.path == path)
+    }
+
+    /// Whether files are known below a directory.
+    pub(super) fn has_below(&self, directory: &Path) -> bool {
+        self.files.values().any(|file| file.path.starts_with(directory))
     }
 
     /// The state of all files; `problems` are those of the source itself.

@@ -171,7 +171,7 @@ const PORTION: usize = 1024;
 /// How often to look when nothing tells of changes, and for paths that are gone.
 const POLL: Duration = Duration::from_secs(1);
 /// Several changes that follow one another closely are applied as one: they end when nothing came for so long …
-const QUIET: Duration = Duration::from_micros(300);
+const QUIET: Duration = Duration::from_micros(150);
 /// … or after this time, whatever comes.
 const PATIENCE: Duration = Duration::from_millis(5);
 

@@ -125,33 +125,39 @@ impl Noticed {
         }
         for path in event.paths {
             match event.kind {
-                EventKind::Access(AccessKind::Close(AccessMode::Write)) => self.file(path, tree),
+                EventKind::Access(AccessKind::Close(AccessMode::Write))
+                | EventKind::Modify(ModifyKind::Name(_))
+                | EventKind::Remove(RemoveKind::File) => self.path(path, tree, files),
                 // A new file is read when it is closed; a link is complete at once.
-                EventKind::Create(CreateKind::File) if is_link(&path) => self.structure = true,
+                EventKind::Create(CreateKind::File) if is_link(&path) => self.path(path, tree, files),
                 EventKind::Create(CreateKind::File) => {}
-                EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(RemoveKind::File) => {
-                    self.file(path, tree)
-                }
                 EventKind::Create(_) | EventKind::Remove(_) => self.structure = true,
                 // A file may have become readable.
                 EventKind::Modify(ModifyKind::Metadata(_)) if files.is_unreadable(&path) => {
-                    self.file(path, tree)
+                    self.path(path, tree, files);
                 }
                 EventKind::Any | EventKind::Other | EventKind::Access(_) | EventKind::Modify(_) => {}
             }
         }
     }
 
-    fn file(&mut self, path: PathBuf, tree: &Tree) {
+    fn path(&mut self, path: PathBuf, tree: &Tree, files: &Files) {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         if !tree.covers(&path) {
-            // The target of a link, or a path that is watched because its neighbour is ours.
+            // The target of a link, or a neighbour of what is ours.
             self.everything |= tree.concerns(&path);
             self.structure |= self.everything;
-        } else if Format::of(&path).is_some() && !path.is_dir() && !is_link(&path) {
+        } else if tree.is_root(&path) || name.starts_with(b"..") || is_link(&path) || path.is_dir() {
+            // A configured path itself, `..data` of a mounted ConfigMap, or a directory that was renamed.
+            self.structure = true;
+            if path.is_file() {
+                self.files.insert(path);
+            }
+        } else if Format::of(&path).is_some() && !name.starts_with(b".") {
             self.files.insert(path);
         } else {
-            // A directory that was renamed, `..data` of a mounted ConfigMap, or a file of no concern.
-            self.structure = true;
+            // What is gone may have been a directory of ours; other files are of no concern.
+            self.structure |= files.has_below(&path);
         }
     }
 }

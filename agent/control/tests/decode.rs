@@ -1,0 +1,165 @@
+//! What is read from text: golden files for every kind and every mistake.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod common;
+
+use std::fmt::Write;
+use std::path::Path;
+
+use proptest::prelude::*;
+use weft_control::decode::documents::Format;
+use weft_control::decode::{Decoded, Outcome};
+
+fn render(decoded: &[Decoded]) -> String {
+    let mut text = String::new();
+    for Decoded { outcome, problems } in decoded {
+        match outcome {
+            Outcome::Accepted(resource) => writeln!(text, "accepted {resource:#?}").unwrap(),
+            Outcome::Rejected(Some(key)) => writeln!(text, "rejected {:?} {}", key.kind, key.name).unwrap(),
+            Outcome::Rejected(None) => writeln!(text, "rejected").unwrap(),
+            Outcome::Ignored => writeln!(text, "ignored").unwrap(),
+        }
+        for problem in problems {
+            writeln!(text, "  {problem}").unwrap();
+        }
+    }
+    text
+}
+
+fn data(name: &str) -> (Vec<u8>, Format) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    (std::fs::read(&path).unwrap(), Format::of(&path).unwrap())
+}
+
+fn golden(name: &str) {
+    let (text, format) = data(name);
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, render(&common::decode(&text, format)));
+    });
+}
+
+#[test]
+fn core_kinds() {
+    golden("core.yaml");
+}
+
+#[test]
+fn policies() {
+    golden("policies.yaml");
+}
+
+#[test]
+fn invalid_policies() {
+    golden("invalid-policies.yaml");
+}
+
+#[test]
+fn invalid_core_kinds() {
+    golden("invalid-core.yaml");
+}
+
+#[test]
+fn separators_and_lists() {
+    golden("separators.yaml");
+}
+
+#[test]
+fn broken_documents() {
+    golden("broken.yaml");
+}
+
+#[test]
+fn json_lines() {
+    golden("lines.jsonl");
+}
+
+#[test]
+fn concatenated_json() {
+    golden("concatenated.json");
+}
+
+#[test]
+fn a_file_that_is_no_text_is_one_finding() {
+    let decoded = common::decode(b"a: \xff\xfe\n", Format::Yaml);
+    assert_eq!(decoded.len(), 1);
+    assert_eq!(decoded[0].problems[0].code, "WEFT0001");
+}
+
+/// The same objects, written in YAML and in JSON, are the same.
+#[test]
+fn json_and_yaml_agree() {
+    for name in ["core.yaml", "policies.yaml", "invalid-core.yaml", "invalid-policies.yaml"] {
+        let (text, _) = data(name);
+        let text = String::from_utf8(text).unwrap();
+        for document in text.split("\n---\n") {
+            let Ok(value) = serde_saphyr::from_str::<serde_json::Value>(document) else { continue };
+            let from_yaml = common::decode(document.as_bytes(), Format::Yaml);
+            let from_json = common::decode(value.to_string().as_bytes(), Format::JsonLines);
+            let comparable = |decoded: &[Decoded]| {
+                // A comment before the first document moves its line.
+                without_lines(&render(decoded))
+            };
+            assert_eq!(comparable(&from_yaml), comparable(&from_json), "{document}");
+        }
+    }
+}
+
+/// Without the lines that tell where something stands.
+fn without_lines(text: &str) -> String {
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("line: "))
+        .collect::<Vec<_>>()
+        .join("\n")
+        .split(" (test.yaml, document 1, line ")
+        .map(|part| part.split_once(')').map_or(part, |(_, rest)| rest))
+        .collect()
+}
+
+fn every_example() -> Vec<(Vec<u8>, Format)> {
+    let names = [
+        "core.yaml",
+        "policies.yaml",
+        "invalid-policies.yaml",
+        "broken.yaml",
+        "lines.jsonl",
+        "concatenated.json",
+    ];
+    names.into_iter().map(data).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), format in 0..3_usize) {
+        let format = [Format::Yaml, Format::Json, Format::JsonLines][format];
+        for decoded in common::decode(&bytes, format) {
+            prop_assert!(!matches!(decoded.outcome, Outcome::Rejected(_)) || !decoded.problems.is_empty());
+        }
+    }
+
+    #[test]
+    fn no_mutation_makes_it_panic(
+        example in 0..6_usize,
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<u8>()), 1..8),
+    ) {
+        let (mut text, format) = every_example().swap_remove(example);
+        for (at, edit, byte) in edits {
+            let at = at.index(text.len().max(1)).min(text.len().saturating_sub(1));
+            match edit {
+                _ if text.is_empty() => {}
+                0 => text[at] = byte,
+                1 => drop(text.remove(at)),
+                2 => text.insert(at, byte),
+                3 => text.truncate(at),
+                _ => {
+                    let piece = text[at..].to_vec();
+                    text.extend(piece);
+                }
+            }
+        }
+        for decoded in common::decode(&text, format) {
+            prop_assert!(!matches!(decoded.outcome, Outcome::Rejected(_)) || !decoded.problems.is_empty());
+        }
+    }
+}
