@@ -85,8 +85,6 @@ pub(crate) struct Facts {
     pub(crate) ends: Ends,
     /// The policy that let it in or would not have.
     pub(crate) policy: Option<String>,
-    /// Whether connections without a failure are logged.
-    pub(crate) log_all: bool,
 }
 
 impl Facts {
@@ -110,7 +108,6 @@ impl Facts {
                 service: Service::Unknown,
             },
             policy: None,
-            log_all: false,
         }
     }
 
@@ -119,7 +116,7 @@ impl Facts {
     }
 
     fn log(&self, worker: &Worker, bytes: (u64, u64), verdict: &Verdict<'_>) {
-        if verdict.flags == "-" && !self.log_all {
+        if verdict.flags == "-" && !worker.shared.context.access_log.wants_everything() {
             return;
         }
         for reporter in self.side.reporters() {
@@ -282,6 +279,9 @@ impl Account {
 
     /// Logs the end.
     pub(crate) fn finish(self, cut: Option<Cut>) {
+        if let Some(Cut::Policy(_)) = &cut {
+            self.worker.shared.context.metrics.policy_cut();
+        }
         let verdict = match &cut {
             None => Verdict { flags: "-", details: None, policy: None },
             Some(Cut::Policy(refusal)) => Verdict {

@@ -14,7 +14,7 @@ use crate::learn::Learning;
 use crate::listener::Accepted;
 use crate::net::{self, DialError, Dialled};
 use crate::pod::Pod;
-use crate::refusal::{Refusal, policy_id};
+use crate::refusal::{Refusal, dry_runs, policy_id};
 use crate::registry::{Admission, Registered};
 use crate::relay::{End, Pair, relay};
 use crate::worker::Worker;
@@ -55,7 +55,6 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
 
 async fn establish(worker: &Rc<Worker>, pod: &Arc<Pod>, facts: &mut Facts) -> Result<Application, Failure> {
     let snapshot = worker.snapshot();
-    facts.log_all = snapshot.mesh().access_log;
     let local = own_workload(&snapshot, pod)?;
     let attested = worker.shared.kernel.attested(facts.client, facts.addressed);
     let source = match attested {
@@ -104,6 +103,9 @@ pub(crate) async fn open_application(
     // Registered before the question: a change of policy in between is then not missed.
     let live = worker.live.connection(source_pod, Some(admission.clone()));
     let decision = inbound(local, &admission.question());
+    for (policy, outcome) in dry_runs(&decision) {
+        worker.shared.context.metrics.dry_run(&policy, outcome);
+    }
     match decision.verdict {
         Verdict::Allow => facts.policy = policy_id(&decision),
         Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => {

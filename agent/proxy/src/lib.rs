@@ -22,6 +22,8 @@ mod refusal;
 mod registry;
 mod relay;
 mod sniff;
+#[cfg(test)]
+mod testbed;
 mod tls;
 mod worker;
 

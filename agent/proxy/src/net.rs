@@ -117,22 +117,29 @@ pub(crate) async fn onward(
     }
     for _ in 0..PORT_ATTEMPTS {
         let lease = pod.ports.lease(client).ok_or(DialError::NoPort(client))?;
-        let source = SocketAddr::new(client, lease.port());
-        let socket = transparent(pod, source)?;
-        kernel.publish(source, destination).map_err(failed("announcing the connection to the kernel"))?;
-        let _published = Published { kernel, source, destination };
-        let connected = match start(&socket, destination) {
-            Ok(pending) => finish(socket, pending, limit).await,
-            Err(err) => Err(err),
-        };
-        match connected {
-            // A connection with this four-tuple still exists, for example in TIME_WAIT: the next port.
+        match onward_from(pod, kernel, SocketAddr::new(client, lease.port()), destination, limit).await {
+            // The application listens on this port on all addresses, or a connection with this four-tuple
+            // still exists, for example in TIME_WAIT: the next port.
             Err(DialError::Io { source, .. })
                 if matches!(source.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse) => {}
             other => return Ok(Dialled { stream: other?, lease }),
         }
     }
     Err(DialError::NoPort(client))
+}
+
+async fn onward_from(
+    pod: &Pod,
+    kernel: &dyn Kernel,
+    source: SocketAddr,
+    destination: SocketAddr,
+    limit: Duration,
+) -> Result<TcpStream, DialError> {
+    let socket = transparent(pod, source)?;
+    kernel.publish(source, destination).map_err(failed("announcing the connection to the kernel"))?;
+    let _published = Published { kernel, source, destination };
+    let pending = start(&socket, destination)?;
+    finish(socket, pending, limit).await
 }
 
 /// Takes an announcement back on every way out.

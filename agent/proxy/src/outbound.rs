@@ -82,7 +82,6 @@ async fn establish(
     facts: &mut Facts,
 ) -> Result<(Way, Option<EndpointLoad>), Failure> {
     let snapshot = worker.snapshot();
-    facts.log_all = snapshot.mesh().access_log;
     let source = inbound::own_workload(&snapshot, pod)?;
     inbound::name_source(facts, Some(&source.workload));
     if !source.workload.ips.contains(&facts.client.ip()) {
@@ -222,3 +221,6 @@ async fn same_node(
         Err(failure) => Err(Setback::Endpoint(failure)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use weft_core::decide::{AuthorizationOutcome, InboundDecision, Verdict};
-use weft_core::resource::PolicyAction;
 
 /// Why policy does not let a connection in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,13 +51,19 @@ pub(crate) fn policy_id(decision: &InboundDecision) -> Option<String> {
     }
     let would_deny = authorization.dry_run.iter().find(|dry| dry.outcome == AuthorizationOutcome::Deny);
     let dry = would_deny.or(authorization.dry_run.first())?;
-    let action = match dry.outcome {
-        AuthorizationOutcome::Deny => PolicyAction::Deny,
-        AuthorizationOutcome::Allow | AuthorizationOutcome::None => PolicyAction::Allow,
-    };
-    Some(
-        format!("dry-run:ns[{}]-policy[{}]-{action:?}", dry.object.namespace, dry.object.name).to_lowercase(),
-    )
+    Some(format!("dry-run:ns[{}]-policy[{}]", dry.object.namespace, dry.object.name))
+}
+
+/// What dry-run policies would have answered (AP-18): each with its id.
+pub(crate) fn dry_runs(decision: &InboundDecision) -> impl Iterator<Item = (String, &'static str)> {
+    decision.authorization.dry_run.iter().filter_map(|dry| {
+        let outcome = match dry.outcome {
+            AuthorizationOutcome::Allow => "allow",
+            AuthorizationOutcome::Deny => "deny",
+            AuthorizationOutcome::None => return None,
+        };
+        Some((format!("ns[{}]-policy[{}]", dry.object.namespace, dry.object.name), outcome))
+    })
 }
 
 #[cfg(test)]
@@ -110,6 +115,6 @@ mod tests {
         assert_eq!(policy_id(&allowed), None);
         let object = ObjectRef::new(Kind::AuthorizationPolicy, "shop", "trial");
         allowed.authorization.dry_run = vec![DryRun { object, outcome: AuthorizationOutcome::Deny }];
-        assert_eq!(policy_id(&allowed).as_deref(), Some("dry-run:ns[shop]-policy[trial]-deny"));
+        assert_eq!(policy_id(&allowed).as_deref(), Some("dry-run:ns[shop]-policy[trial]"));
     }
 }

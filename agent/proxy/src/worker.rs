@@ -211,7 +211,8 @@ impl Worker {
         }
     }
 
-    fn remove_pod(self: &Rc<Self>, pod: Arc<Pod>, grace: Duration) {
+    /// Also used by tests.
+    pub(crate) fn remove_pod(self: &Rc<Self>, pod: Arc<Pod>, grace: Duration) {
         let current = self.pod(&pod.key).is_some_and(|current| Arc::ptr_eq(&current, &pod));
         if current {
             self.pods.borrow_mut().remove(&pod.key);
@@ -242,6 +243,7 @@ impl Worker {
         let guarded = AssertUnwindSafe(task).catch_unwind().map(move |result| {
             if result.is_err() {
                 shared.counters.panics.add();
+                shared.context.metrics.panicked();
             }
         });
         tokio::task::spawn_local(guarded).abort_handle()

@@ -210,6 +210,7 @@ struct Driver<T> {
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Driver<T> {
     async fn run(mut self, worker: &Rc<Worker>, target: &Target) {
         let idle = worker.shared.config.tunnel_idle;
+        worker.shared.context.metrics.tunnel_opened();
         let end = poll_fn(|cx| {
             if self.usage.idle_since().is_some_and(|since| since.elapsed() >= idle) {
                 self.usage.close();
@@ -229,6 +230,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Driver<T> {
         }
         self.usage.close();
         worker.tunnels.sweep(target);
+        worker.shared.context.metrics.tunnel_closed();
         drop(self.connection);
         drop(self.lease);
     }

@@ -52,7 +52,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     match Box::pin(establish(&worker, &pod, stream, peer)).await {
         Ok(established) => {
             drop(handshaking);
+            worker.shared.context.metrics.tunnel_opened();
             run(&worker, established, &live).await;
+            worker.shared.context.metrics.tunnel_closed();
         }
         Err(failure) => {
             let mut facts = Facts::new(Side::Destination, Route::Hbone, peer, local);
@@ -206,7 +208,6 @@ async fn open(
     facts: &mut Facts,
 ) -> Result<(Application, Response<()>), (StatusCode, Failure)> {
     let snapshot = worker.snapshot();
-    facts.log_all = snapshot.mesh().access_log;
     let local = inbound::own_workload(&snapshot, &tunnel.pod)
         .map_err(|failure| (StatusCode::SERVICE_UNAVAILABLE, failure))?;
     let source =

@@ -1,0 +1,179 @@
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::listener::Role;
+use crate::ports;
+use crate::testbed::{Bed, connect_from, deny_all, name, run, service};
+
+/// A Service in front of `endpoints`; connections to it are captured.
+fn captured(bed: &mut Bed, endpoints: &[std::net::IpAddr], port: u16) -> SocketAddr {
+    let vip = bed.listen(&bed.client, Role::Outbound, SocketAddr::new(bed.other_ip, 0));
+    bed.change(service(vip, endpoints, port));
+    vip
+}
+
+async fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
+    client.write_all(b"\x00question").await.unwrap();
+    let mut heard = [0; 9];
+    server.read_exact(&mut heard).await.unwrap();
+    server.write_all(b"answer").await.unwrap();
+    client.read_exact(&mut heard[..6]).await.unwrap();
+    assert_eq!(&heard[..6], b"answer");
+}
+
+fn series<'a>(metrics: &'a str, family: &str, labels: &[&str]) -> Vec<&'a str> {
+    let matches = |line: &&str| line.starts_with(family) && labels.iter().all(|label| line.contains(label));
+    metrics.lines().filter(matches).collect()
+}
+
+#[test]
+fn a_pod_of_the_same_node_is_reached_without_tls_and_both_sides_report() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        let mut server = application.accept().await.unwrap().0;
+        let seen = server.peer_addr().unwrap();
+        assert_eq!(seen.ip(), bed.client_ip, "the source address is kept");
+        assert!((ports::FIRST..=ports::LAST).contains(&seen.port()));
+        exchange(&mut client, &mut server).await;
+        let metrics = bed.metrics();
+        let principal = "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"";
+        let service = "destination_service=\"shop.shop.svc.cluster.local\"";
+        for (reporter, security) in [("source", "unknown"), ("destination", "none")] {
+            let labels = [
+                &format!("reporter=\"{reporter}\""),
+                &format!("connection_security_policy=\"{security}\""),
+                principal,
+                service,
+            ];
+            let labels: Vec<&str> = labels.iter().map(|label| label.as_ref()).collect();
+            assert_eq!(series(&metrics, "istio_tcp_received_bytes_total", &labels).len(), 1, "{metrics}");
+        }
+        assert_eq!(bed.learned.recv().await.unwrap(), (name("server"), addr.port()));
+    });
+}
+
+#[test]
+fn a_server_may_speak_first() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        let mut server = application.accept().await.unwrap().0;
+        server.write_all(b"220 ready\r\n").await.unwrap();
+        let mut heard = [0; 11];
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"220 ready\r\n");
+    });
+}
+
+#[test]
+fn another_endpoint_is_tried_before_a_byte_has_moved() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        // Nothing listens on this port of the other address.
+        let dead = bed.other_ip;
+        let vip = captured(&mut bed, &[dead, addr.ip()], addr.port());
+        for _ in 0..20 {
+            let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+            let mut server = application.accept().await.unwrap().0;
+            exchange(&mut client, &mut server).await;
+        }
+        drop(application);
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bed.log().contains("cannot be reached"), "{}", bed.log());
+    });
+}
+
+#[test]
+fn a_denied_connection_is_reset_without_a_byte_and_the_log_says_why() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (_application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        bed.change([deny_all()]);
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        bed.until("the log", |bed| bed.log().contains("ns[shop]-policy[nobody]-rule[0]")).await;
+        let metrics = bed.metrics();
+        let failed = series(&metrics, "istio_tcp_connections_failed_total", &["response_flags=\"DENY\""]);
+        assert_eq!(failed.len(), 2, "once for each reporter: {metrics}");
+    });
+}
+
+#[test]
+fn a_new_deny_cuts_an_established_connection() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        let mut server = application.accept().await.unwrap().0;
+        exchange(&mut client, &mut server).await;
+        bed.change([deny_all()]);
+        for side in [&mut client, &mut server] {
+            assert_eq!(side.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+    });
+}
+
+#[test]
+fn a_forged_source_is_reset_before_anything_else() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (_application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        let mut client = connect_from("127.0.0.1".parse().unwrap(), vip).await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bed.worker.shared.counters.all().contains(&("forged_sources", 1)));
+    });
+}
+
+#[test]
+fn a_pod_that_is_not_enrolled_is_never_reached_around_the_proxy() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (_application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        bed.worker.remove_pod(bed.server.clone(), std::time::Duration::ZERO);
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        bed.until("the log", |bed| bed.log().contains("not enrolled yet")).await;
+    });
+}
+
+#[test]
+fn unknown_destinations_pass_through() {
+    run(async {
+        let bed = Bed::new("a");
+        // The listener stands for capture; what it accepts is addressed to itself, which is where the
+        // proxy then connects to: the second connection must be recognised as the proxy's own.
+        let addr = bed.listen(&bed.client, Role::Outbound, SocketAddr::new(bed.other_ip, 0));
+        let mut client = connect_from(bed.client_ip, addr).await.unwrap();
+        client.read(&mut [0]).await.unwrap_err();
+        assert!(bed.worker.shared.counters.all().contains(&("loops", 1)));
+        assert!(bed.metrics().contains("destination_service_name=\"PassthroughCluster\""));
+    });
+}
+
+#[test]
+fn the_future_of_a_connection_is_small() {
+    run(async {
+        let bed = Bed::new("a");
+        let (stream, _other) = crate::testbed::connected().await;
+        let peer = stream.peer_addr().unwrap();
+        let admitted = crate::pod::Admitted::new(&bed.client, &bed.worker.shared.loads, 0);
+        let accepted =
+            crate::listener::Accepted { pod: bed.client.clone(), stream, peer, local: peer, admitted };
+        let size = size_of_val(&super::serve(bed.worker.clone(), accepted));
+        assert!((500..1600).contains(&size), "{size}");
+    });
+}

@@ -1,0 +1,305 @@
+//! What tests share: a worker with a configuration of its own, on loopback addresses of its own.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::UnboundedReceiver;
+use weft_core::compile::{CompileOptions, Compiler};
+use weft_core::resource::{
+    AuthorizationPolicy, Change, EndpointSlice, Kind, Labels, Meta, MtlsMode, NamespacedName,
+    PeerAuthentication, Pod as PodResource, PolicyAction, PortProtocol, Resource, ResourceKey, Rule, Service,
+    ServicePort, SliceEndpoint, TargetPort,
+};
+use weft_core::{Identity, Snapshot};
+use weft_identity::CertStore;
+use weft_identity::testing::{TestCa, TestCaClient};
+use weft_kernel::{AttestedPeer, Netns};
+use weft_telemetry::{AccessLog, Metrics};
+
+use crate::ProxyConfig;
+use crate::counters::Counters;
+use crate::listener::Role;
+use crate::pod::{Loads, Pod};
+use crate::worker::{Kernel, Services, Shared, Worker, channels};
+
+/// Runs a test on a runtime like a worker's.
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+    on(Builder::new_current_thread().enable_all(), test)
+}
+
+/// The same; time stands still and jumps when nothing else can happen.
+pub(crate) fn run_paused<T>(test: impl Future<Output = T>) -> T {
+    on(Builder::new_current_thread().enable_all().start_paused(true), test)
+}
+
+fn on<T>(builder: &mut Builder, test: impl Future<Output = T>) -> T {
+    builder.build_local(LocalOptions::default()).unwrap().block_on(test)
+}
+
+/// A kernel that vouches for whom it is told to.
+#[derive(Default)]
+pub(crate) struct TestKernel(pub(crate) Mutex<Option<NamespacedName>>);
+
+impl Kernel for Arc<TestKernel> {
+    fn publish(&self, _: SocketAddr, _: SocketAddr) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn withdraw(&self, _: SocketAddr, _: SocketAddr) {}
+
+    fn attested(&self, _: SocketAddr, _: SocketAddr) -> Option<AttestedPeer> {
+        self.0.lock().unwrap().clone().map(|pod| AttestedPeer { pod })
+    }
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A mesh of two pods, `shop/client` and `shop/server`, served by one worker.
+pub(crate) struct Bed {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) kernel: Arc<TestKernel>,
+    pub(crate) ca: Arc<TestCa>,
+    pub(crate) client: Arc<Pod>,
+    pub(crate) server: Arc<Pod>,
+    pub(crate) client_ip: IpAddr,
+    pub(crate) server_ip: IpAddr,
+    /// An address that belongs to no pod.
+    pub(crate) other_ip: IpAddr,
+    pub(crate) learned: UnboundedReceiver<(NamespacedName, u16)>,
+    compiler: Compiler,
+    lines: Lines,
+}
+
+/// Addresses of 127.0.0.0/8 that no other test, in this process or another, uses.
+fn addresses() -> [IpAddr; 3] {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    static PROCESS: AtomicU32 = AtomicU32::new(0);
+    let _ = PROCESS.compare_exchange(0, std::process::id(), Ordering::Relaxed, Ordering::Relaxed);
+    let [_, _, high, low] = PROCESS.load(Ordering::Relaxed).to_be_bytes();
+    let test = NEXT.fetch_add(3, Ordering::Relaxed);
+    let ip = |last| IpAddr::from(Ipv4Addr::new(127, 100 + high % 100, low, last));
+    [ip(test), ip(test + 1), ip(test + 2)]
+}
+
+pub(crate) fn name(pod: &str) -> NamespacedName {
+    NamespacedName::new("shop", pod)
+}
+
+pub(crate) fn identity(pod: &str) -> Identity {
+    Identity::new("cluster.local", "shop", pod)
+}
+
+fn meta(key: NamespacedName) -> Meta {
+    Meta { key, created: None, origin: None }
+}
+
+fn pod(name_: &str, ip: IpAddr, node: &str) -> Change {
+    let labels: Labels = [("weft.dev/mesh", "enabled"), ("app", name_)].into_iter().collect();
+    Change::Upsert(Box::new(Resource::Pod(PodResource {
+        meta: meta(name(name_)),
+        labels: Arc::new(labels),
+        annotations: Arc::default(),
+        node: Some(node.into()),
+        ips: [ip].into_iter().collect(),
+        service_account: name_.into(),
+        host_network: false,
+        runtime_class: None,
+        ready: true,
+        terminated: false,
+        owner: None,
+        ports: Arc::new([]),
+        netns: None,
+    })))
+}
+
+impl Bed {
+    /// `server_node` is `a` for a server on the client's node.
+    pub(crate) fn new(server_node: &str) -> Self {
+        Self::with(ProxyConfig::default(), server_node)
+    }
+
+    pub(crate) fn with(config: ProxyConfig, server_node: &str) -> Self {
+        let [client_ip, server_ip, other_ip] = addresses();
+        let mut compiler = Compiler::new(CompileOptions { node: None, adopt_istio_labels: false });
+        compiler.apply([pod("client", client_ip, "a"), pod("server", server_ip, server_node)]);
+        let ca = Arc::new(TestCa::new());
+        let authority = TestCaClient { ca: ca.clone(), lifetime: Duration::from_secs(3600) };
+        let certs = CertStore::new(Arc::new(authority), tokio::runtime::Handle::current());
+        certs.want(BTreeSet::from([identity("client"), identity("server")]));
+        let (sender, learned) = tokio::sync::mpsc::unbounded_channel();
+        let lines = Lines::default();
+        let kernel = Arc::new(TestKernel::default());
+        let context = Services {
+            snapshot: Arc::new(ArcSwap::from(compiler.snapshot())),
+            certs,
+            metrics: Metrics::new(),
+            access_log: AccessLog::to(Box::new(lines.clone())),
+            learned: sender,
+        };
+        let shared = Arc::new(Shared {
+            config,
+            context,
+            kernel: Box::new(kernel.clone()),
+            loads: Arc::new(Loads::new(1)),
+            counters: Counters::default(),
+            workers: channels(1).0,
+        });
+        let worker = Worker::new(0, shared);
+        let netns = Arc::new(Netns::current().unwrap());
+        let client = Arc::new(Pod::new(name("client"), netns.clone()));
+        let server = Arc::new(Pod::new(name("server"), netns));
+        worker.add_pod(&client, Vec::new());
+        worker.add_pod(&server, Vec::new());
+        Self { worker, kernel, ca, client, server, client_ip, server_ip, other_ip, learned, compiler, lines }
+    }
+
+    /// Listens for tunnels to the server pod.
+    pub(crate) fn serve_tunnels(&self) {
+        self.listen(&self.server, Role::Inbound, SocketAddr::new(self.server_ip, crate::hbone::PORT));
+    }
+
+    /// Listens as a pod's listener would; answers the address.
+    pub(crate) fn listen(&self, pod: &Arc<Pod>, role: Role, addr: SocketAddr) -> SocketAddr {
+        let listener = std::net::TcpListener::bind(addr).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let addr = listener.local_addr().unwrap();
+        self.worker.add_pod(pod, vec![(role, listener)]);
+        addr
+    }
+
+    /// An application of the server pod.
+    pub(crate) async fn application(&self) -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind((self.server_ip, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        (listener, addr)
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.worker.snapshot()
+    }
+
+    /// Changes the configuration and asks again about what is open, as the agent does.
+    pub(crate) fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        self.compiler.apply(changes);
+        self.worker.shared.context.snapshot.store(self.compiler.snapshot());
+        self.worker.live.reevaluate(&self.snapshot());
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.worker.shared.context.metrics.render()
+    }
+
+    /// The lines of the access log so far.
+    pub(crate) fn log(&self) -> String {
+        self.worker.shared.context.access_log.flush(Duration::from_secs(5));
+        String::from_utf8(self.lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Waits until a condition holds that other tasks of this thread bring about.
+    pub(crate) async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !holds(self) {
+            assert!(std::time::Instant::now() < deadline, "{what} did not come about\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// A Service on `vip` with the endpoints `ips`, all on one port.
+pub(crate) fn service(vip: SocketAddr, ips: &[IpAddr], port: u16) -> [Change; 2] {
+    let ports = [ServicePort {
+        name: None,
+        port: vip.port(),
+        target: TargetPort::Number(port),
+        protocol: PortProtocol::Undeclared,
+    }];
+    let service = Service {
+        meta: meta(name("shop")),
+        annotations: Arc::default(),
+        vips: [vip.ip()].into_iter().collect(),
+        ports: Arc::new(ports),
+        selector: None,
+        publish_not_ready: false,
+    };
+    let endpoints = ips.iter().map(|ip| SliceEndpoint {
+        addresses: [*ip].into_iter().collect(),
+        ready: true,
+        pod: None,
+        node: None,
+    });
+    let slice = EndpointSlice {
+        meta: meta(name("shop-1")),
+        service: Some("shop".into()),
+        ports: vec![("".into(), port)],
+        endpoints: endpoints.collect(),
+    };
+    [Resource::Service(service), Resource::EndpointSlice(slice)].map(|it| Change::Upsert(Box::new(it)))
+}
+
+/// A policy that denies everything to the server pod.
+pub(crate) fn deny_all() -> Change {
+    let rules = vec![Rule::default()];
+    Change::Upsert(Box::new(Resource::AuthorizationPolicy(AuthorizationPolicy {
+        meta: meta(name("nobody")),
+        selector: Some([("app", "server")].into_iter().collect()),
+        targets_gateway: false,
+        action: PolicyAction::Deny,
+        dry_run: false,
+        rules,
+    })))
+}
+
+/// Takes it back.
+pub(crate) fn allow_again() -> Change {
+    Change::Delete(ResourceKey { kind: Kind::AuthorizationPolicy, name: name("nobody") })
+}
+
+/// STRICT for the namespace.
+pub(crate) fn strict() -> Change {
+    Change::Upsert(Box::new(Resource::PeerAuthentication(PeerAuthentication {
+        meta: meta(name("strict")),
+        selector: None,
+        mode: Some(MtlsMode::Strict),
+        ports: Vec::new(),
+    })))
+}
+
+/// A connection from a given address.
+pub(crate) async fn connect_from(source: IpAddr, destination: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    socket.connect(destination).await
+}
+
+/// Both ends of a loopback connection.
+pub(crate) async fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let one = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (one, listener.accept().await.unwrap().0)
+}
+
+/// Bytes that differ at every position of a window larger than any buffer.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+}
