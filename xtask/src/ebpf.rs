@@ -28,7 +28,8 @@ enum Compiler {
     Debian,
 }
 
-/// Builds both objects; cargo decides what has to be compiled again.
+/// Builds both objects; cargo decides what has to be compiled again. With `WEFT_EBPF_DEBUG_LOG` set, the
+/// programs write a line per decision to the agent's log (level debug).
 ///
 /// # Errors
 /// The compiler or the linker is missing and cannot be installed (the text has the commands), or the build
@@ -62,6 +63,9 @@ fn compile(compiler: &Compiler, linker: &Path, programs: &Path, build_dir: &Path
         }
     };
     cargo.args(["--quiet", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(build_dir);
+    if env::var_os("WEFT_EBPF_DEBUG_LOG").is_some() {
+        cargo.args(["--features", "debug-log"]);
+    }
     cargo.current_dir(programs).env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", rustflags(linker));
     run(&mut cargo, "build the kernel programs")
 }

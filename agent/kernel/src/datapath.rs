@@ -22,7 +22,7 @@ use crate::handles::{Directory, OnwardTuples, Tuples};
 use crate::load::{self, Loader};
 use crate::lock::PinLock;
 use crate::maps::{Changes, ip};
-use crate::pins::Pins;
+use crate::pins::{Pins, PodPins};
 use crate::probe::{Capabilities, probe_kernel};
 use crate::sys::{self, monotonic_ns};
 use crate::tables::Tables;
@@ -125,6 +125,8 @@ pub struct Datapath {
     onward: OnwardTuples,
     tuples: Tuples,
     programs: Vec<String>,
+    /// What an earlier agent enrolled, minus what this one has enrolled or removed since.
+    leftovers: Vec<PodPins>,
     /// When flows that were on their way during the last revocation are established or gone.
     sweep_due_ns: Option<u64>,
     events_taken: bool,
@@ -177,6 +179,7 @@ impl Datapath {
             tuples: Tuples::new(open_map(&pins, "DIRECT")?, directory.clone()),
             directory,
             programs: program_names(config.probe_cgroup.is_some()),
+            leftovers: pins.pods(),
             sweep_due_ns: None,
             events_taken: false,
             pins,
@@ -208,6 +211,7 @@ impl Datapath {
                 .remove()
                 .doing(|| format!("unpin the old program of pod {}", pod.key))?;
         }
+        self.remove_namesakes(&pod.key, cookie)?;
         let netns = Arc::clone(&enrolled.netns);
         self.directory.insert(cookie, pod.key.clone());
         self.enrolled.insert(pod.key.clone(), enrolled);
@@ -222,13 +226,8 @@ impl Datapath {
     /// # Errors
     /// Something could not be removed; the text says what.
     pub fn unenrol(&mut self, pod: &NamespacedName) -> Result<(), KernelError> {
-        for leftover in self.leftover_pins().into_iter().filter(|pins| pins.pod == *pod) {
-            self.tables.forget_pod(leftover.cookie)?;
-            let report = cleanup::remove_leftover(&self.pins, &leftover);
-            if let Some(failure) = report.failures.into_iter().next() {
-                return Err(std::io::Error::other(failure))
-                    .doing(|| format!("remove what is left of pod {pod}"));
-            }
+        for leftover in self.leftovers.extract_if(.., |pins| pins.pod == *pod).collect::<Vec<_>>() {
+            self.remove_leftover(&leftover)?;
         }
         let Some(enrolled) = self.enrolled.remove(pod) else { return Ok(()) };
         self.directory.remove(enrolled.cookie());
@@ -247,25 +246,38 @@ impl Datapath {
     /// The caller [`enrol`](Self::enrol)s those that are still in the mesh and [`unenrol`](Self::unenrol)s the
     /// others.
     pub fn leftovers(&self) -> Vec<NamespacedName> {
-        self.leftover_pins().into_iter().map(|pins| pins.pod).collect()
-    }
-
-    fn leftover_pins(&self) -> Vec<crate::pins::PodPins> {
-        let mut pods = self.pins.pods();
-        pods.retain(|pins| self.enrolled.get(&pins.pod).is_none_or(|pod| pod.cookie() != pins.cookie));
-        pods
+        self.leftovers.iter().map(|pins| pins.pod.clone()).collect()
     }
 
     /// Pods whose namespace went while there was no agent.
     fn remove_gone_leftovers(&mut self) -> Result<(), KernelError> {
-        for leftover in self.leftover_pins() {
-            if cleanup::linked_namespace(&leftover).is_none() {
-                self.tables.forget_pod(leftover.cookie)?;
-                let report = cleanup::remove_leftover(&self.pins, &leftover);
-                tracing::info!(pod = %leftover.pod, failures = ?report.failures, "unpinned a pod that has gone");
+        let is_gone = |pins: &mut PodPins| cleanup::linked_namespace(pins).is_none();
+        for leftover in self.leftovers.extract_if(.., is_gone).collect::<Vec<_>>() {
+            tracing::info!(pod = %leftover.pod, "unpinning a pod that has gone");
+            self.remove_leftover(&leftover)?;
+        }
+        Ok(())
+    }
+
+    /// After an enrolment: what was left of the pod is taken over, and what was left of an earlier pod of the
+    /// same name has no other owner.
+    fn remove_namesakes(&mut self, pod: &NamespacedName, cookie: u64) -> Result<(), KernelError> {
+        for leftover in self.leftovers.extract_if(.., |pins| pins.pod == *pod).collect::<Vec<_>>() {
+            if leftover.cookie != cookie {
+                self.remove_leftover(&leftover)?;
             }
         }
         Ok(())
+    }
+
+    fn remove_leftover(&mut self, leftover: &PodPins) -> Result<(), KernelError> {
+        self.tables.forget_pod(leftover.cookie)?;
+        let report = cleanup::remove_leftover(&self.pins, leftover);
+        match report.failures.into_iter().next() {
+            Some(failure) => Err(std::io::Error::other(failure))
+                .doing(|| format!("remove what an earlier agent left of pod {}", leftover.pod)),
+            None => Ok(()),
+        }
     }
 
     /// Puts rules, routes and sysctls back that something removed from pods' namespaces (ruling 11), and
@@ -353,6 +365,7 @@ impl Datapath {
     /// # Errors
     /// The map could not be written.
     pub fn heartbeat(&mut self) -> Result<(), KernelError> {
+        self.loader.flush_debug_log();
         self.meta.heartbeat_ns = monotonic_ns();
         sys::map_update(self.meta_map.as_fd(), &0_u32, &self.meta).doing(|| "write map META")
     }

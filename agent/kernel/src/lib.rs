@@ -18,6 +18,7 @@ mod cgroup;
 mod cleanup;
 mod counters;
 pub mod datapath;
+mod debug_log;
 mod diag;
 mod enrol;
 mod error;

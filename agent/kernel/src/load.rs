@@ -10,6 +10,7 @@ use aya::programs::{Program, SkLookup};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::cgroup;
+use crate::debug_log::DebugLog;
 use crate::error::{Doing, KernelError};
 use crate::pins::{NODE_MAPS, Pins, PodPins, unless_missing};
 use crate::sys::{self, LinkTarget};
@@ -31,6 +32,7 @@ pub(crate) const STEER_PROGRAM: &str = "steer";
 #[derive(Debug)]
 pub(crate) struct Loader {
     loader: EbpfLoader<'static>,
+    debug_log: DebugLog,
 }
 
 impl Loader {
@@ -39,19 +41,29 @@ impl Loader {
         for layout in NODE_MAPS {
             loader.map_pin_path(layout.name, pins.map(layout.name));
         }
-        Self { loader }
+        Self { loader, debug_log: DebugLog::default() }
     }
 
     /// The node's programs, bound to the pinned maps.
     pub(crate) fn node(&mut self) -> Result<Ebpf, KernelError> {
-        self.loader.load(NODE_OBJECT).doing(|| "create the maps of the node")
+        let mut object = self.loader.load(NODE_OBJECT).doing(|| "create the maps of the node")?;
+        self.debug_log.add(&mut object);
+        Ok(object)
     }
 
     /// A pod's own instance of `steer`, bound to the pod's maps.
     pub(crate) fn steer(&mut self, pod: &PodPins) -> Result<Ebpf, KernelError> {
         self.loader.map_pin_path("STEER", pod.map("STEER"));
         self.loader.map_pin_path("LISTENERS", pod.map("LISTENERS"));
-        self.loader.load(STEER_OBJECT).doing(|| format!("create the maps of pod {}", pod.pod))
+        let object = self.loader.load(STEER_OBJECT);
+        let mut object = object.doing(|| format!("create the maps of pod {}", pod.pod))?;
+        self.debug_log.add(&mut object);
+        Ok(object)
+    }
+
+    /// Passes on the lines that programs built for debugging have written.
+    pub(crate) fn flush_debug_log(&mut self) {
+        self.debug_log.flush();
     }
 }
 

@@ -1,4 +1,5 @@
 //! Which connections reach which listener.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod lab;
 

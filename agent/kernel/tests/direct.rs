@@ -1,4 +1,5 @@
 //! Flows that need no proxy.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod lab;
 

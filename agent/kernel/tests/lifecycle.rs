@@ -1,4 +1,5 @@
 //! Enrolment, its end, take-over by another agent, and what must not be left behind.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "helpers of tests")]
 
 mod lab;
 
@@ -183,9 +184,9 @@ fn a_deleted_namespace_is_noticed() {
     let (mut datapath, a, _b) = lab.enrolled(&lab.view());
     assert!(datapath.vanished().is_empty());
     lab.a.ip(&["link", "del", "eth0"]);
-    assert_eq!(datapath.vanished(), [lab.a.key.clone()]);
+    assert_eq!(datapath.vanished(), std::slice::from_ref(&lab.a.key));
     lab::ip(&["netns", "del", lab.a.path.file_name().unwrap().to_str().unwrap()]);
-    assert_eq!(datapath.vanished(), [lab.a.key.clone()]);
+    assert_eq!(datapath.vanished(), std::slice::from_ref(&lab.a.key));
     drop(a);
     datapath.unenrol(&lab.a.key).unwrap();
     assert!(datapath.vanished().is_empty());
@@ -205,13 +206,13 @@ fn rules_that_a_pod_removes_come_back() {
     ];
     for (count, command) in (1..).zip(breaks) {
         lab.a.ip(command);
-        assert_eq!(datapath.reassert(), [lab.a.key.clone()], "{command:?}");
+        assert_eq!(datapath.reassert(), std::slice::from_ref(&lab.a.key), "{command:?}");
         assert_eq!(lab.a.state(), state);
         assert_eq!(counter(&datapath, "agent", "rules_reasserted"), count);
     }
     let write = |value| lab.a.netns.run(|| fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", value));
     write("0").unwrap().unwrap();
-    assert_eq!(datapath.reassert(), [lab.a.key.clone()]);
+    assert_eq!(datapath.reassert(), std::slice::from_ref(&lab.a.key));
     assert_eq!(lab.a.state(), state);
 
     let _client = lab.a.connect(lab.c.at(80)).unwrap();
@@ -303,7 +304,7 @@ fn pods_that_left_while_there_was_no_agent() {
     });
 
     let mut datapath = lab.open();
-    assert_eq!(datapath.leftovers(), [lab.a.key.clone()]);
+    assert_eq!(datapath.leftovers(), std::slice::from_ref(&lab.a.key));
     datapath.unenrol(&lab.a.key).unwrap();
     assert!(datapath.leftovers().is_empty());
     assert_eq!(lab.a.state(), before);
@@ -430,4 +431,15 @@ fn a_second_namespace_of_a_pod_of_the_same_name_is_another_pod() {
     let _client = lab.node.run(|| std::net::TcpStream::connect(to)).unwrap().unwrap();
     let (accepted, _) = accept(&enrolled.inbound[0]);
     assert_eq!(accepted.local_addr().unwrap(), to);
+
+    // It does so once more, while there is no agent.
+    let before = lab.a.state();
+    drop((enrolled, datapath));
+    let mut datapath = lab.open();
+    assert_eq!(datapath.leftovers().len(), 2);
+    datapath.enrol(&lab.a.to_enrol()).unwrap();
+    assert_eq!(datapath.leftovers(), std::slice::from_ref(&lab.b.key));
+    datapath.unenrol(&lab.a.key).unwrap();
+    assert_eq!(lab.a.state(), before);
+    assert!(!lab.c.state().contains("fwmark 0x"), "nothing is left of the namesake");
 }

@@ -12,8 +12,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{HashMap, PerCpuHashMap, RingBuf, SockHash};
 use weft_ebpf_common::{
-    Addr, Aggregate, AggregateKey, EndpointInfo, EndpointKey, Flow, LocalPod, PodConfig, RangeKey, ServiceInfo,
-    ServiceKey, capacity,
+    Addr, Aggregate, AggregateKey, EndpointInfo, EndpointKey, Flow, LocalPod, PodConfig, RangeKey,
+    ServiceInfo, ServiceKey, capacity,
 };
 
 #[map]

@@ -9,9 +9,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use weft_ebpf_common::classify::{
-    is_unspecified, mapped, payload_received, payload_sent, same, tcp_state,
-};
+use weft_ebpf_common::classify::{is_unspecified, mapped, payload_received, payload_sent, same, tcp_state};
 use weft_ebpf_common::{
     Aggregate, AggregateKey, Counter, Flow, FlowEvent, Tuple, TupleInfo, event_kind, flow_state, meta_flags,
 };
@@ -64,12 +62,8 @@ fn publish(ctx: &SockOpsContext, flow: &mut Flow) -> bool {
     }
     flow.tuple = tuple;
     flow.state = flow_state::PUBLISHED;
-    let info = TupleInfo {
-        published_ns: now(),
-        cookie: flow.source_cookie,
-        identity: flow.identity,
-        reserved: 0,
-    };
+    let info =
+        TupleInfo { published_ns: now(), cookie: flow.source_cookie, identity: flow.identity, reserved: 0 };
     // Without room the destination sends the flow to its proxy.
     let _ = DIRECT.insert(&tuple, &info, 0);
     count(Counter::TuplePublished);

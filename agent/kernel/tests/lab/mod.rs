@@ -340,12 +340,10 @@ pub fn is_idle(listener: &TcpListener) -> bool {
 pub fn echo(mut client: &TcpStream, mut server: &TcpStream, length: usize) {
     let sent = vec![7; length];
     let mut received = vec![0; length];
-    for (from, to) in [(&mut client, &mut server)] {
-        std::thread::scope(|scope| {
-            scope.spawn(|| from.write_all(&sent).unwrap());
-            to.read_exact(&mut received).unwrap();
-        });
-    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.write_all(&sent).unwrap());
+        server.read_exact(&mut received).unwrap();
+    });
     std::thread::scope(|scope| {
         scope.spawn(|| server.write_all(&sent).unwrap());
         client.read_exact(&mut received).unwrap();
