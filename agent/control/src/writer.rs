@@ -125,6 +125,25 @@ pub enum WriterError {
     Compiler,
 }
 
+/// What compiles: [`Compiler`], or a stand-in in tests.
+trait Engine: Send {
+    fn apply(&mut self, changes: Vec<Change>);
+    fn snapshot(&mut self) -> Arc<Snapshot>;
+}
+
+impl Engine for Compiler {
+    fn apply(&mut self, changes: Vec<Change>) {
+        Compiler::apply(self, changes);
+    }
+
+    fn snapshot(&mut self) -> Arc<Snapshot> {
+        Compiler::snapshot(self)
+    }
+}
+
+/// Makes an engine that knows no object yet.
+type NewEngine = Box<dyn Fn() -> Box<dyn Engine> + Send>;
+
 /// Starts the writer for a source of the kind `source`.
 ///
 /// `resync` is called when the writer needs everything again (after a panic of the compiler): the source must
@@ -138,7 +157,15 @@ pub fn start(
     options: CompileOptions,
     resync: Box<dyn Fn() + Send>,
 ) -> Result<Writer, WriterError> {
-    let mut compiler = Compiler::new(options.clone());
+    start_with(source, Box::new(move || Box::new(Compiler::new(options.clone()))), resync)
+}
+
+fn start_with(
+    source: &'static str,
+    new_engine: NewEngine,
+    resync: Box<dyn Fn() + Send>,
+) -> Result<Writer, WriterError> {
+    let mut compiler = new_engine();
     let empty = guarded(|| compiler.snapshot()).ok_or(WriterError::Compiler)?;
     let status = Status {
         source,
@@ -155,7 +182,7 @@ pub fn start(
         revision: subscription,
     };
     let state = State {
-        options,
+        new_engine,
         compiler: Some(compiler),
         published: published.clone(),
         revision,
@@ -174,9 +201,9 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Option<T> {
 }
 
 struct State {
-    options: CompileOptions,
+    new_engine: NewEngine,
     /// `None` after a panic, until the source begins anew.
-    compiler: Option<Compiler>,
+    compiler: Option<Box<dyn Engine>>,
     published: Published,
     revision: watch::Sender<u64>,
     resync: Box<dyn Fn() + Send>,
@@ -200,7 +227,7 @@ impl State {
     fn take(&mut self, update: Update) {
         let Update { reset, changes, report, .. } = update;
         if reset {
-            self.compiler = Some(Compiler::new(self.options.clone()));
+            self.compiler = Some((self.new_engine)());
         }
         let Some(compiler) = &mut self.compiler else {
             if report.is_some() {
@@ -259,5 +286,110 @@ impl State {
         let status = Status { source, revision, applied: Instant::now(), objects, kinds, problems };
         self.published.status.store(Arc::new(status));
         self.revision.send_replace(revision);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use weft_core::resource::{NamespacedName, ResourceKey};
+
+    use super::*;
+    use crate::decode::{Decoder, Outcome, Trust};
+
+    /// Panics when told to delete the Namespace `poison`.
+    struct Fragile(Compiler);
+
+    impl Engine for Fragile {
+        fn apply(&mut self, changes: Vec<Change>) {
+            assert!(!changes.contains(&poison()), "the compiler fails, as the test wants it to");
+            self.0.apply(changes);
+        }
+
+        fn snapshot(&mut self) -> Arc<Snapshot> {
+            self.0.snapshot()
+        }
+    }
+
+    fn poison() -> Change {
+        Change::Delete(ResourceKey { kind: Kind::Namespace, name: NamespacedName::new("", "poison") })
+    }
+
+    fn pod(name: &str) -> Change {
+        let text = format!(
+            r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}","namespace":"shop"}},"status":{{"podIP":"10.0.0.1"}}}}"#
+        );
+        let mut decoded = Vec::new();
+        Decoder::new(Trust::Api).json(&text, None, &mut decoded);
+        match decoded.remove(0).outcome {
+            Outcome::Accepted(resource) => Change::Upsert(resource),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn has(published: &Published, name: &str) -> bool {
+        published.snapshot().workload(&NamespacedName::new("shop", name)).is_some()
+    }
+
+    /// Sends an update that is complete, and waits until it is dealt with.
+    fn send(writer: &Writer, reset: bool, changes: Vec<Change>) {
+        let (done, dealt_with) = channel();
+        let update = Update { reset, changes, report: Some(SourceReport::default()), done: Some(done) };
+        writer.updates.send(update).unwrap();
+        dealt_with.recv().unwrap();
+    }
+
+    fn options() -> CompileOptions {
+        CompileOptions { node: None, adopt_istio_labels: false }
+    }
+
+    #[test]
+    fn a_large_change_is_published_once() {
+        let writer = start("test", options(), Box::new(|| ())).unwrap();
+        let subscription = writer.published.subscribe();
+        let (done, dealt_with) = channel();
+        let part = Update { changes: vec![pod("a")], done: Some(done), ..Update::default() };
+        writer.updates.send(part).unwrap();
+        dealt_with.recv().unwrap();
+        assert!(!has(&writer.published, "a") && !subscription.has_changed().unwrap());
+        send(&writer, false, vec![pod("b")]);
+        assert!(has(&writer.published, "a") && has(&writer.published, "b"));
+        assert_eq!(*subscription.borrow(), writer.published.snapshot().revision());
+    }
+
+    #[test]
+    fn a_reset_forgets_what_was_before() {
+        let writer = start("test", options(), Box::new(|| ())).unwrap();
+        send(&writer, false, vec![pod("a")]);
+        send(&writer, true, vec![pod("b")]);
+        assert!(!has(&writer.published, "a") && has(&writer.published, "b"));
+    }
+
+    #[test]
+    fn a_panic_keeps_the_last_snapshot_until_the_source_begins_anew() {
+        let (asked, resyncs) = channel();
+        let resync = Box::new(move || asked.send(()).unwrap());
+        let engine: NewEngine = Box::new(|| Box::new(Fragile(Compiler::new(options()))));
+        let writer = start_with("test", engine, resync).unwrap();
+        send(&writer, false, vec![pod("a")]);
+        send(&writer, false, vec![poison()]);
+        assert!(has(&writer.published, "a"), "what was in force stays so");
+        assert_eq!(writer.published.status().problems[0].code, "WEFT0011");
+        assert!(resyncs.try_recv().is_err(), "trying the same again would fail again");
+        send(&writer, false, vec![pod("b")]);
+        resyncs.try_recv().unwrap();
+        assert!(!has(&writer.published, "b"));
+        send(&writer, true, vec![pod("a"), pod("b")]);
+        assert!(has(&writer.published, "a") && has(&writer.published, "b"));
+        assert!(writer.published.status().problems.iter().all(|problem| problem.code != "WEFT0011"));
+    }
+
+    #[test]
+    fn the_writer_ends_with_its_source() {
+        let Writer { updates, published, thread } = start("test", options(), Box::new(|| ())).unwrap();
+        drop(updates);
+        thread.join().unwrap();
+        assert!(published.subscribe().has_changed().is_err(), "subscribers are told");
     }
 }

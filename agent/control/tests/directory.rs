@@ -313,18 +313,34 @@ fn lines_of_json_are_compared_by_their_text() {
 }
 
 #[test]
-fn an_unreadable_file_keeps_its_objects() {
+fn links_of_all_kinds_are_followed_or_passed_over() {
+    let dir = TempDir::new().unwrap();
+    let outside = TempDir::new_in(dir.path().parent().unwrap()).unwrap();
+    symlink("loop.yaml", dir.path().join("loop.yaml")).unwrap();
+    symlink(".", dir.path().join("circle")).unwrap();
+    let (target, hard) = (outside.path().join("web.yaml"), dir.path().join("web.yaml"));
+    fs::write(&target, pod("web", "10.0.0.1")).unwrap();
+    let handle = run(dir.path());
+    fs::hard_link(&target, &hard).unwrap();
+    wait_for(&handle, has_ip("web", "10.0.0.1"));
+    fs::write(&hard, pod("web", "10.0.0.2")).unwrap();
+    wait_for(&handle, has_ip("web", "10.0.0.2"));
+    assert!(codes(&handle).is_empty(), "a link that leads nowhere is no configuration");
+}
+
+#[test]
+fn a_path_that_is_configured_twice_is_read_once() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("web.yaml");
     fs::write(&file, pod("web", "10.0.0.1")).unwrap();
-    let handle = run(dir.path());
-    // Even root cannot read a directory as a file, nor a link that leads to itself.
-    fs::remove_file(&file).unwrap();
-    wait_for(&handle, is_gone("web"));
-    symlink("loop.yaml", dir.path().join("loop.yaml")).unwrap();
-    fs::write(&file, pod("web", "10.0.0.2")).unwrap();
-    wait_for(&handle, has_ip("web", "10.0.0.2"));
-    assert!(codes(&handle).is_empty(), "a link that leads nowhere is no configuration");
+    for paths in [vec![dir.path().to_owned(), file.clone()], vec![file.clone(), dir.path().to_owned()]] {
+        fs::write(&file, pod("web", "10.0.0.1")).unwrap();
+        let handle = start(DirectoryOptions { paths }, options()).unwrap();
+        assert_eq!(handle.status().objects.read, 1);
+        fs::write(&file, pod("web", "10.0.0.2")).unwrap();
+        wait_for(&handle, has_ip("web", "10.0.0.2"));
+        assert!(codes(&handle).is_empty());
+    }
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::fs::File;
 use std::hash::BuildHasher;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use weft_core::Problem;
@@ -17,6 +16,7 @@ use weft_core::resource::{Change, Kind, ObjectRef, ResourceKey};
 
 use super::notice::Noticed;
 use super::source_problem;
+use super::state::{Claim, Entry, FileState, Page, Standing, length};
 use super::tree::{FileKey, Signature, Tree};
 use crate::codes::{self, Code};
 use crate::decode::documents::{self, Document, Format};
@@ -28,85 +28,6 @@ type Emit<'e> = &'e mut dyn FnMut(Change);
 
 /// Bytes that are read at once.
 const READ_BUFFER: usize = 256 << 10;
-
-/// What became of an object that a file names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// This version of it is in force.
-    Accepted,
-    /// This version is invalid; an earlier one may be in force.
-    Rejected,
-    /// Another document has the same object and comes first.
-    Lost,
-    /// It was in the file before a document became unreadable, and stays in force.
-    Kept,
-}
-
-/// An object that a file names.
-#[derive(Debug, Clone)]
-struct Entry {
-    key: ResourceKey,
-    document: u32,
-    standing: Standing,
-}
-
-/// A document: how it is recognised, and which entries are its own.
-#[derive(Debug, Clone, Copy)]
-struct Page {
-    hash: u64,
-    number: u32,
-    line: u32,
-    first: u32,
-    entries: u32,
-    ignored: u32,
-    nameless: u32,
-}
-
-/// A file.
-#[derive(Debug)]
-struct FileState {
-    key: FileKey,
-    path: PathBuf,
-    name: Arc<str>,
-    signature: Option<Signature>,
-    pages: Vec<Page>,
-    entries: Vec<Entry>,
-    /// Number of the first of `entries`. Numbers only grow, so that claims stay valid while a file is read again.
-    base: u32,
-    /// Findings with the number of their page.
-    problems: Vec<(u32, Problem)>,
-    unreadable: Option<Problem>,
-}
-
-impl FileState {
-    fn entry(&self, number: u32) -> Option<&Entry> {
-        self.entries.get(number.wrapping_sub(self.base) as usize)
-    }
-
-    fn counts(&self) -> ObjectCounts {
-        let mut counts = ObjectCounts::default();
-        for page in &self.pages {
-            counts.ignored += page.ignored as usize;
-            counts.rejected += page.nameless as usize;
-        }
-        for entry in &self.entries {
-            match entry.standing {
-                Standing::Accepted => counts.accepted += 1,
-                Standing::Rejected | Standing::Lost => counts.rejected += 1,
-                Standing::Kept => {}
-            }
-        }
-        counts.read = counts.accepted + counts.rejected + counts.ignored;
-        counts
-    }
-}
-
-/// Which file an object belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Claim {
-    file: u32,
-    entry: u32,
-}
 
 /// All files.
 #[derive(Debug)]
@@ -635,9 +556,4 @@ type Out<'o, 'e> = (&'o mut HashSet<ResourceKey>, Emit<'e>);
 /// Standard input is no file that could vanish.
 fn file_is_text(key: &FileKey) -> bool {
     key.root == usize::MAX
-}
-
-fn length<T>(items: &[T]) -> u32 {
-    // A file with more than 4 billion objects does not fit into memory.
-    u32::try_from(items.len()).unwrap_or(u32::MAX)
 }

@@ -8,6 +8,7 @@
 
 mod files;
 mod notice;
+mod state;
 mod tree;
 
 use std::io::{self, Read};

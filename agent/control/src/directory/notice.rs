@@ -125,9 +125,10 @@ impl Noticed {
         }
         for path in event.paths {
             match event.kind {
-                EventKind::Access(AccessKind::Close(AccessMode::Write))
-                | EventKind::Modify(ModifyKind::Name(_))
-                | EventKind::Remove(RemoveKind::File) => self.path(path, tree, files),
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) => self.written(path, tree),
+                EventKind::Modify(ModifyKind::Name(_)) | EventKind::Remove(RemoveKind::File) => {
+                    self.path(path, tree, files);
+                }
                 // A new file is read when it is closed; a link is complete at once.
                 EventKind::Create(CreateKind::File) if is_link(&path) => self.path(path, tree, files),
                 EventKind::Create(CreateKind::File) => {}
@@ -141,19 +142,33 @@ impl Noticed {
         }
     }
 
+    /// A file was written to and closed.
+    fn written(&mut self, path: PathBuf, tree: &Tree) {
+        if !tree.covers(&path) {
+            self.outside(&path, tree);
+        } else if tree.is_root(&path) || is_configuration(&path) {
+            self.files.insert(path);
+        }
+    }
+
+    /// The target of a link changed, or a neighbour of what is ours.
+    fn outside(&mut self, path: &Path, tree: &Tree) {
+        self.everything |= tree.concerns(path);
+        self.structure |= self.everything;
+    }
+
+    /// A path came, went or was replaced.
     fn path(&mut self, path: PathBuf, tree: &Tree, files: &Files) {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         if !tree.covers(&path) {
-            // The target of a link, or a neighbour of what is ours.
-            self.everything |= tree.concerns(&path);
-            self.structure |= self.everything;
+            self.outside(&path, tree);
         } else if tree.is_root(&path) || name.starts_with(b"..") || is_link(&path) || path.is_dir() {
             // A configured path itself, `..data` of a mounted ConfigMap, or a directory that was renamed.
             self.structure = true;
             if path.is_file() {
                 self.files.insert(path);
             }
-        } else if Format::of(&path).is_some() && !name.starts_with(b".") {
+        } else if is_configuration(&path) {
             self.files.insert(path);
         } else {
             // What is gone may have been a directory of ours; other files are of no concern.
@@ -162,6 +177,13 @@ impl Noticed {
     }
 }
 
+/// Whether a file's name is one that is read: hidden files are editors' own.
+fn is_configuration(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && Format::of(path).is_some()
+}
+
+/// Whether a path is a link, of either kind.
 fn is_link(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
 }

@@ -159,6 +159,10 @@ impl Tree {
                 continue;
             }
             let (path, relative) = (entry.path(), relative.join(&name));
+            // It is read in its own place in the order.
+            if self.is_root(&path) {
+                continue;
+            }
             let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
             let Ok(metadata) = std::fs::metadata(&path) else { continue };
             if metadata.is_dir() {
@@ -183,11 +187,11 @@ impl Tree {
 
     /// The key of a file, if it lies below a configured path.
     pub(super) fn key_of(&self, path: &Path) -> Option<FileKey> {
-        let below = |(number, root): (usize, &Root)| {
-            let relative = path.strip_prefix(&root.path).ok()?;
-            Some(FileKey { root: number, relative: relative.to_owned() })
-        };
-        self.roots.iter().enumerate().find_map(below)
+        let covering = self.roots.iter().enumerate().filter(|(_, root)| path.starts_with(&root.path));
+        // Of nested paths the inner one reads the file.
+        let (number, root) = covering.max_by_key(|(_, root)| root.path.as_os_str().len())?;
+        let relative = path.strip_prefix(&root.path).ok()?;
+        Some(FileKey { root: number, relative: relative.to_owned() })
     }
 
     /// Whether the path is a configured one itself.

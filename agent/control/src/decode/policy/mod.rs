@@ -1,9 +1,9 @@
 //! AuthorizationPolicy, validated as Istio's admission does (AP-2, AP-3, AP-7, AP-12, AP-15, X-16).
 
+mod wire;
+
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use weft_core::resource::{
     AuthorizationPolicy, Condition, Kind, Match, NamespaceMatch, Operation, PolicyAction, Resource, Rule,
     Source,
@@ -14,160 +14,12 @@ use super::fields::{Body, List, Text};
 use super::intern::Interner;
 use super::meta::{self, MetaWire};
 use super::report::{Path, Place, Report};
-use super::validate::{self, Invalid, SelectorWire, each};
+use super::validate::{self, Invalid, each};
 use crate::codes;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-struct PolicyWire<'a> {
-    #[serde(rename = "apiVersion", default)]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind", default)]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    #[serde(borrow)]
-    metadata: MetaWire<'a>,
-    #[serde(borrow, default)]
-    spec: Option<PolicySpec<'a>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[serde(expecting = "a map of fields")]
-struct PolicySpec<'a> {
-    #[serde(borrow, default)]
-    selector: Option<SelectorWire<'a>>,
-    #[serde(borrow, default)]
-    target_ref: Option<TargetRefWire<'a>>,
-    #[serde(borrow, default)]
-    target_refs: List<TargetRefWire<'a>>,
-    #[serde(borrow, default)]
-    action: Text<'a>,
-    #[serde(borrow, default)]
-    provider: Option<ProviderWire<'a>>,
-    #[serde(borrow, default)]
-    rules: List<RuleWire<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-struct TargetRefWire<'a> {
-    #[serde(borrow, default)]
-    group: Text<'a>,
-    #[serde(borrow, default)]
-    kind: Text<'a>,
-    #[serde(borrow, default)]
-    name: Text<'a>,
-    #[serde(borrow, default)]
-    namespace: Text<'a>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-struct ProviderWire<'a> {
-    #[serde(borrow, default)]
-    name: Text<'a>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a rule")]
-struct RuleWire<'a> {
-    #[serde(borrow, default)]
-    from: List<FromWire<'a>>,
-    #[serde(borrow, default)]
-    to: List<ToWire<'a>>,
-    #[serde(borrow, default)]
-    when: List<ConditionWire<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map with `source`")]
-struct FromWire<'a> {
-    #[serde(borrow, default)]
-    source: Option<SourceWire<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map with `operation`")]
-struct ToWire<'a> {
-    #[serde(borrow, default)]
-    operation: Option<OperationWire<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[serde(expecting = "a map of fields")]
-struct SourceWire<'a> {
-    #[serde(borrow, default)]
-    principals: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_principals: List<Text<'a>>,
-    #[serde(borrow, default)]
-    request_principals: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_request_principals: List<Text<'a>>,
-    #[serde(borrow, default)]
-    namespaces: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_namespaces: List<Text<'a>>,
-    #[serde(borrow, default)]
-    service_accounts: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_service_accounts: List<Text<'a>>,
-    #[serde(borrow, default)]
-    trust_domains: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_trust_domains: List<Text<'a>>,
-    #[serde(borrow, default)]
-    ip_blocks: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_ip_blocks: List<Text<'a>>,
-    #[serde(borrow, default)]
-    remote_ip_blocks: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_remote_ip_blocks: List<Text<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[serde(expecting = "a map of fields")]
-struct OperationWire<'a> {
-    #[serde(borrow, default)]
-    hosts: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_hosts: List<Text<'a>>,
-    #[serde(borrow, default)]
-    ports: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_ports: List<Text<'a>>,
-    #[serde(borrow, default)]
-    methods: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_methods: List<Text<'a>>,
-    #[serde(borrow, default)]
-    paths: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_paths: List<Text<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-#[serde(expecting = "a condition")]
-struct ConditionWire<'a> {
-    #[serde(borrow, default)]
-    key: Text<'a>,
-    #[serde(borrow, default)]
-    values: List<Text<'a>>,
-    #[serde(borrow, default)]
-    not_values: List<Text<'a>>,
-}
+use wire::{
+    ConditionWire, FromWire, OperationWire, PolicySpec, PolicyWire, RuleWire, SourceWire, TargetRefWire,
+    ToWire,
+};
 
 /// Most service accounts that one source may list (AP-7).
 const MAX_SERVICE_ACCOUNTS: usize = 16;
