@@ -34,7 +34,7 @@ enum Compiler {
 /// # Errors
 /// The compiler or the linker is missing and cannot be installed (the text has the commands), or the build
 /// fails.
-pub fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     let root = workspace_root()?;
     let compiler = find_or_install_compiler()?;
     let linker = find_or_install_linker()?;
