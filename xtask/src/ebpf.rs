@@ -112,7 +112,10 @@ fn find_or_install_compiler() -> Result<Compiler> {
              rustup toolchain install nightly --component rust-src\n  \
              apt-get install rustc-web libstd-rust-web-dev-bpf"
         })?;
-        ensure!(debian_has_bpf(), "{DEBIAN_RUSTC} has no standard library for {TARGET} after its installation");
+        ensure!(
+            debian_has_bpf(),
+            "{DEBIAN_RUSTC} has no standard library for {TARGET} after its installation"
+        );
     }
     Ok(Compiler::Debian)
 }
@@ -147,7 +150,10 @@ fn find_or_install_linker() -> Result<PathBuf> {
     cargo.env("LLVM_PREFIX", LLVM_PREFIX).env("LLVM_SYS_221_PREFIX", LLVM_PREFIX);
     run(&mut cargo, "install bpf-linker")?;
     find_linker().with_context(|| {
-        format!("bpf-linker was installed but is not in PATH. Add cargo's bin directory, or run:\n  {}", linker_command_text())
+        format!(
+            "bpf-linker was installed but is not in PATH. Add cargo's bin directory, or run:\n  {}",
+            linker_command_text()
+        )
     })
 }
 
