@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use weft_kernel::DatapathConfig;
 
-const PIN_DIR: &str = "/sys/fs/bpf/weft";
+/// Where bpffs is by custom, and its magic number of `linux/magic.h`.
+const BPFFS: (&str, u64) = ("/sys/fs/bpf", 0xcafe_4a11);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DatapathOptions {
@@ -19,9 +20,10 @@ pub(crate) struct DatapathOptions {
     /// cgroup2 directory of the agent alone [default: weft-agent-NODE under the root].
     #[arg(long, value_name = "PATH")]
     agent_cgroup: Option<PathBuf>,
-    /// Directory on bpffs for programs and maps; mounted when it is not there.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pin_dir: PathBuf,
+    /// Directory for pinned programs and maps; bpffs is mounted there when it is not on one [default:
+    /// /sys/fs/bpf/weft where that is bpffs, else /run/weft/bpf].
+    #[arg(long, value_name = "DIR")]
+    pin_dir: Option<PathBuf>,
 }
 
 impl DatapathOptions {
@@ -43,10 +45,17 @@ impl DatapathOptions {
             cgroup,
             probe_cgroup: self.probe_cgroup.clone(),
             agent_cgroup,
-            pin_dir: self.pin_dir.clone(),
+            pin_dir: self.pin_dir.clone().unwrap_or_else(default_pin_dir),
             flow_events: false,
         })
     }
+}
+
+/// The customary place where it is mounted: nothing can be created there where it is not.
+fn default_pin_dir() -> PathBuf {
+    let (place, magic) = BPFFS;
+    let mounted = rustix::fs::statfs(place).is_ok_and(|found| found.f_type as u64 == magic);
+    if mounted { Path::new(place).join("weft") } else { "/run/weft/bpf".into() }
 }
 
 /// Where cgroup2 is mounted.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use weft_core::Snapshot;
@@ -105,7 +105,29 @@ fn service(snapshot: &Snapshot, dialled: SocketAddr) -> Option<&Arc<CompiledServ
     snapshot.service_by_vip(&dialled.ip()).filter(|service| service.port(dialled.port()).is_some())
 }
 
+/// Flows that are being cut, with the reason: their last event is logged with it. Shared by the reconciler,
+/// which cuts, and the thread that writes the log; both hold the lock for one operation on the map.
+#[derive(Debug, Default)]
+pub(crate) struct Cuts(Mutex<HashMap<(SocketAddr, SocketAddr), Ending>>);
+
+impl Cuts {
+    /// Before the cut: its event may come at once.
+    pub(crate) fn announce(&self, flow: &FlowRecord, ending: Ending) {
+        self.lock().insert((flow.source_addr, flow.destination_addr), ending);
+    }
+
+    /// The reason, once.
+    pub(crate) fn take(&self, flow: &FlowRecord) -> Option<Ending> {
+        self.lock().remove(&(flow.source_addr, flow.destination_addr))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(SocketAddr, SocketAddr), Ending>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Why a flow of which a line is written ended.
+#[derive(Debug)]
 pub(crate) struct Ending {
     /// Envoy's response flag.
     pub(crate) flags: &'static str,
@@ -116,10 +138,12 @@ pub(crate) struct Ending {
 }
 
 /// Writes the lines of an event: both ends, as for proxied connections of one node.
-pub(crate) fn log_event(event: &DirectFlowEvent, snapshot: &Snapshot, log: &AccessLog) {
+pub(crate) fn log_event(event: &DirectFlowEvent, snapshot: &Snapshot, cuts: &Cuts, log: &AccessLog) {
     let ending = match event.kind {
         FlowEventKind::Opened => return,
-        FlowEventKind::Closed => Ending { flags: "-", details: None, policy: None },
+        FlowEventKind::Closed => {
+            cuts.take(&event.flow).unwrap_or(Ending { flags: "-", details: None, policy: None })
+        }
         FlowEventKind::Failed => {
             Ending { flags: "UF", details: Some("the handshake did not complete".into()), policy: None }
         }
@@ -251,23 +275,37 @@ spec: {clusterIP: 10.96.0.2, clusterIPs: [10.96.0.2], selector: {app: stock}, po
         assert_eq!(value(&text, "istio_tcp_connections_opened_total", &labels), Some("10"));
     }
 
-    #[test]
-    fn lines_of_direct_flows_say_so() {
-        let flow = FlowRecord {
+    fn flow() -> FlowRecord {
+        FlowRecord {
             socket_cookie: 0,
             source: NamespacedName::new("shop", "cart-1"),
             destination: NamespacedName::new("shop", "stock-1"),
             source_addr: "10.0.0.1:40000".parse().unwrap(),
             destination_addr: "10.0.0.2:8080".parse().unwrap(),
             vip: Some("10.96.0.2:80".parse().unwrap()),
-        };
+        }
+    }
+
+    #[test]
+    fn lines_of_direct_flows_say_so() {
         let ending = Ending { flags: "-", details: None, policy: None };
         let facts = (Duration::from_secs(1), (10, 20));
-        let outbound = line(&flow, Direction::Outbound, facts, &ending, &snapshot());
+        let outbound = line(&flow(), Direction::Outbound, facts, &ending, &snapshot());
         assert_eq!(outbound.upstream_cluster, "outbound|80||stock.shop.svc.cluster.local");
         assert_eq!((outbound.path, outbound.bytes_received, outbound.bytes_sent), ("direct", 10, 20));
-        let inbound = line(&flow, Direction::Inbound, facts, &ending, &snapshot());
+        let inbound = line(&flow(), Direction::Inbound, facts, &ending, &snapshot());
         assert_eq!(inbound.upstream_cluster, "inbound|8080||");
         assert_eq!(inbound.source_principal.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/cart"));
+    }
+
+    #[test]
+    fn a_flow_that_was_cut_ends_with_the_reason_once() {
+        let cuts = Cuts::default();
+        cuts.announce(
+            &flow(),
+            Ending { flags: "DENY", details: None, policy: Some("ns[shop]-policy[x]".into()) },
+        );
+        assert_eq!(cuts.take(&flow()).map(|ending| ending.flags), Some("DENY"));
+        assert!(cuts.take(&flow()).is_none());
     }
 }

@@ -29,6 +29,7 @@ use weft_proxy::{Context, Proxy, ProxyConfig};
 use weft_telemetry::{AccessLog, AccessLogFormat, Metrics};
 
 use self::admin::Facts;
+use self::direct_metrics::{Cuts, DirectAccounting};
 use self::node::{Clocks, Event, Node, NodeState, SharedDatapath, SharedProxy, lock};
 pub(crate) use self::options::Options;
 use self::plan::Pods;
@@ -186,7 +187,7 @@ impl Agent {
         datapath: SharedDatapath,
         facts: &Facts,
         access_log: &AccessLog,
-        direct: Arc<Mutex<direct_metrics::DirectAccounting>>,
+        direct: Arc<Mutex<DirectAccounting>>,
     ) -> anyhow::Result<Running> {
         let (learned, learning) = tokio::sync::mpsc::unbounded_channel();
         let (onward, tuples) = {
@@ -205,9 +206,11 @@ impl Agent {
         let settings = ProxyConfig { workers: self.options.workers(), ..ProxyConfig::default() };
         *lock(&facts.proxy) = Some(Proxy::start(settings, context).context("the proxy cannot be started")?);
         let flow_events = lock(&datapath).take_events().context("events of direct flows cannot be read")?;
+        let has_events = flow_events.is_some();
+        let cuts = Arc::new(Cuts::default());
         if let Some(flow_events) = flow_events {
-            let (config, access_log) = (facts.config.clone(), access_log.clone());
-            let work = move || log_direct_flows(flow_events, &config, &access_log);
+            let (config, cuts, access_log) = (facts.config.clone(), cuts.clone(), access_log.clone());
+            let work = move || log_direct_flows(flow_events, &config, &cuts, &access_log);
             std::thread::Builder::new().name("flow-log".into()).spawn(work)?;
         }
         let node = Node {
@@ -218,6 +221,8 @@ impl Agent {
             metrics: self.metrics.clone(),
             access_log: access_log.clone(),
             direct,
+            cuts,
+            flow_events: has_events,
             state: facts.state.clone(),
             pods: Pods::default(),
             learned: LearnedPorts::default(),
@@ -264,8 +269,14 @@ fn configure_access_log(access_log: &AccessLog, config: &Published) {
 /// Tells everybody of a new snapshot.
 async fn follow(config: Published, access_log: AccessLog, reconciler: Option<Sender<Event>>) {
     let mut revisions = config.subscribe();
+    // Events of direct flows are switched on when the programs are loaded.
+    let mut untold = reconciler.is_some() && !config.snapshot().mesh().access_log;
     while revisions.changed().await.is_ok() {
         configure_access_log(&access_log, &config);
+        if untold && config.snapshot().mesh().access_log {
+            untold = false;
+            tracing::warn!("direct flows are in the access log only after the agent is started again");
+        }
         if let Some(reconciler) = &reconciler
             && reconciler.send(Event::Config).is_err()
         {
@@ -284,7 +295,7 @@ async fn forward_learned(mut learning: UnboundedReceiver<(NamespacedName, u16)>,
 }
 
 /// Writes the access log of direct flows, on a thread of its own that ends with the process.
-fn log_direct_flows(mut flow_events: FlowEvents, config: &Published, access_log: &AccessLog) {
+fn log_direct_flows(mut flow_events: FlowEvents, config: &Published, cuts: &Cuts, access_log: &AccessLog) {
     use rustix::event::{PollFd, PollFlags, poll};
 
     loop {
@@ -295,7 +306,7 @@ fn log_direct_flows(mut flow_events: FlowEvents, config: &Published, access_log:
         }
         let snapshot = config.snapshot();
         while let Some(event) = flow_events.next() {
-            direct_metrics::log_event(&event, &snapshot, access_log);
+            direct_metrics::log_event(&event, &snapshot, cuts, access_log);
         }
     }
 }

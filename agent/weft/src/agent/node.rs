@@ -20,7 +20,7 @@ use weft_kernel::{Cut, Datapath, FlowRecord};
 use weft_proxy::Proxy;
 use weft_telemetry::{AccessLog, Direction, Metrics};
 
-use super::direct_metrics::{self, DirectAccounting, Ending};
+use super::direct_metrics::{self, Cuts, DirectAccounting, Ending};
 use super::plan::{GRACE, Plan, Pods, Stage, Wanted};
 use crate::output;
 
@@ -84,6 +84,9 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     pub(crate) access_log: AccessLog,
     pub(crate) direct: Arc<Mutex<DirectAccounting>>,
+    pub(crate) cuts: Arc<Cuts>,
+    /// Direct flows have events.
+    pub(crate) flow_events: bool,
     pub(crate) state: Arc<ArcSwap<NodeState>>,
     pub(crate) pods: Pods,
     pub(crate) learned: LearnedPorts,
@@ -311,34 +314,36 @@ impl Node {
     fn cut_denied(&self, snapshot: &Snapshot, flows: &[FlowRecord]) {
         for flow in flows {
             let Some(decision) = denial(snapshot, flow) else { continue };
+            // Flows have events, and so lines of their own, only where an access log was asked for.
+            let logged = self.flow_events;
+            if logged {
+                self.cuts.announce(flow, ending(&decision));
+            }
             let cut = lock(&self.datapath).cut(flow);
             match cut {
-                Ok(Cut::Done) => self.tell_cut(snapshot, flow, &decision),
-                Ok(Cut::AlreadyGone) => {}
-                Err(error) => tracing::error!(
-                    source = %flow.source,
-                    destination = %flow.destination,
-                    error = %output::chain(&error),
-                    "a direct flow that policy denies could not be cut"
-                ),
+                Ok(Cut::Done) => self.tell_cut(snapshot, flow, &decision, logged),
+                Ok(Cut::AlreadyGone) => drop(self.cuts.take(flow)),
+                Err(error) => {
+                    drop(self.cuts.take(flow));
+                    tracing::error!(
+                        source = %flow.source,
+                        destination = %flow.destination,
+                        error = %output::chain(&error),
+                        "a direct flow that policy denies could not be cut"
+                    );
+                }
             }
         }
     }
 
-    fn tell_cut(&self, snapshot: &Snapshot, flow: &FlowRecord, decision: &InboundDecision) {
-        let policy = policy_name(&decision.authorization);
+    fn tell_cut(&self, snapshot: &Snapshot, flow: &FlowRecord, decision: &InboundDecision, logged: bool) {
+        let ending = ending(decision);
         self.metrics.policy_cut();
-        self.metrics.refused("policy_change", policy.as_deref());
-        let by = match (&decision.authorization.object, &decision.peer_authentication.object) {
-            (Some(object), _) => object.to_string(),
-            (None, Some(object)) if decision.verdict == Verdict::DenyPeerAuthentication => object.to_string(),
-            (None, _) => "no ALLOW policy matches".into(),
-        };
-        let details = Some(format!("closed due to policy change: {by}"));
-        let ending = Ending { flags: "DENY", details, policy };
-        let line =
-            direct_metrics::line(flow, Direction::Inbound, (Duration::ZERO, (0, 0)), &ending, snapshot);
-        self.access_log.write(line);
+        self.metrics.refused("policy_change", ending.policy.as_deref());
+        if !logged {
+            let facts = (Duration::ZERO, (0, 0));
+            self.access_log.write(direct_metrics::line(flow, Direction::Inbound, facts, &ending, snapshot));
+        }
     }
 
     /// Pods of an earlier agent that nobody wants any more.
@@ -449,6 +454,17 @@ fn denial(snapshot: &Snapshot, flow: &FlowRecord) -> Option<InboundDecision> {
     };
     let decision = inbound(destination, &connection);
     (decision.verdict != Verdict::Allow).then_some(decision)
+}
+
+/// What the log says of a flow that is cut.
+fn ending(decision: &InboundDecision) -> Ending {
+    let by = match (decision.verdict, &decision.authorization.object, &decision.peer_authentication.object) {
+        (Verdict::DenyPeerAuthentication, _, Some(object)) => object.to_string(),
+        (_, Some(object), _) => object.to_string(),
+        (_, None, _) => "no ALLOW policy matches".into(),
+    };
+    let details = Some(format!("closed due to policy change: {by}"));
+    Ending { flags: "DENY", details, policy: policy_name(&decision.authorization) }
 }
 
 /// The policy that decided, as metrics and logs name it.
