@@ -13,12 +13,12 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 use weft_control::writer::Published;
 use weft_core::kernel_view::LearnedPorts;
 use weft_core::resource::NamespacedName;
@@ -136,7 +136,11 @@ impl Agent {
         tokio::spawn(follow(config, access_log.clone(), reconciler));
         tracing::info!(node = self.options.node, admin = %admin_path.display(), "the agent runs");
 
-        signals.next().await;
+        let mut running = running;
+        tokio::select! {
+            () = signals.next() => {}
+            () = ended(running.as_mut()) => bail!("the reconciler panicked: ending, so that a new agent takes over"),
+        }
         self.stop(running, &facts.proxy, signals).await;
         access_log.flush(FLUSH);
         // Nobody is asked any more.
@@ -229,9 +233,14 @@ impl Agent {
             clocks: Clocks::new(Instant::now()),
         };
         let (events, received) = channel();
-        let thread = std::thread::Builder::new().name("node".into()).spawn(move || node.run(&received))?;
+        let (alive, ended) = oneshot::channel();
+        std::thread::Builder::new().name("node".into()).spawn(move || {
+            // Dropped when the thread ends, however that comes about.
+            let _alive: oneshot::Sender<()> = alive;
+            node.run(&received);
+        })?;
         tokio::spawn(forward_learned(learning, events.clone()));
-        Ok(Running { events, thread })
+        Ok(Running { events, ended })
     }
 
     /// The first signal drains, the second one cuts.
@@ -248,15 +257,20 @@ impl Agent {
                 () = signals.next() => tracing::info!("stopping now"),
             }
         }
-        if running.thread.is_finished() && running.thread.join().is_err() {
-            tracing::error!("the reconciler had panicked");
-        }
     }
 }
 
 struct Running {
     events: Sender<Event>,
-    thread: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+/// Waits for the reconciler's end; for ever, where there is none.
+async fn ended(running: Option<&mut Running>) {
+    match running {
+        Some(running) => drop((&mut running.ended).await),
+        None => std::future::pending().await,
+    }
 }
 
 fn configure_access_log(access_log: &AccessLog, config: &Published) {
