@@ -14,6 +14,8 @@ use crate::table::{Cells, Single, Table};
 /// The name of the cluster in `source_cluster` and `destination_cluster` (M-6).
 const CLUSTER: &str = "Kubernetes";
 const UNKNOWN: &str = "unknown";
+/// Reasons of refusals that no destination hears of.
+pub const SOURCE_REFUSALS: &[&str] = &["forged_source"];
 
 /// `reporter` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -294,9 +296,17 @@ impl Metrics {
 
     /// A connection failed or was refused: `istio_tcp_connections_failed_total` with the same labels, and
     /// `weft_refused_total{reason,policy}` for refusals: where a policy decided, or flags are `DENY` or `UO`.
+    ///
+    /// A refusal is counted once, though both sides may report the failure: by the destination, which
+    /// enforces; by the source only what it refuses by itself ([`SOURCE_REFUSALS`]).
     pub fn failed(&self, labels: &TcpLabels, reason: &'static str, policy: Option<&str>) {
         self.tcp(labels).cells.failed.fetch_add(1, Ordering::Relaxed);
-        if policy.is_some() || matches!(labels.flags, "DENY" | "UO") {
+        let refused = policy.is_some() || matches!(labels.flags, "DENY" | "UO");
+        let decides = match labels.reporter {
+            Reporter::Destination => true,
+            Reporter::Source => SOURCE_REFUSALS.contains(&reason),
+        };
+        if refused && decides {
             self.refused(reason, policy);
         }
     }
