@@ -37,9 +37,12 @@ fn renders_every_family() {
     series.closed();
     series.add_received(10);
     series.add_sent(2_000_000_000_000);
-    let denied =
-        TcpLabels { flags: "DENY", source: None, source_principal: None, ..labels(Reporter::Source) };
-    metrics.failed(&denied, "authorization", Some("ns[shop]-policy[stock]-rule[0]"));
+    for reporter in [Reporter::Source, Reporter::Destination] {
+        let denied = TcpLabels { flags: "DENY", source: None, source_principal: None, ..labels(reporter) };
+        metrics.failed(&denied, "authorization", Some("ns[shop]-policy[stock]-rule[0]"));
+    }
+    let forged = TcpLabels { flags: "DENY", destination: None, ..labels(Reporter::Source) };
+    metrics.failed(&forged, "forged_source", None);
     let broken = TcpLabels { flags: "UF", security: SecurityPolicy::Unknown, ..labels(Reporter::Source) };
     metrics.failed(&broken, "connect", None);
     metrics.refused("handshake_limit", None);
