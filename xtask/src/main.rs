@@ -1,1 +1,78 @@
-fn main(){}
+//! Developer commands, run as `cargo xtask COMMAND`.
+//!
+//! `demo` shows the mesh on one machine, `test` runs every test, `bench` measures; `lint`, `build` and
+//! `build-ebpf` are the parts that one wants alone. What a command needs and does not find, it installs, or
+//! it prints the command that does.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod conformance;
+mod demo;
+mod ebpf;
+mod lint;
+mod setup;
+mod signals;
+mod source_length;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Weft")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the mesh: two nodes, real pods, real traffic, and what happened to it.
+    Demo(demo::DemoArgs),
+    /// Run all tests; FILTERS are passed to the tests' own selection.
+    Test(test::TestArgs),
+    /// Print the performance table.
+    Bench(bench::BenchArgs),
+    /// Check format, lints, documentation, dependencies and lengths.
+    Lint,
+    /// Build everything that demo and bench need, in release mode.
+    Build,
+    /// Build the kernel programs.
+    BuildEbpf,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// The contract of the command line, for programs.
+    Json,
+}
+
+fn main() -> ExitCode {
+    signals::remove_labs_when_interrupted();
+    match run(&Args::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether the news is good.
+fn run(command: &Command) -> Result<bool> {
+    match command {
+        Command::Demo(args) => demo::run(args),
+        Command::Test(args) => test::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Lint => lint::run(),
+        Command::Build => build::release().map(|_| true),
+        Command::BuildEbpf => ebpf::build().map(|()| true),
+    }
+}

@@ -103,6 +103,7 @@ impl Lab {
         flag("--config", text(config)?);
         flag("--node", node.name());
         flag("--cgroup", text(&node.kubepods())?);
+        flag("--agent-cgroup", text(&node.cgroup().join("agent"))?);
         flag("--pin-dir", text(&node.dir().join("bpf"))?);
         flag("--state-dir", text(&node.dir().join("state"))?);
         flag("--metrics-addr", &METRICS.to_string());

@@ -91,7 +91,7 @@ fn client_kinds(client: &weft_lab::Pod, far: &weft_lab::Pod) {
         ("beforeafter", &Value::from(1))
     );
     let mapped = client.peer(&["connect", &at(25), "--mapped", "--expect", "9"]).unwrap();
-    assert_eq!(text(&mapped, "received"), "220 ready");
+    assert_eq!(text(&mapped, "received").trim(), "220 ready");
     let bulk = client.peer(&["load", "bulk", &at(5), "-n", "4", "--seconds", "0.2"]).unwrap();
     assert!(bulk["bytes"].as_u64().unwrap() > 0, "{bulk}");
     let http = client.peer(&["load", "http", &at(80), "-n", "8", "--seconds", "0.2"]).unwrap();

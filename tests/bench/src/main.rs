@@ -1,0 +1,66 @@
+//! Times decisions about inbound connections on a configuration, and prints the percentiles as JSON.
+#![forbid(unsafe_code)]
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use weft_core::Identity;
+use weft_core::compile::CompileOptions;
+use weft_core::decide::inbound::inbound;
+use weft_core::decide::{InboundConnection, Verdict};
+use weft_core::resource::NamespacedName;
+
+#[derive(Debug, Parser)]
+#[command(about = "Times policy decisions")]
+struct Args {
+    /// The configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// `NAMESPACE/NAME` of the pod that is connected to.
+    #[arg(long)]
+    to: String,
+    /// How many decisions.
+    #[arg(long, default_value_t = 200_000)]
+    decisions: usize,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let options = CompileOptions { node: None, adopt_istio_labels: true };
+    let snapshot = weft_control::directory::load(&[args.config], options)?.snapshot;
+    let (namespace, name) = args.to.split_once('/').context("--to is NAMESPACE/NAME")?;
+    let workload =
+        snapshot.local_workload(&NamespacedName::new(namespace, name)).context("there is no such pod")?;
+    let ip = *workload.workload.ips.first().context("the pod has no address")?;
+    // Every identity of the configuration in turn: what one decision leaves in the caches helps the next
+    // one no more than in a busy node.
+    let sources: Vec<(Arc<Identity>, _)> =
+        snapshot.workloads().filter_map(|w| Some((w.identity.clone(), *w.ips.first()?))).collect();
+    let destination = SocketAddr::new(ip, 8080);
+    let (mut times, mut denied) = (Vec::with_capacity(args.decisions), 0_usize);
+    for (identity, source_ip) in sources.iter().cycle().take(args.decisions) {
+        let connection = InboundConnection {
+            identity: Some(identity.as_ref()),
+            source_ip: *source_ip,
+            destination,
+            sni: None,
+        };
+        let started = Instant::now();
+        let decision = inbound(workload, black_box(&connection));
+        times.push(started.elapsed());
+        denied += usize::from(black_box(decision).verdict != Verdict::Allow);
+    }
+    times.sort_unstable();
+    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(Duration::ZERO);
+    let us = |time: Duration| time.as_secs_f64() * 1e6;
+    println!(
+        "{}",
+        serde_json::json!({ "p50_us": us(at(50)), "p99_us": us(at(99)), "decisions": times.len(), "denied": denied })
+    );
+    Ok(())
+}

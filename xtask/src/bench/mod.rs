@@ -1,0 +1,98 @@
+//! The performance table: what it costs to be in the mesh, measured beside not being in it.
+//!
+//! Rules: round is the outer loop and contender the inner one; every contender's every value is reported;
+//! cubic everywhere and read back from the sockets; processor time of agents with kernel time; foreign load is
+//! noted, and a measurement with too much of it is repeated.
+
+mod bed;
+mod change;
+mod l4;
+mod load;
+mod report;
+mod rows;
+mod scale;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{Output, build, setup};
+use report::Collected;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Which tables; all when not given.
+    #[arg(value_enum)]
+    suites: Vec<Suite>,
+    /// Only rows with these names, as they stand in the table.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    only: Vec<String>,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// How results are printed.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+/// A table of the performance goals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// TCP on one node and between two.
+    L4,
+    /// State and policy at scale.
+    Scale,
+    /// Change, start, restart.
+    Change,
+}
+
+/// What is to be measured.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    only: Vec<String>,
+    pub(crate) rounds: usize,
+}
+
+impl Plan {
+    /// Whether a row is asked for.
+    pub(crate) fn wants(&self, row: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == row)
+    }
+
+    /// Whether one of the rows is asked for.
+    pub(crate) fn wants_any(&self, rows: &[&str]) -> bool {
+        rows.iter().any(|row| self.wants(row))
+    }
+}
+
+/// Measures and prints; true when every row reaches its gate.
+pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
+    for name in &args.only {
+        if !rows::ROWS.iter().any(|row| row.name == name) {
+            let known: Vec<&str> = rows::ROWS.iter().map(|row| row.name).collect();
+            bail!("there is no row {name:?}; there are {}", known.join(", "));
+        }
+    }
+    if args.rounds == 0 {
+        bail!("--rounds must be at least 1");
+    }
+    setup::machine()?;
+    let binaries = build::release()?;
+    let plan = Plan { only: args.only.clone(), rounds: args.rounds };
+    let mut collected = Collected::default();
+    for suite in [Suite::L4, Suite::Scale, Suite::Change] {
+        let chosen = args.suites.is_empty() || args.suites.contains(&suite);
+        if !chosen || !plan.wants_any(&rows::names(suite)) {
+            continue;
+        }
+        let measured = match suite {
+            Suite::L4 => l4::measure(&plan, &binaries, &mut collected),
+            Suite::Scale => scale::measure(&plan, &binaries, &mut collected),
+            Suite::Change => change::measure(&plan, &binaries, &mut collected),
+        };
+        if let Err(e) = measured {
+            eprintln!("{suite:?}: {e:#}");
+            collected.suite_failed(suite, &plan, &e);
+        }
+    }
+    report::print(&collected, args.rounds, args.output)
+}

@@ -1,0 +1,82 @@
+//! The rows of the table: names, units and gates.
+
+use super::Suite;
+
+/// How the figure that the gate speaks of follows from the medians.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figure {
+    /// Weft's median divided by that of the direct path.
+    OfDirect,
+    /// Weft's median minus that of the direct path.
+    AddedToDirect,
+    /// Weft's median.
+    Absolute,
+}
+
+/// A row.
+#[derive(Debug)]
+pub(crate) struct RowSpec {
+    pub(crate) suite: Suite,
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) higher_is_better: bool,
+    pub(crate) figure: Figure,
+    /// The figure must be at least (higher is better) or at most this.
+    pub(crate) gate: f64,
+    /// Measured for IPv6 too.
+    pub(crate) both_families: bool,
+}
+
+const fn row(suite: Suite, name: &'static str, unit: &'static str, figure: Figure, gate: f64) -> RowSpec {
+    RowSpec { suite, name, unit, higher_is_better: false, figure, gate, both_families: false }
+}
+
+impl RowSpec {
+    const fn more(mut self) -> Self {
+        self.higher_is_better = true;
+        self
+    }
+
+    const fn both(mut self) -> Self {
+        self.both_families = true;
+        self
+    }
+}
+
+use Figure::{Absolute, AddedToDirect, OfDirect};
+use Suite::{Change, L4, Scale};
+
+/// All rows, in the order in which they are printed.
+pub(crate) const ROWS: &[RowSpec] = &[
+    row(L4, "same-node.bulk.1", "Gb/s", OfDirect, 0.95).more().both(),
+    row(L4, "same-node.bulk.4", "Gb/s", OfDirect, 0.95).more(),
+    row(L4, "same-node.cpu-per-gb", "s/GB", OfDirect, 1.05),
+    row(L4, "same-node.rtt", "µs", AddedToDirect, 1.0).both(),
+    row(L4, "same-node.conn", "1/s", OfDirect, 0.75).more().both(),
+    row(L4, "same-node.memory-per-conn", "bytes", Absolute, 512.0),
+    row(L4, "cross-node.bulk.1", "Gb/s", OfDirect, 0.25).more().both(),
+    row(L4, "cross-node.bulk.4", "Gb/s", OfDirect, 0.34).more(),
+    row(L4, "cross-node.cpu-per-gb", "s/GB", Absolute, 0.60),
+    row(L4, "cross-node.rtt", "µs", AddedToDirect, 30.0).both(),
+    row(L4, "cross-node.conn", "1/s", OfDirect, 0.30).more().both(),
+    row(L4, "cross-node.conn-sustained", "last 10 s / first 10 s", Absolute, 0.9).more(),
+    row(L4, "cross-node.cpu-per-conn", "µs", Absolute, 100.0),
+    row(L4, "cross-node.cold-tunnel", "ms", Absolute, 1.0),
+    row(L4, "cross-node.http", "1/s", OfDirect, 0.30).more(),
+    row(L4, "cross-node.memory-per-conn", "bytes", Absolute, 3584.0),
+    row(L4, "agent.rss-empty", "MB", Absolute, 16.0),
+    row(Scale, "scale.l4-decision", "µs", Absolute, 5.0),
+    row(Scale, "scale.decision-growth", "ratio", Absolute, 1.5),
+    row(Scale, "scale.rss", "MB", Absolute, 80.0),
+    row(Scale, "scale.full-sync", "s", Absolute, 1.0),
+    row(Change, "change.enforced-p50", "ms", Absolute, 2.0),
+    row(Change, "change.enforced-p99", "ms", Absolute, 10.0),
+    row(Change, "change.deny-cuts", "ms", Absolute, 1000.0),
+    row(Change, "change.start-empty", "ms", Absolute, 150.0),
+    row(Change, "change.enrol-250", "ms", Absolute, 1000.0),
+];
+
+/// Names of a suite's rows.
+pub(crate) fn names(suite: Suite) -> Vec<&'static str> {
+    ROWS.iter().filter(|row| row.suite == suite).map(|row| row.name).collect()
+}

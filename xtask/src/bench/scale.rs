@@ -1,0 +1,195 @@
+//! The table "State and policy at scale": 100,000 pods, 10,000 Services, 10,000 policies in one namespace.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use weft_lab::{Lab, LabSpec, PodSpec};
+
+use super::Plan;
+use super::change::{STRICT, Started, start_to_enforced};
+use super::report::{Collected, Contender, Family};
+use crate::build::cargo;
+
+const PODS: usize = 100_000;
+const SERVICES: usize = 10_000;
+const POLICIES: usize = 10_000;
+/// Pods of one service account, and of one Service.
+const PODS_PER_SERVICE: usize = PODS / SERVICES;
+const NAMESPACES: usize = 100;
+
+pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
+    if plan.wants_any(&["scale.l4-decision", "scale.decision-growth"])
+        && let Err(e) = decisions(plan, binaries, collected)
+    {
+        for row in ["scale.l4-decision", "scale.decision-growth"].into_iter().filter(|row| plan.wants(row)) {
+            collected.fail(row, Family::V4, &e);
+        }
+    }
+    if plan.wants_any(&["scale.rss", "scale.full-sync"])
+        && let Err(e) = full_sync(plan, binaries, collected)
+    {
+        for row in ["scale.rss", "scale.full-sync"].into_iter().filter(|row| plan.wants(row)) {
+            collected.fail(row, Family::V4, &e);
+        }
+    }
+    Ok(())
+}
+
+fn service_account(number: usize) -> String {
+    format!("sa-{}", number / PODS_PER_SERVICE)
+}
+
+fn pod(number: usize) -> Value {
+    let service = number / PODS_PER_SERVICE;
+    let v4 = format!("10.{}.{}.{}", 128 + number / 62_500, number / 250 % 250, number % 250 + 1);
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": format!("pod-{number}"), "namespace": format!("ns-{}", service % NAMESPACES),
+                      "labels": { "app": format!("app-{service}"), "version": "v1" } },
+        "spec": { "nodeName": format!("node-{}", number % 1000), "serviceAccountName": service_account(number) },
+        "status": { "phase": "Running", "podIPs": [{ "ip": v4 }, { "ip": format!("fd00:1::{:x}:{:x}", number / 60_000, number % 60_000 + 1) }],
+                    "conditions": [{ "type": "Ready", "status": "True" }] },
+    })
+}
+
+fn service(number: usize) -> Value {
+    let vip = format!("172.{}.{}.{}", 20 + number / 62_500, number / 250, number % 250 + 1);
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": format!("svc-{number}"), "namespace": format!("ns-{}", number % NAMESPACES) },
+        "spec": { "clusterIP": vip, "clusterIPs": [vip], "selector": { "app": format!("app-{number}") },
+                  "ports": [{ "name": "tcp", "port": 80, "targetPort": 8080, "protocol": "TCP" }] },
+    })
+}
+
+/// A policy for every pod of namespace `mesh`: callers are allowed one by one.
+fn policy(number: usize) -> Value {
+    let service = number * SERVICES / POLICIES;
+    let caller = format!("cluster.local/ns/ns-{}/sa/sa-{service}", service % NAMESPACES);
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": { "name": format!("allow-{number}"), "namespace": "mesh" },
+        "spec": { "action": "ALLOW", "rules": [{ "from": [{ "source": { "principals": [caller] } }] }] },
+    })
+}
+
+/// One object on a line.
+fn lines(objects: impl Iterator<Item = Value>) -> Result<String> {
+    let mut text = String::new();
+    for object in objects {
+        writeln!(text, "{object}")?;
+    }
+    Ok(text)
+}
+
+/// The same in the block style in which people write YAML.
+fn yaml(objects: impl Iterator<Item = Value>) -> Result<String> {
+    let mut text = String::new();
+    for object in objects {
+        text.push_str("---\n");
+        write_block(&mut text, &object, 0)?;
+    }
+    Ok(text)
+}
+
+fn write_block(text: &mut String, value: &Value, indent: usize) -> std::fmt::Result {
+    let entries: Vec<(String, &Value)> = match value {
+        Value::Object(map) => map.iter().map(|(key, value)| (format!("{key}:"), value)).collect(),
+        Value::Array(items) => items.iter().map(|item| ("-".to_owned(), item)).collect(),
+        scalar => return writeln!(text, "{:indent$}{scalar}", ""),
+    };
+    for (head, value) in entries {
+        if value.is_object() || value.is_array() {
+            writeln!(text, "{:indent$}{head}", "")?;
+            write_block(text, value, indent + 2)?;
+        } else {
+            writeln!(text, "{:indent$}{head} {value}", "")?;
+        }
+    }
+    Ok(())
+}
+
+fn new_lab(binaries: &Path) -> Result<Lab> {
+    let spec = LabSpec::new().node("a").binaries(binaries.to_owned());
+    let lab = Lab::new(&spec.pod(PodSpec::new("a", "mesh", "server")))?;
+    lab.config().namespace("mesh", &[("weft.dev/mesh", "enabled")])?;
+    lab.config().write("strict.yaml", STRICT)?;
+    Ok(lab)
+}
+
+/// Decisions about connections to one pod under 0, 100 and 10,000 policies that all select it.
+fn decisions(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
+    cargo(&["build", "--quiet", "--release", "--locked", "-p", "weft-decision-bench"])?;
+    let lab = new_lab(binaries)?;
+    lab.config().write("pods.jsonl", &lines((0..PODS).step_by(PODS_PER_SERVICE).map(pod))?)?;
+    for round in 1..=plan.rounds {
+        eprintln!("scale: decisions: round {round} of {}", plan.rounds);
+        let mut medians = Vec::new();
+        let mut slowest = 0.0;
+        for count in [0, 100, POLICIES] {
+            lab.config().write("policies.jsonl", &lines((0..count).map(policy))?)?;
+            let timed = time_decisions(&lab, binaries)?;
+            medians.push(timed.0);
+            slowest = timed.1;
+        }
+        let [none, hundred, all] = medians.as_slice() else { continue };
+        if plan.wants("scale.l4-decision") {
+            collected.add("scale.l4-decision", Family::V4, Contender::Weft, slowest - none);
+        }
+        if plan.wants("scale.decision-growth") {
+            collected.add("scale.decision-growth", Family::V4, Contender::Weft, all / hundred);
+        }
+    }
+    collected.note("scale.l4-decision", "p99 at 10,000 policies, less the median at none".to_owned());
+    Ok(())
+}
+
+/// Median and 99th percentile in microseconds.
+fn time_decisions(lab: &Lab, binaries: &Path) -> Result<(f64, f64)> {
+    let config = lab.config().path().to_str().context("the lab's directory is UTF-8")?;
+    let program = binaries.join("decision-bench");
+    let program = program.to_str().context("the target directory is UTF-8")?;
+    let text = weft_lab::output(program, &["--config", config, "--to", "mesh/server"])?;
+    let timed: Value = serde_json::from_str(&text)?;
+    let number = |field: &str| {
+        timed.get(field).and_then(Value::as_f64).with_context(|| format!("no {field}: {timed}"))
+    };
+    Ok((number("p50_us")?, number("p99_us")?))
+}
+
+/// Start of an agent that has everything to read, up to the first connection that it refuses.
+fn full_sync(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
+    let lab = new_lab(binaries)?;
+    lab.config().write("pods.jsonl", &lines((0..PODS).map(pod))?)?;
+    lab.config().write("services.jsonl", &lines((0..SERVICES).map(service))?)?;
+    lab.config().write("policies.jsonl", &lines((0..POLICIES).map(policy))?)?;
+    let mut cpu = Vec::new();
+    for round in 1..=plan.rounds {
+        eprintln!("scale: full sync: round {round} of {}", plan.rounds);
+        let started = start_to_enforced(&lab, Duration::from_secs(30))?;
+        cpu.push(format!("{:.2}", started.cpu_seconds));
+        note(plan, collected, &started);
+    }
+    lab.config().remove("pods.jsonl")?;
+    lab.config().write("pods.yaml", &yaml((0..PODS).map(pod))?)?;
+    let from_yaml = start_to_enforced(&lab, Duration::from_secs(120))?;
+    let text = format!(
+        "JSON Lines, {} CPU-s; pods in YAML: {:.2} s, {:.2} CPU-s",
+        cpu.join(" "),
+        from_yaml.ms / 1e3,
+        from_yaml.cpu_seconds
+    );
+    collected.note("scale.full-sync", text);
+    Ok(())
+}
+
+fn note(plan: &Plan, collected: &mut Collected, started: &Started) {
+    for (row, value) in [("scale.full-sync", started.ms / 1e3), ("scale.rss", started.memory_mb)] {
+        if plan.wants(row) {
+            collected.add(row, Family::V4, Contender::Weft, value);
+        }
+    }
+}

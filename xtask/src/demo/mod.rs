@@ -1,0 +1,37 @@
+//! The mesh on one machine, shown on real traffic.
+
+mod report;
+mod steps;
+mod world;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{Output, build, setup};
+use report::Report;
+use world::World;
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How the steps are printed.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    /// Leave everything running until Ctrl-C, and say how to play with it.
+    #[arg(long)]
+    hold: bool,
+}
+
+/// Shows the mesh; true when every step went as expected.
+pub(crate) fn run(args: &DemoArgs) -> Result<bool> {
+    setup::machine()?;
+    eprintln!("Building (the first time takes minutes) …");
+    let binaries = build::release()?;
+    let mut report = Report::new(args.output);
+    let mut world = World::new(binaries)?;
+    steps::play(&mut world, &mut report);
+    report.finish()?;
+    if args.hold {
+        world.hold();
+    }
+    Ok(report.all_good())
+}

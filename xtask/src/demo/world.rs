@@ -1,0 +1,116 @@
+//! Two nodes, their pods, servers and agents.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use weft_lab::{Agent, Controller, Lab, LabSpec, Pod, PodSpec, Process};
+
+pub(crate) const WHO: u16 = 9000;
+pub(crate) const ECHO: u16 = 7000;
+/// Addresses of Service `backend`.
+pub(crate) const BACKEND_VIPS: [&str; 2] = ["172.20.0.10", "[fd00:172:20::10]"];
+/// Addresses of Service `cart`.
+pub(crate) const CART_VIPS: [&str; 2] = ["172.20.0.20", "[fd00:172:20::20]"];
+
+pub(crate) const MESH: &str = include_str!("story/mesh.yaml");
+pub(crate) const SERVICES: &str = include_str!("story/services.yaml");
+pub(crate) const CART_CALLERS: &str = include_str!("story/cart-callers.yaml");
+pub(crate) const NO_FRONTEND: &str = include_str!("story/no-frontend.yaml");
+pub(crate) const STRICT: &str = include_str!("story/strict.yaml");
+pub(crate) const PERMISSIVE: &str = include_str!("story/permissive.yaml");
+
+/// Label that takes a namespace into the mesh.
+pub(crate) const IN_MESH: (&str, &str) = ("weft.dev/mesh", "enabled");
+
+/// Node, namespace, name (which is the service account as well).
+const PODS: &[(&str, &str, &str)] = &[
+    ("a", "shop", "frontend"),
+    ("a", "shop", "cart"),
+    ("a", "shop", "worker"),
+    ("b", "shop", "backend"),
+    ("b", "open", "notice-board"),
+    ("a", "legacy", "batch"),
+];
+
+/// Everything that the demo has running.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) agents: BTreeMap<&'static str, Agent>,
+    /// Pods' servers; they end with the world.
+    _servers: Vec<Process>,
+    _controller: Controller,
+    pub(crate) lab: Lab,
+}
+
+impl World {
+    pub(crate) fn new(binaries: PathBuf) -> Result<Self> {
+        let spec = LabSpec::new().node("a").node("b").binaries(binaries);
+        let spec = PODS.iter().fold(spec, |spec, (node, namespace, name)| {
+            spec.pod(PodSpec::new(node, namespace, name).service_account(name))
+        });
+        let lab = Lab::new(&spec).context("the nodes and pods cannot be made")?;
+        lab.config().namespace("shop", &[IN_MESH])?;
+        lab.config().namespace("open", &[IN_MESH])?;
+        lab.config().namespace("legacy", &[])?;
+        lab.config().write("mesh.yaml", MESH)?;
+        lab.config().write("services.yaml", SERVICES)?;
+        let servers = ["shop/cart", "shop/backend", "open/notice-board"]
+            .iter()
+            .map(|pod| lab.pod(pod)?.serve(&[&format!("who:{WHO}"), &format!("echo:{ECHO}"), "http:8080"]))
+            .collect::<Result<Vec<_>>>()
+            .context("the servers in the pods cannot be started")?;
+        let controller = lab.start_controller()?;
+        let agents = ["a", "b"]
+            .into_iter()
+            .map(|node| Ok((node, lab.start_agent(node).with_context(|| format!("agent of node {node}"))?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { agents, _servers: servers, _controller: controller, lab })
+    }
+
+    pub(crate) fn agent(&self, node: &str) -> Result<&Agent> {
+        self.agents.get(node).with_context(|| format!("node {node} has no agent"))
+    }
+
+    pub(crate) fn pod(&self, key: &str) -> Result<&Pod> {
+        self.lab.pod(key)
+    }
+
+    /// Says how to play with what is running, and waits for Ctrl-C.
+    pub(crate) fn hold(&self) {
+        println!("\nEverything is left running; Ctrl-C removes it. In another terminal, as root:\n");
+        println!("  change the mesh     edit or add YAML in {}", self.lab.config().path().display());
+        println!("                      (move files in, so that they appear all at once)");
+        println!("  logs                {}", self.lab.logs().display());
+        for (node, agent) in &self.agents {
+            println!(
+                "  ask agent {node}         {} status --socket {}",
+                self.lab.weft().display(),
+                agent.admin_socket().display()
+            );
+        }
+        println!("\n  a shell in a pod (its cgroup is what tells the mesh that a process is the pod's):");
+        for pod in self.lab.pods().iter().chain([self.lab.outside()]) {
+            println!(
+                "  {:<20}{:<12} sh -c 'echo $$ > {}/cgroup.procs; exec nsenter --net={} bash'",
+                pod.key(),
+                pod.ipv4().to_string(),
+                pod.place().cgroup.display(),
+                pod.netns().display()
+            );
+        }
+        println!("\n  then, for example from shop/frontend:");
+        for (what, address) in
+            [("cross-node, by Service", BACKEND_VIPS), ("same node, by Service", CART_VIPS)]
+        {
+            println!(
+                "  {what:<24} bash -c 'cat < /dev/tcp/{}/90'",
+                address.first().copied().unwrap_or_default()
+            );
+        }
+        loop {
+            // The handler of signals ends the process.
+            std::thread::park();
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! All tests, stage by stage.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::build::{cargo, cargo_command};
+use crate::{conformance, ebpf, lint, setup};
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Only tests whose name contains one of these; lint and conformance are then left out.
+    filters: Vec<String>,
+}
+
+/// Sums over all test programs.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    fn of(good: bool) -> Self {
+        Self { passed: u64::from(good), failed: u64::from(!good), skipped: 0 }
+    }
+}
+
+/// What the stages have in common: the sums, and the list of times.
+struct Run {
+    counts: Counts,
+    times: Vec<(&'static str, f64)>,
+}
+
+impl Run {
+    /// Runs a stage; an error is a failed test, and the next stage runs all the same.
+    fn stage(&mut self, name: &'static str, stage: impl FnOnce() -> Result<Counts>) {
+        println!("== {name}");
+        let started = Instant::now();
+        let counts = stage().unwrap_or_else(|e| {
+            println!("{name}: FAILED: {e:#}");
+            Counts::of(false)
+        });
+        self.counts.add(counts);
+        self.times.push((name, started.elapsed().as_secs_f64()));
+    }
+}
+
+pub(crate) fn run(args: &TestArgs) -> Result<bool> {
+    setup::machine()?;
+    let swept = weft_lab::sweep_stale();
+    if swept > 0 {
+        println!("removed {swept} labs of dead processes");
+    }
+    let mut run = Run { counts: Counts::default(), times: Vec::new() };
+    run.stage("kernel programs", || ebpf::build().map(|()| Counts::of(true)));
+    if args.filters.is_empty() {
+        run.stage("lint", || lint::run().map(Counts::of));
+    }
+    // Tests of the lab run `weft` and `lab-peer`, which `cargo test` alone would not build.
+    run.stage("build", || {
+        cargo(&["build", "--quiet", "--locked", "--workspace", "--bins"]).map(|()| Counts::of(true))
+    });
+    run.stage("unit, golden and property tests", || cargo_test(&parallel(&args.filters)));
+    run.stage("tests on real namespaces", || cargo_test(&in_turn(&args.filters)));
+    if args.filters.is_empty() {
+        run.stage("conformance", conformance::run);
+    }
+    print_times(&run.times);
+    let Counts { passed, failed, skipped } = run.counts;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(failed == 0)
+}
+
+/// Packages whose tests use processors and namespaces of their own by the dozen.
+const HEAVY: &[&str] = &["weft-netns-tests", "weft-interop-tests"];
+
+fn parallel(filters: &[String]) -> Vec<String> {
+    let mut args = vec!["test".to_owned(), "--workspace".to_owned()];
+    for package in HEAVY {
+        args.extend(["--exclude".to_owned(), (*package).to_owned()]);
+    }
+    finish(args, filters, &[])
+}
+
+fn in_turn(filters: &[String]) -> Vec<String> {
+    let mut args = vec!["test".to_owned()];
+    for package in HEAVY {
+        args.extend(["-p".to_owned(), (*package).to_owned()]);
+    }
+    finish(args, filters, &["--test-threads=2"])
+}
+
+fn finish(mut args: Vec<String>, filters: &[String], harness: &[&str]) -> Vec<String> {
+    args.extend(["--quiet", "--locked", "--no-fail-fast", "--"].map(str::to_owned));
+    args.extend(harness.iter().map(|arg| (*arg).to_owned()));
+    args.extend(filters.iter().cloned());
+    args
+}
+
+/// Runs cargo, passes its output on, and sums what the test programs report.
+fn cargo_test(args: &[String]) -> Result<Counts> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut child = cargo_command(&args)?.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
+    let output = child.stdout.take().context("the output was asked for")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if let Some(found) = parse_result(&line) {
+            counts.add(found);
+        }
+        counts.skipped += u64::from(line.starts_with("SKIPPED"));
+        writeln!(std::io::stdout(), "{line}")?;
+    }
+    let status = child.wait()?;
+    if !status.success() && counts.failed == 0 {
+        // It did not compile, or a test program died.
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+/// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`
+pub(crate) fn parse_result(line: &str) -> Option<Counts> {
+    let sums = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let number = |what: &str| {
+        let part = sums.split("; ").find(|part| part.ends_with(what))?;
+        part.split(' ').next()?.parse().ok()
+    };
+    Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+}
+
+fn print_times(times: &[(&str, f64)]) {
+    println!("== time of each stage");
+    for (name, seconds) in times {
+        println!("{seconds:8.1} s  {name}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_test_programs_are_read() {
+        let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(parse_result(line), Some(Counts { passed: 3, failed: 2, skipped: 1 }));
+        assert_eq!(parse_result("running 3 tests"), None);
+    }
+}
