@@ -96,8 +96,8 @@ impl Published {
         self.status.load_full()
     }
 
-    /// Tells of the revision of every snapshot that is published (not of every one to a slow reader: of the
-    /// last). The channel ends when the writer does.
+    /// Tells of the revision of the snapshot in force whenever that, or the findings, changed (a slow reader is
+    /// told of the last one only). The channel ends when the writer does.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.revision.clone()
     }
@@ -282,10 +282,15 @@ impl State {
         }
         self.told = problems.iter().cloned().collect();
         let SourceReport { objects, kinds, .. } = report;
-        let source = self.published.status.load().source;
+        let before = self.published.status();
+        let changed = before.revision != revision || before.problems != problems;
+        let source = before.source;
         let status = Status { source, revision, applied: Instant::now(), objects, kinds, problems };
         self.published.status.store(Arc::new(status));
-        self.revision.send_replace(revision);
+        // A source that only looked wakes nobody.
+        if changed {
+            self.revision.send_replace(revision);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The directory source: files of YAML and JSON, watched for changes.
 //!
-//! - [`tree`] finds the files, [`files`] keeps what they say and turns differences into changes,
-//!   [`notice`] hears of changes, and this module drives them on a thread of its own.
+//! - `tree` finds the files, `files` keeps what they say and turns differences into changes, `notice` hears of
+//!   changes, and this module drives them on a thread of its own.
 //! - A file that is broken keeps its last good objects in force, and so does a configured path that vanishes:
 //!   a mistake must not switch policies off. A file that is deleted takes its objects along.
 //! - Files are read when their writer closes them or renames them into place, never half written.
@@ -111,7 +111,7 @@ pub fn start(options: DirectoryOptions, compile: CompileOptions) -> Result<Handl
     let resync = Box::new(move || drop(resync.send(Wake::Resync)));
     let Writer { updates, published, thread } = writer::start("directory", compile, resync)?;
     let (first, applied) = channel();
-    let source = Source::new(options.paths, wake.clone(), updates);
+    let source = Source::new(options.paths, Notice::new(wake.clone()), updates);
     let reader = std::thread::Builder::new().name("weft-config".to_owned());
     let reader = reader.spawn(move || source.run(&woken, first)).map_err(StartError::Thread)?;
     let handle = Handle { published, wake, threads: vec![reader, thread] };
@@ -187,8 +187,7 @@ struct Source {
 }
 
 impl Source {
-    fn new(paths: Vec<PathBuf>, wake: Sender<Wake>, updates: SyncSender<Update>) -> Self {
-        let notice = Notice::new(wake);
+    fn new(paths: Vec<PathBuf>, notice: Notice, updates: SyncSender<Update>) -> Self {
         Self { tree: Tree::new(paths), files: Files::default(), notice, updates, over: false }
     }
 
@@ -270,5 +269,55 @@ fn source_problem(code: codes::Code, message: String, fix: &str) -> Problem {
         origin: None,
         message,
         fix: fix.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+
+    #[test]
+    fn without_watches_it_looks_every_second() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (updates, received) = sync_channel(16);
+        let (wake, woken) = channel();
+        let (first, _ready) = channel();
+        let notice = Notice::without_watches("none are left");
+        let source = Source::new(vec![dir.path().to_owned()], notice, updates);
+        let thread = std::thread::spawn(move || source.run(&woken, first));
+        let next = || received.recv_timeout(Duration::from_secs(20)).unwrap();
+        let problems = next().report.unwrap().problems;
+        assert_eq!(problems[0].code, "WEFT0010");
+        assert!(problems[0].message.contains("none are left"), "{}", problems[0].message);
+        std::fs::write(dir.path().join("a.yaml"), NAMESPACE).unwrap();
+        let found = std::iter::repeat_with(next).take(20).find(|update| !update.changes.is_empty()).unwrap();
+        assert!(matches!(found.changes.as_slice(), [Change::Upsert(_)]));
+        std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        let found = std::iter::repeat_with(next).take(20).find(|update| !update.changes.is_empty()).unwrap();
+        assert!(matches!(found.changes.as_slice(), [Change::Delete(_)]));
+        wake.send(Wake::Stop).unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_resync_sends_everything_again() {
+        let dir = tempfile::TempDir::new().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), NAMESPACE).unwrap();
+        let (updates, received) = sync_channel(16);
+        let (wake, woken) = channel();
+        let (first, _ready) = channel();
+        let source = Source::new(vec![dir.path().to_owned()], Notice::new(wake.clone()), updates);
+        let thread = std::thread::spawn(move || source.run(&woken, first));
+        let begin = received.recv().unwrap();
+        assert!(!begin.reset && begin.changes.len() == 1);
+        wake.send(Wake::Resync).unwrap();
+        let again = received.recv().unwrap();
+        assert!(again.reset && again.changes == begin.changes);
+        wake.send(Wake::Stop).unwrap();
+        thread.join().unwrap();
     }
 }

@@ -48,6 +48,11 @@ impl Notice {
         Self { watcher, watched: HashMap::new(), polling }
     }
 
+    #[cfg(test)]
+    pub(super) fn without_watches(reason: &str) -> Self {
+        Self { watcher: None, watched: HashMap::new(), polling: Some(reason.to_owned()) }
+    }
+
     /// Watches a directory that is about to be read.
     pub(super) fn watch(&mut self, directory: &Path) {
         let Some(watcher) = &mut self.watcher else { return };
