@@ -80,7 +80,7 @@ fn remove_node(pins: &Pins, report: &mut CleanupReport) {
 
 fn remove_pod(pins: &Pins, pod: &PodPins, namespaces: &Namespaces, report: &mut CleanupReport) {
     let inode = linked_namespace(pod);
-    let saved = saved_sysctl(pod);
+    let saved = saved_sysctls(pod);
     // From here on connections of the pod are not marked.
     if let Ok(map) = sys::obj_get(&pins.map("PODS")) {
         let _ = sys::map_delete(map.as_fd(), &pod.cookie);
@@ -122,11 +122,11 @@ pub(crate) fn linked_namespace(pod: &PodPins) -> Option<u64> {
     }
 }
 
-fn saved_sysctl(pod: &PodPins) -> Option<u32> {
+fn saved_sysctls(pod: &PodPins) -> Option<u32> {
     pod.check_maps().ok()?;
     let map = sys::obj_get(&pod.map("STEER")).ok()?;
     let config: SteerConfig = sys::map_lookup(map.as_fd(), &0_u32).ok()??;
-    Some(config.saved_fwmark_accept)
+    Some(config.saved_sysctls)
 }
 
 /// Network namespaces of this machine by inode: named ones, and those of processes. Listed when first asked.

@@ -1,4 +1,4 @@
-//! One pod's network namespace: listeners, rule and route, sysctl, `steer`.
+//! One pod's network namespace: listeners, rule and route, sysctls, `steer`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,9 +20,9 @@ use crate::maps::addr;
 use crate::pins::PodPins;
 use crate::route::{IpFamily, Routes};
 use crate::sys;
+use crate::sysctl;
 use crate::view::Steering;
 
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
 /// Length of the accept queue, as the kernel limits it by default (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
@@ -64,7 +64,7 @@ pub(crate) struct Candidate {
 /// ours cannot begin.
 struct Undo<'a> {
     candidate: &'a Candidate,
-    fwmark_accept: Option<u32>,
+    saved_sysctls: Option<u32>,
     armed: bool,
 }
 
@@ -77,7 +77,7 @@ impl Drop for Undo<'_> {
         if let Err(error) = self.candidate.pins.remove() {
             tracing::warn!(%pod, %error, "cannot unpin what a failed enrolment left");
         }
-        let saved = self.fwmark_accept;
+        let saved = self.saved_sysctls;
         let undone = self.candidate.netns.run(|| restore(saved, &IpFamily::ALL));
         if let Err(error) = undone.and_then(|result| result) {
             tracing::warn!(%pod, %error, "cannot take back the rules and routes of a failed enrolment");
@@ -104,14 +104,14 @@ pub(crate) fn set_up(
         crate::bpffs::create(&candidate.pins.directory)
             .doing(|| about(&candidate.key, "create the pin directory"))?;
     }
-    let mut undo = Undo { candidate: &candidate, fwmark_accept: None, armed: !taken_over };
+    let mut undo = Undo { candidate: &candidate, saved_sysctls: None, armed: !taken_over };
 
     let mut ebpf = loader.steer(&candidate.pins)?;
     let steer = open_map(&candidate.pins, "STEER")?;
     let mut config = if taken_over { read_config(&steer, &candidate.key)? } else { idle(&candidate) };
     let (listeners, families) =
         inside(&candidate, || prepare(&mut routes, &candidate.ips, &mut config, taken_over))?;
-    undo.fwmark_accept = Some(config.saved_fwmark_accept);
+    undo.saved_sysctls = Some(config.saved_sysctls);
     set_addresses(&mut config, &candidate.ips, &candidate.addresses);
     write_config(&steer, &config, &candidate.key)?;
     fill_slots(&candidate, &listeners, captures)?;
@@ -166,7 +166,7 @@ fn write_config(steer: &OwnedFd, config: &SteerConfig, pod: &NamespacedName) -> 
     sys::map_update(steer.as_fd(), &0_u32, config).doing(|| about(pod, "write map STEER"))
 }
 
-/// Inside the namespace: listeners, rules, routes and the sysctl, in both families where there are two.
+/// Inside the namespace: listeners, rules, routes and the sysctls, in both families where there are two.
 fn prepare(
     routes: &mut Routes,
     ips: &[IpAddr],
@@ -185,9 +185,9 @@ fn prepare(
         }
     }
     if !taken_over {
-        config.saved_fwmark_accept = read_sysctl()?;
+        config.saved_sysctls = sysctl::read()?;
     }
-    write_sysctl(1)?;
+    sysctl::enable()?;
     Ok((listeners, families))
 }
 
@@ -230,24 +230,13 @@ fn listen(family: IpFamily, transparent: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-fn read_sysctl() -> io::Result<u32> {
-    let text = fs::read_to_string(FWMARK_ACCEPT)?;
-    text.trim()
-        .parse()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{FWMARK_ACCEPT}: {text}")))
-}
-
-fn write_sysctl(value: u32) -> io::Result<()> {
-    fs::write(FWMARK_ACCEPT, value.to_string())
-}
-
-/// Inside the namespace: takes rule and route out, restores the sysctl.
-pub(crate) fn restore(fwmark_accept: Option<u32>, families: &[IpFamily]) -> io::Result<()> {
+/// Inside the namespace: takes rule and route out, restores the sysctls.
+pub(crate) fn restore(saved_sysctls: Option<u32>, families: &[IpFamily]) -> io::Result<()> {
     let mut routes = Routes::open()?;
     for family in families {
         routes.remove(*family)?;
     }
-    fwmark_accept.map_or(Ok(()), write_sysctl)
+    saved_sysctls.map_or(Ok(()), sysctl::restore)
 }
 
 /// The pod's own addresses first, then what else its namespace has.
@@ -313,7 +302,7 @@ impl EnrolledPod {
         same && (!self.had_device || self.routes().has_device().unwrap_or(false))
     }
 
-    /// Puts rule, route and sysctl back if something took them out, and follows changes of the addresses.
+    /// Puts rule, route and sysctls back if something took them out, and follows changes of the addresses.
     /// True when something was missing.
     pub(crate) fn reassert(&mut self) -> io::Result<bool> {
         let addresses = self.routes().addresses()?;
@@ -330,9 +319,8 @@ impl EnrolledPod {
                 repaired = true;
             }
         }
-        let accepts = self.netns.run(read_sysctl)??;
-        if accepts != 1 {
-            self.netns.run(|| write_sysctl(1))??;
+        if !self.netns.run(sysctl::enabled)?? {
+            self.netns.run(sysctl::enable)??;
             repaired = true;
         }
         Ok(repaired)
@@ -342,7 +330,7 @@ impl EnrolledPod {
     /// rest fails.
     pub(crate) fn take_down(mut self) -> Result<(), KernelError> {
         let unpinned = self.pins.remove().doing(|| about(&self.key, "unpin the objects"));
-        let saved = self.config.saved_fwmark_accept;
+        let saved = self.config.saved_sysctls;
         let families = std::mem::take(&mut self.families);
         let restored = self.netns.run(|| restore(Some(saved), &families)).and_then(|result| result);
         unpinned?;

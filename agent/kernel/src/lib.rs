@@ -35,6 +35,7 @@ mod route;
 #[cfg(test)]
 mod steer_tests;
 mod sys;
+mod sysctl;
 mod tables;
 mod view;
 

@@ -66,7 +66,7 @@ impl Pod1 {
             place.copy_from_slice(&[addr(family.own), addr(family.second)]);
         }
         let config =
-            SteerConfig { cookie: COOKIE, set: SET, flags: 0, addr_count: 4, saved_fwmark_accept: 0, addrs };
+            SteerConfig { cookie: COOKIE, set: SET, flags: 0, addr_count: 4, saved_sysctls: 0, addrs };
         let mut pod = Self { ebpf, program, listeners: Vec::new(), config };
         pod.flags(0);
         pod.agent_seen(0);

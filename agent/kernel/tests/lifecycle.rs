@@ -121,7 +121,9 @@ fn unenrolment_leaves_the_namespace_as_it_was() {
         let (mut datapath, _a, _b) = lab.enrolled(&lab.view());
         let during = lab.a.state();
         assert!(during.contains("fwmark 0x10000000/0x10000000"), "{during}");
-        assert!(during.contains("tcp_fwmark_accept 1"), "{during}");
+        for sysctl in ["ipv4/tcp_fwmark_accept 1", "ipv4/fwmark_reflect 1", "ipv6/fwmark_reflect 1"] {
+            assert!(during.contains(sysctl), "{during}");
+        }
         assert_eq!(datapath.programs().len(), 7);
 
         datapath.unenrol(&lab.a.key).unwrap();

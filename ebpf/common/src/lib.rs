@@ -362,9 +362,9 @@ pub struct SteerConfig {
     pub flags: u32,
     /// Number of valid entries in `addrs`.
     pub addr_count: u32,
-    /// `net.ipv4.tcp_fwmark_accept` of the namespace as it was found: restored at un-enrolment, also by a
-    /// later agent. The programs do not read it.
-    pub saved_fwmark_accept: u32,
+    /// The sysctls that the agent turns on, as they were found, one bit each: restored at un-enrolment, also
+    /// by a later agent. The programs do not read it.
+    pub saved_sysctls: u32,
     /// The pod's own addresses.
     pub addrs: [Addr; MAX_OWN_ADDRS],
 }

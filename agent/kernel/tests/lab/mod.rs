@@ -265,8 +265,11 @@ impl Pod {
             assert!(output.status.success(), "{output:?}");
             state.push_str(&String::from_utf8(output.stdout).unwrap());
         }
-        let sysctl = self.netns.run(|| fs::read_to_string("/proc/sys/net/ipv4/tcp_fwmark_accept")).unwrap();
-        state + "tcp_fwmark_accept " + &sysctl.unwrap()
+        for sysctl in ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"] {
+            let value = self.netns.run(|| fs::read_to_string(format!("/proc/sys/net/{sysctl}"))).unwrap();
+            state.push_str(&format!("{sysctl} {}", value.unwrap()));
+        }
+        state
     }
 
     pub fn ip(&self, arguments: &[&str]) {
