@@ -3,15 +3,24 @@
 //!
 //! [`CertStore`] is what the proxy uses: for an identity it answers the TLS configurations of the moment.
 //! [`CaClient`] is one interface for every CA; [`csr_api`] is the CSR API on a Unix socket (client and
-//! server), [`ca`] the CA itself. Agents never see a CA key (ruling 9) unless they embed the CA.
+//! server), [`ca`] the CA itself. Agents never see a CA key (ruling 9) unless they embed the CA
+//! ([`EmbeddedCa`]).
+//!
+//! Threads: the crate starts no thread. The store's renewals run on the runtime that it is given; reads are
+//! atomic pointer loads and may come from any thread. Private keys of workloads live in memory only.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod ca;
 pub mod csr_api;
+mod embedded;
+mod random;
 pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tls;
 
 pub use ca::{Ca, CaError};
+pub use embedded::EmbeddedCa;
 pub use store::{CaClient, CertInfo, CertStore, IdentityError, SignedCertificate};
-pub use tls::{Hbone, PeerVerificationError, peer_identity};
+pub use tls::{Hbone, PeerVerificationError, explain, key_exchange_group, peer_identity};
