@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tokio::net::TcpStream;
 use weft_core::Snapshot;
 use weft_core::decide::Verdict;
 use weft_core::decide::inbound::inbound;
@@ -14,6 +15,7 @@ use crate::learn::Learning;
 use crate::listener::Accepted;
 use crate::net::{self, DialError, Dialled};
 use crate::pod::Pod;
+use crate::ports::Lease;
 use crate::refusal::{Refusal, dry_runs, policy_id};
 use crate::registry::{Admission, Registered};
 use crate::relay::{End, Pair, relay};
@@ -30,25 +32,54 @@ pub(crate) struct Application {
 }
 
 /// Serves one connection.
+///
+/// Setting up takes a future of its own on the heap, which is gone once bytes flow.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
-    let Accepted { pod, stream, peer, local, admitted: _admitted } = accepted;
+    let admitted = accepted.admitted;
+    let open = Box::pin(set_up(worker, accepted.pod, accepted.stream, (accepted.peer, accepted.local))).await;
+    if let Some(Open { account, pair, live, ports }) = open {
+        let end = relay(pair, account.meter(), &live).await;
+        drop(ports);
+        account.finish(end.into_cut());
+    }
+    drop(admitted);
+}
+
+/// A connection that only has to be relayed.
+pub(crate) struct Open {
+    /// Counts it.
+    pub(crate) account: Account,
+    /// Both connections.
+    pub(crate) pair: Pair,
+    /// Reaches it when policy changes.
+    pub(crate) live: Registered,
+    /// Ports in use until it is closed: the onward connection's, and the peer's where the kernel must not
+    /// see its four-tuple a second time.
+    pub(crate) ports: (Lease, Option<Lease>),
+}
+
+async fn set_up(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    (peer, local): (SocketAddr, SocketAddr),
+) -> Option<Open> {
     if pod.ports.is_ours(peer.ip(), peer.port()) {
         worker.shared.counters.loops.add();
-        return net::reset(stream);
+        net::reset(stream);
+        return None;
     }
-    // The kernel must not see this four-tuple a second time.
-    let _peer_port = pod.ports.peer(peer.ip(), peer.port());
+    let peer_port = pod.ports.peer(peer.ip(), peer.port());
     let mut facts = Box::new(Facts::new(Side::Destination, Route::Plaintext, peer, local));
-    match Box::pin(establish(&worker, &pod, &mut facts)).await {
-        Ok(Application { dialled, live, learning }) => {
+    match establish(&worker, &pod, &mut facts).await {
+        Ok(Application { dialled: Dialled { stream: application, lease }, live, learning }) => {
             let account = Account::open(&worker, facts, learning);
-            let Dialled { stream: application, lease: _lease } = dialled;
-            let end = relay(Pair::Tcp(stream, application), account.meter(), &live).await;
-            account.finish(end.into_cut());
+            Some(Open { account, pair: Pair::Tcp(stream, application), live, ports: (lease, peer_port) })
         }
         Err(failure) => {
             net::reset(stream);
             facts.fail(&worker, &failure);
+            None
         }
     }
 }

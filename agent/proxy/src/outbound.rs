@@ -8,18 +8,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
+use tokio::net::TcpStream;
 use weft_core::decide::outbound::{outbound, pick};
 use weft_core::decide::{Candidate, Destination, OutboundDecision, Path};
 use weft_core::snapshot::{LocalWorkload, Workload};
 
 use crate::account::{Account, Facts, Failure, Route, Side};
 use crate::hbone::client::{self, TunnelStream};
+use crate::hbone::pool::Permit;
 use crate::inbound::{self, Application};
 use crate::labels::Service;
 use crate::learn::Learning;
 use crate::listener::Accepted;
 use crate::net::{self, Dialled, Purpose};
 use crate::pod::Pod;
+use crate::ports::Lease;
 use crate::registry::{Admission, Registered};
 use crate::relay::{Pair, relay};
 use crate::worker::{EndpointLoad, Worker};
@@ -49,29 +52,63 @@ pub(crate) enum Setback {
 }
 
 /// Serves one connection.
+///
+/// Setting up takes a future of its own on the heap, which is gone once bytes flow.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
-    let Accepted { pod, stream, peer, local, admitted: _admitted } = accepted;
+    let admitted = accepted.admitted;
+    let way = Box::pin(set_up(worker, accepted.pod, accepted.stream, (accepted.peer, accepted.local))).await;
+    if let Some(Open { account, pair, live, held }) = way {
+        let end = relay(pair, account.meter(), &live).await;
+        drop(held);
+        account.finish(end.into_cut());
+    }
+    drop(admitted);
+}
+
+/// A connection that only has to be relayed.
+struct Open {
+    account: Account,
+    pair: Pair,
+    live: Registered,
+    /// Given back after the connection has been closed.
+    held: (Option<EndpointLoad>, Held),
+}
+
+/// What the server's side occupies.
+enum Held {
+    Port(#[expect(dead_code, reason = "held until it is dropped")] Lease),
+    Place(#[expect(dead_code, reason = "held until it is dropped")] Permit),
+}
+
+async fn set_up(
+    worker: Rc<Worker>,
+    pod: Arc<Pod>,
+    stream: TcpStream,
+    (peer, local): (SocketAddr, SocketAddr),
+) -> Option<Open> {
     if pod.ports.is_ours(peer.ip(), peer.port()) {
         worker.shared.counters.loops.add();
-        return net::reset(stream);
+        net::reset(stream);
+        return None;
     }
     let mut facts = Box::new(Facts::new(Side::Source, Route::Plaintext, peer, local));
-    match Box::pin(establish(&worker, &pod, &mut facts)).await {
-        Ok((way, _load)) => {
-            let account = Account::open(&worker, facts, way.learning);
-            let end = match way.upstream {
-                Upstream::Socket(Dialled { stream: server, lease: _lease }) => {
-                    relay(Pair::Tcp(stream, server), account.meter(), &way.live).await
+    match establish(&worker, &pod, &mut facts).await {
+        Ok((Way { upstream, live, learning }, load)) => {
+            let account = Account::open(&worker, facts, learning);
+            let (pair, held) = match upstream {
+                Upstream::Socket(Dialled { stream: server, lease }) => {
+                    (Pair::Tcp(stream, server), Held::Port(lease))
                 }
-                Upstream::Tunnel(TunnelStream { stream: tunnel, permit: _permit }) => {
-                    relay(Pair::ClientTcp(stream, tunnel), account.meter(), &way.live).await
+                Upstream::Tunnel(TunnelStream { stream: tunnel, permit }) => {
+                    (Pair::ClientTcp(stream, tunnel), Held::Place(permit))
                 }
             };
-            account.finish(end.into_cut());
+            Some(Open { account, pair, live, held: (load, held) })
         }
         Err(failure) => {
             net::reset(stream);
             facts.fail(&worker, &failure);
+            None
         }
     }
 }

@@ -8,7 +8,7 @@
 //! application's connection is RST_STREAM with CONNECT_ERROR (RFC 9113 8.5); NO_ERROR and CANCEL from a peer
 //! are a clean end, as ztunnel has it.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -112,64 +112,73 @@ impl ReadSize {
 }
 
 /// Relays until the end.
-pub(crate) async fn relay(pair: Pair, meter: &Meter, live: &Live) -> End {
-    match pair {
-        Pair::Tcp(client, server) => tcp(client, server, meter, live).await,
+///
+/// A plain function, like those below: an `async fn` would keep its arguments a second time, and this future
+/// is most of what an idle connection costs.
+pub(crate) fn relay<'a>(pair: Pair, meter: &'a Meter, live: &'a Live) -> impl Future<Output = End> + 'a {
+    let (up, down) = (Way::FromClient, Way::FromServer);
+    let mut relay = match pair {
+        Pair::Tcp(client, server) => Relay::Tcp(client, server, TcpToTcp::new(up), TcpToTcp::new(down)),
         Pair::ClientTcp(client, stream) => {
-            tunnel(client, stream, (Way::FromClient, Way::FromServer), meter, live).await
+            Relay::Tunnel(client, stream, TcpToH2::new(up), H2ToTcp::new(down))
         }
         Pair::ServerTcp(server, stream) => {
-            tunnel(server, stream, (Way::FromServer, Way::FromClient), meter, live).await
+            Relay::Tunnel(server, stream, TcpToH2::new(down), H2ToTcp::new(up))
         }
-    }
+    };
+    poll_fn(move |cx| {
+        live.listen(cx);
+        let end = match live.cut() {
+            Some(cut) => End::Cut(cut),
+            None => ready!(relay.poll(meter, cx)),
+        };
+        std::mem::replace(&mut relay, Relay::Over).end(end == End::Clean);
+        Poll::Ready(end)
+    })
 }
 
-async fn tcp(mut client: TcpStream, mut server: TcpStream, meter: &Meter, live: &Live) -> End {
-    let (mut up, mut down) = (TcpToTcp::new(Way::FromClient), TcpToTcp::new(Way::FromServer));
-    let end = poll_fn(|cx| {
-        live.listen(cx);
-        if let Some(cut) = live.cut() {
-            return Poll::Ready(End::Cut(cut));
-        }
-        let sent = up.poll(&mut client, &mut server, meter, cx);
-        let received = down.poll(&mut server, &mut client, meter, cx);
-        both(sent, received)
-    })
-    .await;
-    if end != End::Clean {
-        net::reset(client);
-        net::reset(server);
-    }
-    end
+/// Both connections and how far both directions are.
+enum Relay {
+    Tcp(TcpStream, TcpStream, TcpToTcp, TcpToTcp),
+    Tunnel(TcpStream, H2Stream, TcpToH2, H2ToTcp),
+    Over,
 }
 
-async fn tunnel(
-    mut socket: TcpStream,
-    mut stream: H2Stream,
-    ways: (Way, Way),
-    meter: &Meter,
-    live: &Live,
-) -> End {
-    let (mut out, mut back) = (TcpToH2::new(ways.0), H2ToTcp::new(ways.1));
-    let end = poll_fn(|cx| {
-        live.listen(cx);
-        if let Some(cut) = live.cut() {
-            return Poll::Ready(End::Cut(cut));
+impl Relay {
+    fn poll(&mut self, meter: &Meter, cx: &mut Context<'_>) -> Poll<End> {
+        match self {
+            Self::Tcp(client, server, up, down) => {
+                let sent = up.poll(client, server, meter, cx);
+                let received = down.poll(server, client, meter, cx);
+                both(sent, received)
+            }
+            Self::Tunnel(socket, stream, out, back) => {
+                let received = back.poll(&mut stream.recv, socket, meter, cx);
+                if back.peer_is_done {
+                    // The peer has reset its stream without an error: nobody is left to send to.
+                    return received.map(|result| result.map_or(End::Reset, |()| End::Clean));
+                }
+                let sent = out.poll(socket, &mut stream.send, back.done, meter, cx);
+                both(sent, received)
+            }
+            Self::Over => Poll::Ready(End::Clean),
         }
-        let received = back.poll(&mut stream.recv, &mut socket, meter, cx);
-        if back.peer_is_done {
-            // The peer has reset its stream without an error: nobody is left to send to.
-            return received.map(|result| result.map_or(End::Reset, |()| End::Clean));
-        }
-        let sent = out.poll(&mut socket, &mut stream.send, back.done, meter, cx);
-        both(sent, received)
-    })
-    .await;
-    if end != End::Clean {
-        stream.send.send_reset(Reason::CONNECT_ERROR);
-        net::reset(socket);
     }
-    end
+
+    /// Closes both connections; unless all went well, with a reset.
+    fn end(self, clean: bool) {
+        match self {
+            Self::Tcp(client, server, ..) if !clean => {
+                net::reset(client);
+                net::reset(server);
+            }
+            Self::Tunnel(socket, mut stream, ..) if !clean => {
+                stream.send.send_reset(Reason::CONNECT_ERROR);
+                net::reset(socket);
+            }
+            Self::Tcp(..) | Self::Tunnel(..) | Self::Over => {}
+        }
+    }
 }
 
 fn both(one: Progress, other: Progress) -> Poll<End> {

@@ -19,7 +19,7 @@ use super::driver::Keepalive;
 use super::headers::{add_baggage, forwarded_service};
 use super::{ACCEPTED_STREAMS, MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW, connection_window};
 use crate::account::{Account, Facts, Failure, Route, Side};
-use crate::inbound::{self, Application};
+use crate::inbound::{self, Application, Open};
 use crate::labels::Service;
 use crate::listener::Accepted;
 use crate::net::{self, Dialled};
@@ -164,32 +164,35 @@ fn accept(
         return;
     }
     let admitted = Admitted::new(&tunnel.pod, &worker.shared.loads, worker.index);
-    let (task, tunnel) = (worker.clone(), tunnel.clone());
+    let set_up = Box::pin(set_up(worker.clone(), tunnel.clone(), request, respond));
     worker.spawn(async move {
-        let _admitted = admitted;
-        serve_stream(task, tunnel, request, respond).await;
+        if let Some(Open { account, pair, live, ports }) = set_up.await {
+            let end = relay(pair, account.meter(), &live).await;
+            drop(ports);
+            account.finish(end.into_cut());
+        }
+        drop(admitted);
     });
 }
 
-async fn serve_stream(
+async fn set_up(
     worker: Rc<Worker>,
     tunnel: Rc<Tunnel>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-) {
+) -> Option<Open> {
     let mut facts = Box::new(Facts::new(Side::Destination, Route::Hbone, tunnel.peer, tunnel.peer));
-    match Box::pin(open(&worker, &tunnel, &request, &mut facts)).await {
+    match open(&worker, &tunnel, &request, &mut facts).await {
         Ok((Application { dialled, live, learning }, response)) => {
-            let Dialled { stream: application, lease: _lease } = dialled;
+            let Dialled { stream: application, lease } = dialled;
             let Ok(send) = respond.send_response(response, false) else {
                 // The client has gone while the application was being reached.
-                return net::reset(application);
+                net::reset(application);
+                return None;
             };
-            drop(respond);
             let account = Account::open(&worker, facts, learning);
             let stream = H2Stream { send, recv: request.into_body() };
-            let end = relay(Pair::ServerTcp(application, stream), account.meter(), &live).await;
-            account.finish(end.into_cut());
+            Some(Open { account, pair: Pair::ServerTcp(application, stream), live, ports: (lease, None) })
         }
         Err((status, failure)) => {
             facts.fail(&worker, &failure);
@@ -197,6 +200,7 @@ async fn serve_stream(
             *response.status_mut() = status;
             // The client may have gone.
             let _ = respond.send_response(response, true);
+            None
         }
     }
 }

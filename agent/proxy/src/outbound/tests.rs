@@ -174,6 +174,6 @@ fn the_future_of_a_connection_is_small() {
         let accepted =
             crate::listener::Accepted { pod: bed.client.clone(), stream, peer, local: peer, admitted };
         let size = size_of_val(&super::serve(bed.worker.clone(), accepted));
-        assert!((500..1600).contains(&size), "{size}");
+        assert!((400..900).contains(&size), "{size}");
     });
 }
