@@ -5,13 +5,16 @@ use std::path::Path;
 
 use weft_lab::{Pod, output, within};
 
+/// Settings of a namespace that an agent changes.
+const SYSCTLS: [&str; 3] = ["ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"];
+
 /// Everything that an agent may change in a pod's namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetnsState {
     rules: String,
     routes: String,
     listeners: String,
-    fwmark_accept: String,
+    sysctls: Vec<String>,
 }
 
 impl NetnsState {
@@ -33,7 +36,7 @@ impl NetnsState {
             listeners: listening("/proc/thread-self/net/tcp")
                 + "/"
                 + &listening("/proc/thread-self/net/tcp6"),
-            fwmark_accept: read("/proc/sys/net/ipv4/tcp_fwmark_accept"),
+            sysctls: SYSCTLS.map(|name| read(&format!("/proc/sys/net/{name}"))).into(),
         }
     }
 

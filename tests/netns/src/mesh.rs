@@ -161,10 +161,8 @@ impl Mesh {
     /// Starts the agent of a node and waits until its pods are enrolled.
     pub fn start_agent(&mut self, node: &str) {
         self.start_agent_with(node, &AgentOptions::default());
-        let pods: Vec<String> =
-            self.lab.pods().iter().filter(|pod| pod.node() == node).map(Pod::key).collect();
-        let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
-        self.agent(node).wait_enrolled(&pods).expect("the pods are enrolled");
+        let pods = self.lab.pods().iter().filter(|pod| pod.node() == node);
+        pods.for_each(|pod| self.wait_state(node, &pod.key(), "enrolled"));
     }
 
     /// Starts the agent of a node with options and waits until it is ready.
@@ -257,23 +255,31 @@ impl Mesh {
         self.agent(node).metrics().expect("metrics are served").value(name, labels)
     }
 
-    /// The reason that `weft status` gives for the state of a pod.
-    pub fn reason(&self, node: &str, pod: &str) -> String {
+    /// State and reason of a pod (`NAMESPACE/NAME`) in `weft status`; `unknown` when it is not listed.
+    pub fn state(&self, node: &str, pod: &str) -> (String, String) {
         let status = self.status(node);
         let workloads = status.get("workloads").and_then(Value::as_array).expect("status has workloads");
         let found = workloads.iter().find(|workload| workload.get("pod").is_some_and(|name| name == pod));
-        let reason = found.and_then(|workload| workload.get("reason")).and_then(Value::as_str);
-        reason.unwrap_or_default().to_owned()
+        let text = |key: &str, absent: &str| {
+            let value = found.and_then(|workload| workload.get(key)).and_then(Value::as_str);
+            value.unwrap_or(absent).to_owned()
+        };
+        (text("state", "unknown"), text("reason", ""))
+    }
+
+    /// Waits until a pod has a state.
+    pub fn wait_state(&self, node: &str, pod: &str, state: &str) {
+        eventually(&format!("{pod} is {state}"), || self.state(node, pod).0 == state);
+    }
+
+    /// Waits until pods of namespace `shop` are enrolled.
+    pub fn wait_enrolled(&self, node: &str, pods: &[&str]) {
+        pods.iter().for_each(|pod| self.wait_state(node, &format!("shop/{pod}"), "enrolled"));
     }
 
     /// `weft status`, also when it is bad news.
     pub fn status(&self, node: &str) -> Value {
         self.ask(node, "status")
-    }
-
-    /// `weft dump`.
-    pub fn dump(&self, node: &str) -> Value {
-        self.ask(node, "dump")
     }
 
     fn ask(&self, node: &str, command: &str) -> Value {
@@ -302,6 +308,12 @@ impl Mesh {
             let text = self.agent(node).process().stdout();
             text.lines().filter_map(|line| serde_json::from_str(line).ok()).find(|line| wanted(line))
         })
+    }
+
+    /// The lines of a node's access log about connections that were refused or failed.
+    pub fn failures(&self, node: &str) -> Vec<String> {
+        let failed = |line: &&str| !line.contains("\"response_flags\":\"-\"");
+        self.agent(node).process().stdout().lines().filter(failed).map(str::to_owned).collect()
     }
 
     /// Waits for the line about a client's connection, seen from one side (`outbound`, `inbound`).

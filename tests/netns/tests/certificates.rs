@@ -63,8 +63,8 @@ fn traffic_does_without_the_authority_for_a_while() {
     for node in ["a", "b"] {
         mesh.start_agent_with(node, &options);
     }
-    mesh.agent("a").wait_enrolled(&["shop/client", "shop/other"]).unwrap();
-    mesh.agent("b").wait_enrolled(&["shop/far"]).unwrap();
+    mesh.wait_enrolled("a", &["client", "other"]);
+    mesh.wait_enrolled("b", &["far"]);
     let (_far, _) = mesh.serve("far", Role::Greet);
     let mut client = mesh.puppet("client");
     let far = Connect::to(mesh.target(Family::V4, "far"));

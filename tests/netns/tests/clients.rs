@@ -104,6 +104,21 @@ fn pod_to_pod_on_the_same_node_through_the_proxy() {
 }
 
 #[test]
+fn undeclared_ports_go_direct_once_they_are_known() {
+    let Some(mesh) = Mesh::usual(PUPPET) else { return };
+    let mut client = mesh.puppet("client");
+    // `other` says nothing about its ports, `near` says that all of them are plain TCP.
+    for pod in ["other", "near"] {
+        let mut puppet = mesh.puppet(pod);
+        let server = puppet.serve(SocketAddr::new(Family::V6.any(), 0), Role::Greet);
+        for family in Family::ALL {
+            let to = SocketAddr::new(family.ip(mesh.pod(pod)), server.address.port());
+            mesh.connect_by(&mut client, &family.connect(to), Path::Direct);
+        }
+    }
+}
+
+#[test]
 fn a_pod_reaches_itself() {
     let Some(mesh) = Mesh::usual(PUPPET) else { return };
     let (mut client, _) = mesh.serve("client", Role::Greet);

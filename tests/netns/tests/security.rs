@@ -275,7 +275,7 @@ fn namespaces_that_are_not_the_pods_own_are_refused() {
     mesh.write("refused.yaml", &text);
     mesh.start_controller(&[]);
     mesh.start_agent_with("a", &AgentOptions::default());
-    mesh.agent("a").wait_enrolled(&["shop/client", "shop/other", "shop/seven"]).unwrap();
+    mesh.wait_enrolled("a", &["client", "other", "seven"]);
     for (name, words) in [
         ("of-host", "namespace"),
         ("of-agent", "agent's own namespace"),
@@ -284,14 +284,13 @@ fn namespaces_that_are_not_the_pods_own_are_refused() {
         ("no-file", "not a network namespace"),
     ] {
         let key = format!("shop/{name}");
-        mesh.agent("a").wait_state(&key, |state| state == "failed").unwrap();
-        let reason = mesh.reason("a", &key);
+        mesh.wait_state("a", &key, "failed");
+        let reason = mesh.state("a", &key).1;
         assert!(reason.contains(words), "{key}: {reason}");
     }
     // Two pods claim one namespace and one address: one of them at most is enrolled.
     eventually("one of the two that share a namespace is refused", || {
-        let states =
-            ["near", "of-other"].map(|name| mesh.agent("a").state_of(&format!("shop/{name}")).unwrap());
+        let states = ["near", "of-other"].map(|name| mesh.state("a", &format!("shop/{name}")).0);
         states.iter().filter(|state| *state == "enrolled").count() == 1
     });
 }

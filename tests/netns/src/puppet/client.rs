@@ -125,7 +125,8 @@ impl Clients {
 impl Held {
     fn fail(&mut self, error: &io::Error) {
         self.failed += 1;
-        self.first.get_or_insert_with(|| error.to_string());
+        let number = self.good + self.failed + self.mistaken;
+        self.first.get_or_insert_with(|| format!("number {number}: {error}"));
     }
 
     fn judge(&mut self, client: Option<SocketAddr>, seen: &str) {
