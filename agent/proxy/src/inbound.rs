@@ -64,7 +64,7 @@ async fn set_up(
     stream: TcpStream,
     (peer, local): (SocketAddr, SocketAddr),
 ) -> Option<Open> {
-    if pod.ports.is_ours(peer.ip(), peer.port()) {
+    if pod.ports.is_ours(peer, local) {
         worker.shared.counters.loops.add();
         net::reset(stream);
         return None;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use tokio::sync::mpsc::UnboundedSender;
 use weft_core::resource::{NamespacedName, PortProtocol};
-use weft_core::snapshot::LocalWorkload;
+use weft_core::snapshot::{LocalWorkload, TrafficHint};
 
 use crate::sniff;
 
@@ -24,6 +24,8 @@ pub(crate) struct Learning {
     learned: Rc<Learned>,
     pod: NamespacedName,
     port: u16,
+    /// The pod says that all its ports are plain TCP: what is learned is that this one exists.
+    plain: bool,
 }
 
 impl Learned {
@@ -37,12 +39,17 @@ impl Learned {
         let declared = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port);
         let declared = declared.ok().and_then(|at| local.declared_ports.get(at));
         let open = declared.is_none_or(|(_, protocol)| *protocol == PortProtocol::Undeclared);
-        if !open || local.traffic.is_some() {
+        let plain = match local.traffic {
+            Some(TrafficHint::L7) => return None,
+            Some(TrafficHint::L4) => true,
+            None => false,
+        };
+        if !open {
             return None;
         }
         let pod = local.workload.key.clone();
         let known = self.said.borrow().contains(&(pod.clone(), port));
-        (!known).then(|| Box::new(Learning { learned: self.clone(), pod, port }))
+        (!known).then(|| Box::new(Learning { learned: self.clone(), pod, port, plain }))
     }
 
     /// Forgets a pod: its successor may have another application.
@@ -55,7 +62,8 @@ impl Learning {
     /// Looks at the first bytes of a connection, from whichever side they came.
     pub(crate) fn first_bytes(self, from_client: bool, bytes: &[u8]) {
         // A server that speaks first does not speak HTTP.
-        let is_http = if from_client { sniff::classify(bytes).is_http() } else { Some(false) };
+        let may_be_http = from_client && !self.plain;
+        let is_http = if may_be_http { sniff::classify(bytes).is_http() } else { Some(false) };
         if is_http == Some(false) && self.learned.said.borrow_mut().insert((self.pod.clone(), self.port)) {
             // The receiver is gone only when the agent stops.
             let _ = self.learned.sender.send((self.pod, self.port));
@@ -68,7 +76,7 @@ mod tests {
     use super::*;
 
     fn learning(learned: &Rc<Learned>, port: u16) -> Learning {
-        Learning { learned: learned.clone(), pod: NamespacedName::new("shop", "cart"), port }
+        Learning { learned: learned.clone(), pod: NamespacedName::new("shop", "cart"), port, plain: false }
     }
 
     #[test]

@@ -116,7 +116,7 @@ pub(crate) async fn onward(
         return connect_ours(pod, socket, destination, limit).await;
     }
     for _ in 0..PORT_ATTEMPTS {
-        let lease = pod.ports.lease(client).ok_or(DialError::NoPort(client))?;
+        let lease = pod.ports.lease(client, destination).ok_or(DialError::NoPort(client))?;
         match onward_from(pod, kernel, SocketAddr::new(client, lease.port()), destination, limit).await {
             // The application listens on this port on all addresses, or a connection with this four-tuple
             // still exists, for example in TIME_WAIT: the next port.
@@ -198,7 +198,7 @@ async fn connect_ours(
         .as_socket()
         .ok_or(io::ErrorKind::Unsupported.into())
         .map_err(failed("reading the local address"))?;
-    let lease = pod.ports.own(local.ip(), local.port());
+    let lease = pod.ports.own(local, destination);
     Ok(Dialled { stream: finish(socket, pending, limit).await?, lease })
 }
 

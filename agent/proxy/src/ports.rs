@@ -5,8 +5,10 @@
 //! below the ephemeral one, in turn, without the ports of live peers (`datapath.md` 2.2).
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use smallvec::SmallVec;
 
 /// First port of the range.
 pub(crate) const FIRST: u16 = 2000;
@@ -27,11 +29,12 @@ struct Client {
     live: HashMap<u16, Use>,
 }
 
-/// Who has a port: peers of accepted connections, and at most one onward connection.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// Who has a port: peers of accepted connections, and connections of ours, by their destinations. Of leased ports
+/// there is one at most; where the kernel chooses, several may share a port.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Use {
     peers: u16,
-    onward: bool,
+    ours: SmallVec<[SocketAddr; 1]>,
 }
 
 impl Ports {
@@ -40,10 +43,10 @@ impl Ports {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Leases a port for an onward connection from `client`; `None` when all 30,768 are in use.
-    pub(crate) fn lease(self: &Arc<Self>, client: IpAddr) -> Option<Lease> {
-        let port = self.with(|clients| clients.entry(client).or_default().choose())?;
-        Some(Lease { ports: self.clone(), client, port, kind: Kind::Onward })
+    /// Leases a port for an onward connection from `client` to `destination`; `None` when all 30,768 are in use.
+    pub(crate) fn lease(self: &Arc<Self>, client: IpAddr, destination: SocketAddr) -> Option<Lease> {
+        let port = self.with(|clients| clients.entry(client).or_default().choose(destination))?;
+        Some(Lease { ports: self.clone(), client, port, kind: Kind::Ours(destination) })
     }
 
     /// Marks the port of an accepted connection as one that must not be leased. `None` outside the range.
@@ -58,26 +61,33 @@ impl Ports {
         Some(Lease { ports: self.clone(), client, port, kind: Kind::Peer })
     }
 
-    /// Marks the address of a connection of ours, whoever chose its port.
-    pub(crate) fn own(self: &Arc<Self>, client: IpAddr, port: u16) -> Lease {
-        self.with(|clients| clients.entry(client).or_default().live.entry(port).or_default().onward = true);
-        Lease { ports: self.clone(), client, port, kind: Kind::Onward }
+    /// Marks the address of a connection of ours to `destination`, whoever chose its port.
+    pub(crate) fn own(self: &Arc<Self>, source: SocketAddr, destination: SocketAddr) -> Lease {
+        let (client, port) = (source.ip(), source.port());
+        self.with(|clients| {
+            clients.entry(client).or_default().live.entry(port).or_default().ours.push(destination);
+        });
+        Lease { ports: self.clone(), client, port, kind: Kind::Ours(destination) }
     }
 
-    /// Whether a connection of ours has this source.
-    pub(crate) fn is_ours(&self, client: IpAddr, port: u16) -> bool {
-        self.with(|clients| clients.get(&client)?.live.get(&port).map(|used| used.onward)).unwrap_or(false)
+    /// Whether a connection of ours goes from `source` to `destination`. The port alone says nothing: the kernel
+    /// gives an application the port of a tunnel when their destinations differ.
+    pub(crate) fn is_ours(&self, source: SocketAddr, destination: SocketAddr) -> bool {
+        let ours = |clients: &mut HashMap<IpAddr, Client>| {
+            Some(clients.get(&source.ip())?.live.get(&source.port())?.ours.contains(&destination))
+        };
+        self.with(ours).unwrap_or(false)
     }
 }
 
 impl Client {
-    fn choose(&mut self) -> Option<u16> {
+    fn choose(&mut self, destination: SocketAddr) -> Option<u16> {
         let span = LAST - FIRST + 1;
         for step in 0..span {
             let port = FIRST + (self.next + step) % span;
             if !self.live.contains_key(&port) {
                 self.next = (port - FIRST + 1) % span;
-                self.live.insert(port, Use { peers: 0, onward: true });
+                self.live.insert(port, Use { peers: 0, ours: SmallVec::from([destination]) });
                 return Some(port);
             }
         }
@@ -87,7 +97,7 @@ impl Client {
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    Onward,
+    Ours(SocketAddr),
     Peer,
 }
 
@@ -113,7 +123,11 @@ impl Drop for Lease {
             let Some(client) = clients.get_mut(&self.client) else { return };
             let Some(used) = client.live.get_mut(&self.port) else { return };
             match self.kind {
-                Kind::Onward => used.onward = false,
+                Kind::Ours(destination) => {
+                    if let Some(at) = used.ours.iter().position(|ours| *ours == destination) {
+                        used.ours.swap_remove(at);
+                    }
+                }
                 Kind::Peer => used.peers = used.peers.saturating_sub(1),
             }
             if *used == Use::default() {
@@ -133,16 +147,20 @@ mod tests {
         IpAddr::from([10, 0, 0, last])
     }
 
+    fn app() -> SocketAddr {
+        SocketAddr::new(client(9), 80)
+    }
+
     #[test]
     fn goes_round_before_it_reuses_a_port() {
         let ports = Arc::new(Ports::default());
-        let first = ports.lease(client(1)).unwrap().port();
-        let second = ports.lease(client(1)).unwrap().port();
+        let first = ports.lease(client(1), app()).unwrap().port();
+        let second = ports.lease(client(1), app()).unwrap().port();
         assert_eq!((first, second), (FIRST, FIRST + 1));
         for _ in 2..=(LAST - FIRST) {
-            drop(ports.lease(client(1)).unwrap());
+            drop(ports.lease(client(1), app()).unwrap());
         }
-        assert_eq!(ports.lease(client(1)).unwrap().port(), FIRST);
+        assert_eq!(ports.lease(client(1), app()).unwrap().port(), FIRST);
     }
 
     #[test]
@@ -150,11 +168,11 @@ mod tests {
         let ports = Arc::new(Ports::default());
         let peer = ports.peer(client(1), FIRST).unwrap();
         let twice = ports.peer(client(1), FIRST).unwrap();
-        let lease = ports.lease(client(1)).unwrap();
+        let lease = ports.lease(client(1), app()).unwrap();
         assert_eq!(lease.port(), FIRST + 1);
-        assert!(ports.is_ours(client(1), FIRST + 1));
-        assert!(!ports.is_ours(client(1), FIRST));
-        assert_eq!(ports.lease(client(2)).unwrap().port(), FIRST, "clients do not share ports");
+        assert!(ports.is_ours((client(1), FIRST + 1).into(), app()));
+        assert!(!ports.is_ours((client(1), FIRST).into(), app()));
+        assert_eq!(ports.lease(client(2), app()).unwrap().port(), FIRST, "clients do not share ports");
         drop(peer);
         assert!(ports.0.lock().unwrap()[&client(1)].live.contains_key(&FIRST));
         drop(twice);
@@ -163,12 +181,26 @@ mod tests {
     }
 
     #[test]
+    fn an_application_may_have_the_port_of_a_tunnel() {
+        let ports = Arc::new(Ports::default());
+        let source = SocketAddr::new(client(1), 40_000);
+        let peers = [15008, 15009].map(|port| SocketAddr::new(client(2), port));
+        let [first, second] = peers.map(|peer| ports.own(source, peer));
+        assert!(peers.iter().all(|peer| ports.is_ours(source, *peer)));
+        assert!(!ports.is_ours(source, app()));
+        drop(first);
+        assert_eq!(peers.map(|peer| ports.is_ours(source, peer)), [false, true]);
+        drop(second);
+        assert!(ports.0.lock().unwrap()[&client(1)].live.is_empty());
+    }
+
+    #[test]
     fn says_so_when_all_are_in_use() {
         let ports = Arc::new(Ports::default());
-        let all: Vec<_> = (FIRST..=LAST).map(|_| ports.lease(client(1)).unwrap()).collect();
-        assert!(ports.lease(client(1)).is_none());
+        let all: Vec<_> = (FIRST..=LAST).map(|_| ports.lease(client(1), app()).unwrap()).collect();
+        assert!(ports.lease(client(1), app()).is_none());
         drop(all);
-        assert!(ports.lease(client(1)).is_some());
+        assert!(ports.lease(client(1), app()).is_some());
     }
 
     proptest! {
@@ -177,7 +209,7 @@ mod tests {
             let ports = Arc::new(Ports::default());
             let mut held = Vec::new();
             for keep in keep {
-                let lease = ports.lease(client(1)).unwrap();
+                let lease = ports.lease(client(1), app()).unwrap();
                 prop_assert!(held.iter().all(|other: &Lease| other.port() != lease.port()));
                 if keep {
                     held.push(lease);

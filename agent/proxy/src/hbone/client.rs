@@ -155,7 +155,7 @@ async fn dial(worker: &Rc<Worker>, pod: &Arc<Pod>, target: &Target) -> Result<Tu
     let secured = timeout(config.handshake_timeout, tls::connect(stream, client, target.peer))
         .await
         .map_err(|_| fail("TLS_FAILURE", "tls", &"the TLS handshake took too long"))?
-        .map_err(|error| fail("TLS_FAILURE", "tls", &error))?;
+        .map_err(|error| fail("TLS_FAILURE", "tls", &weft_identity::explain(&error)))?;
     let corked = secured.stream.cork();
     let handshake = pin!(builder().handshake::<_, Bytes>(secured.stream));
     let (send, mut connection) =

@@ -87,7 +87,7 @@ async fn establish(
     let secured = timeout(config.handshake_timeout, tls::accept(stream, certificate.server()))
         .await
         .map_err(|_| tls_failure("the TLS handshake took too long".to_owned()))?
-        .map_err(|error| tls_failure(error.to_string()))?;
+        .map_err(|error| tls_failure(weft_identity::explain(&error)))?;
     let identity =
         weft_identity::peer_identity(&secured.peer).map_err(|error| tls_failure(error.to_string()))?;
     let corked = secured.stream.cork();
