@@ -85,15 +85,15 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, l
     let mut spare = Spare::new();
     let mut backoff = BACKOFF_MS.0;
     loop {
-        let refuse = !wait_for_room(&worker, &pod).await;
+        wait_for_room(&worker, &pod).await;
         match accept(&listener).await {
             Ok((stream, peer)) => {
                 backoff = BACKOFF_MS.0;
-                if refuse {
+                if has_room(&worker, &pod) {
+                    hand(&worker, &pod, role, stream, peer);
+                } else {
                     worker.shared.counters.over_limit.add();
                     refuse_stream(&stream);
-                } else {
-                    hand(&worker, &pod, role, stream, peer);
                 }
             }
             Err(error) => match triage(error) {
@@ -123,19 +123,17 @@ fn watched(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
-/// Waits while the pod is full; false when nothing ended for too long.
-async fn wait_for_room(worker: &Worker, pod: &Pod) -> bool {
-    let config = &worker.shared.config;
-    let has_room = || pod.has_room(config.connections_per_pod, config.handshakes_per_pod);
-    if has_room() {
-        return true;
+/// Waits while the pod is full, but not for too long.
+async fn wait_for_room(worker: &Worker, pod: &Pod) {
+    if !has_room(worker, pod) {
+        // Whether it was in vain is seen when the next connection is there.
+        let _ = tokio::time::timeout(PATIENCE, pod.until(|| has_room(worker, pod))).await;
     }
-    let room = async {
-        while !has_room() {
-            pod.something_ended().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, room).await.is_ok()
+}
+
+fn has_room(worker: &Worker, pod: &Pod) -> bool {
+    let config = &worker.shared.config;
+    pod.has_room(config.connections_per_pod, config.handshakes_per_pod)
 }
 
 async fn accept(listener: &AsyncFd<TcpListener>) -> Result<(std::net::TcpStream, SocketAddr), Errno> {

@@ -48,9 +48,16 @@ impl Pod {
             && self.handshakes.load(Ordering::Relaxed) < handshakes
     }
 
-    /// Waits until something ended. May return early.
-    pub(crate) async fn something_ended(&self) {
-        self.room.notified().await;
+    /// Waits until a condition holds that the end of a connection or a handshake may bring about.
+    pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
+        loop {
+            // Listens before it looks: an end in between is not missed.
+            let ended = self.room.notified();
+            if holds() {
+                return;
+            }
+            ended.await;
+        }
     }
 }
 
@@ -75,8 +82,8 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         self.loads.remove(self.worker);
         self.pod.connections.fetch_sub(1, Ordering::Relaxed);
-        // Also without a waiter: the permit makes the next wait return at once, which costs one look.
-        self.pod.room.notify_one();
+        // All of the pod's listeners: one alone might have nobody in its queue.
+        self.pod.room.notify_waiters();
     }
 }
 
@@ -95,7 +102,7 @@ impl Handshaking {
 impl Drop for Handshaking {
     fn drop(&mut self) {
         self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
-        self.0.room.notify_one();
+        self.0.room.notify_waiters();
     }
 }
 

@@ -5,8 +5,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::listener::Role;
-use crate::ports;
-use crate::testbed::{Bed, connect_from, deny_all, name, run, service};
+use crate::testbed::{Bed, connect_from, deny_all, name, run, run_paused, service};
+use crate::{ProxyConfig, ports};
 
 /// A Service in front of `endpoints`; connections to it are captured.
 fn captured(bed: &mut Bed, endpoints: &[std::net::IpAddr], port: u16) -> SocketAddr {
@@ -161,6 +161,43 @@ fn unknown_destinations_pass_through() {
         client.read(&mut [0]).await.unwrap_err();
         assert!(bed.worker.shared.counters.all().contains(&("loops", 1)));
         assert!(bed.metrics().contains("destination_service_name=\"PassthroughCluster\""));
+    });
+}
+
+/// A full pod: one connection is open, another waits in the kernel's queue.
+async fn full(bed: &mut Bed) -> (TcpStream, TcpStream, TcpStream) {
+    let (application, addr) = bed.application().await;
+    let vip = captured(bed, &[addr.ip()], addr.port());
+    let mut first = connect_from(bed.client_ip, vip).await.unwrap();
+    let mut server = application.accept().await.unwrap().0;
+    exchange(&mut first, &mut server).await;
+    (first, server, connect_from(bed.client_ip, vip).await.unwrap())
+}
+
+fn one_connection() -> ProxyConfig {
+    ProxyConfig { connections_per_pod: 1, ..ProxyConfig::default() }
+}
+
+#[test]
+fn clients_of_a_full_pod_wait_until_there_is_room() {
+    run(async {
+        let mut bed = Bed::with(one_connection(), "a");
+        let (first, server, mut second) = full(&mut bed).await;
+        drop((first, server));
+        // The application is gone by now: to be told so, the second one must have been accepted.
+        assert_eq!(second.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bed.worker.shared.counters.all().contains(&("over_limit", 0)));
+        bed.until("the log", |bed| bed.log().contains("cannot be reached")).await;
+    });
+}
+
+#[test]
+fn clients_of_a_pod_that_stays_full_are_refused_in_the_end() {
+    run_paused(async {
+        let mut bed = Bed::with(one_connection(), "a");
+        let (_first, _server, mut second) = full(&mut bed).await;
+        assert_eq!(second.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bed.worker.shared.counters.all().contains(&("over_limit", 1)));
     });
 }
 
