@@ -142,7 +142,9 @@ fn a_closed_port_ends_the_connection() {
             for to in [mesh.target(family, pod), mesh.vip(family, pod)] {
                 // The proxy can tell only after it has accepted.
                 let ended = match client.try_connect(family.connect(to)) {
-                    Err(failure) => failure.is(ErrorKind::ConnectionRefused),
+                    Err(failure) => {
+                        failure.is(ErrorKind::ConnectionRefused) || failure.is(ErrorKind::ConnectionReset)
+                    }
                     Ok(connection) => matches!(client.receive(connection, 1), (_, End::Reset)),
                 };
                 assert!(ended, "{to} of {pod}");
