@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 const SMALL: usize = 18 * 1024;
 /// Buffers of a busy connection: one `read` or `write` moves this much.
 const LARGE: usize = 288 * 1024;
+/// Small batches in a row after which a connection counts as quiet: among large ones there are always some that
+/// carry only window updates.
+const QUIET_BATCHES: u8 = 64;
 
 /// Ciphertext from the socket; `start..end` is waiting to be opened.
 #[derive(Default)]
@@ -89,6 +92,8 @@ pub(crate) struct Outgoing {
     buffer: Vec<u8>,
     sent: usize,
     end: usize,
+    /// Small batches since the last large one.
+    small_batches: u8,
 }
 
 impl Outgoing {
@@ -140,14 +145,19 @@ impl Outgoing {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes everything; gives a large buffer back after a small batch.
+    /// Writes everything; gives a large buffer back once the connection is quiet.
     pub(crate) fn poll_flush(&mut self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let batch = self.len();
         while !self.is_empty() {
             ready!(self.poll_write(io, cx))?;
         }
-        if batch > 0 && batch <= SMALL / 2 && self.buffer.len() > SMALL {
-            self.buffer = Vec::new();
+        if batch > SMALL {
+            self.small_batches = 0;
+        } else if batch > 0 && self.buffer.len() > SMALL {
+            self.small_batches += 1;
+            if self.small_batches == QUIET_BATCHES {
+                *self = Self::default();
+            }
         }
         Poll::Ready(Ok(()))
     }
