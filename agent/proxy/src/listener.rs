@@ -85,11 +85,11 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, l
     let mut spare = Spare::new();
     let mut backoff = BACKOFF_MS.0;
     loop {
-        wait_for_room(&worker, &pod).await;
+        wait_for_room(&worker, &pod, role).await;
         match accept(&listener).await {
             Ok((stream, peer)) => {
                 backoff = BACKOFF_MS.0;
-                if has_room(&worker, &pod) {
+                if has_room(&worker, &pod, role) {
                     hand(&worker, &pod, role, stream, peer);
                 } else {
                     worker.shared.counters.over_limit.add();
@@ -124,16 +124,21 @@ fn watched(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
 }
 
 /// Waits while the pod is full, but not for too long.
-async fn wait_for_room(worker: &Worker, pod: &Pod) {
-    if !has_room(worker, pod) {
+async fn wait_for_room(worker: &Worker, pod: &Pod, role: Role) {
+    if !has_room(worker, pod, role) {
         // Whether it was in vain is seen when the next connection is there.
-        let _ = tokio::time::timeout(PATIENCE, pod.until(|| has_room(worker, pod))).await;
+        let _ = tokio::time::timeout(PATIENCE, pod.until(|| has_room(worker, pod, role))).await;
     }
 }
 
-fn has_room(worker: &Worker, pod: &Pod) -> bool {
+fn has_room(worker: &Worker, pod: &Pod, role: Role) -> bool {
     let config = &worker.shared.config;
-    pod.has_room(config.connections_per_pod, config.handshakes_per_pod)
+    let handshakes = match role {
+        Role::Inbound => config.handshakes_per_pod,
+        // Slow handshakes of strangers must not keep the pod from connecting to others.
+        Role::Outbound => usize::MAX,
+    };
+    pod.has_room(config.connections_per_pod, handshakes)
 }
 
 async fn accept(listener: &AsyncFd<TcpListener>) -> Result<(std::net::TcpStream, SocketAddr), Errno> {

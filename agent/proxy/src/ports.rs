@@ -14,6 +14,8 @@ use smallvec::SmallVec;
 pub(crate) const FIRST: u16 = 2000;
 /// Last port of the range.
 pub(crate) const LAST: u16 = 32767;
+/// Clients without a connection whose place in the round is remembered.
+const REMEMBERED: usize = 1024;
 
 /// The ports of one pod, for all clients.
 ///
@@ -133,6 +135,10 @@ impl Drop for Lease {
             if *used == Use::default() {
                 client.live.remove(&self.port);
             }
+            // Anybody with a prefix of IPv6 has more addresses than we have memory.
+            if client.live.is_empty() && clients.len() > REMEMBERED {
+                clients.remove(&self.client);
+            }
         });
     }
 }
@@ -201,6 +207,15 @@ mod tests {
         assert!(ports.lease(client(1), app()).is_none());
         drop(all);
         assert!(ports.lease(client(1), app()).is_some());
+    }
+
+    #[test]
+    fn clients_that_are_gone_are_forgotten_in_the_end() {
+        let ports = Arc::new(Ports::default());
+        for client in 0..2 * REMEMBERED as u128 {
+            drop(ports.peer(IpAddr::from(client.to_be_bytes()), FIRST).unwrap());
+        }
+        assert!(ports.0.lock().unwrap().len() <= REMEMBERED + 1);
     }
 
     proptest! {

@@ -243,7 +243,6 @@ impl Worker {
         let guarded = AssertUnwindSafe(task).catch_unwind().map(move |result| {
             if result.is_err() {
                 shared.counters.panics.add();
-                shared.context.metrics.panicked();
             }
         });
         tokio::task::spawn_local(guarded).abort_handle()

@@ -76,6 +76,8 @@ families! {
         "Entries of a kernel map.";
     KERNEL_MAP_MAX Gauge "weft_kernel_map_entries_max" ["map"]
         "Capacity of a kernel map.";
+    PROXY_EVENTS Counter "weft_proxy_events_total" ["reason"]
+        "Things that should not happen, as the proxy counted them, by reason.";
     BREAK_GLASS Gauge "weft_break_glass" []
         "1 while capture is switched off for the whole node.";
     PROCESS_RESIDENT Gauge "process_resident_memory_bytes" []

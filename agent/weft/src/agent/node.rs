@@ -31,6 +31,9 @@ const REASSERT: Duration = Duration::from_secs(10);
 /// One tuple's lifetime after a revocation the kernel is asked again about flows that were being opened.
 const SWEEP: Duration = Duration::from_millis(5_100);
 
+/// Ports of one pod that may be learned to go direct; the others are proxied.
+const LEARNED_PER_POD: usize = 64;
+
 /// What wakes the reconciler.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -102,7 +105,8 @@ pub(crate) struct Clocks {
 
 impl Clocks {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { heartbeat: now, reassert: now + REASSERT, sweep: None }
+        // Direct flows of before the start are asked about as well.
+        Self { heartbeat: now, reassert: now + REASSERT, sweep: Some(now + SWEEP) }
     }
 }
 
@@ -110,7 +114,6 @@ impl Node {
     /// Runs until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
         self.reconcile();
-        self.remove_leftovers();
         loop {
             match events.recv_timeout(self.next_wake().saturating_duration_since(Instant::now())) {
                 Ok(first) => {
@@ -122,6 +125,8 @@ impl Node {
                         return self.beat_until_closed(events);
                     }
                     self.reconcile();
+                    // Events may follow one another faster than they are dealt with.
+                    self.look_after();
                 }
                 Err(RecvTimeoutError::Timeout) => self.tick(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -134,7 +139,11 @@ impl Node {
         match event {
             Event::Config => false,
             Event::Learned(pod, port) => {
-                self.learned.0.insert((pod, port));
+                let (first, last) = ((pod.clone(), u16::MIN), (pod.clone(), u16::MAX));
+                // The kernel's table of permissions is shared: one pod must not fill it with ports.
+                if self.learned.0.range(first..=last).count() < LEARNED_PER_POD {
+                    self.learned.0.insert((pod, port));
+                }
                 false
             }
             Event::Stop => true,
@@ -155,6 +164,15 @@ impl Node {
     }
 
     fn tick(&mut self) {
+        self.look_after();
+        let now = Instant::now();
+        if self.pods.due(now).is_some_and(|due| due <= now + Duration::from_millis(500)) {
+            self.reconcile();
+        }
+    }
+
+    /// What is to be done from time to time.
+    fn look_after(&mut self) {
         let now = Instant::now();
         if self.clocks.heartbeat <= now {
             self.clocks.heartbeat = now + HEARTBEAT;
@@ -175,9 +193,6 @@ impl Node {
                 Ok(flows) => self.cut_denied(&self.config.snapshot(), &flows),
                 Err(error) => tracing::warn!(error = %output::chain(&error), "cannot look at direct flows"),
             }
-        }
-        if self.pods.due(now).is_some_and(|due| due <= now + Duration::from_millis(500)) {
-            self.reconcile();
         }
     }
 
@@ -204,6 +219,7 @@ impl Node {
             self.apply(&snapshot);
             self.publish(&snapshot);
         }
+        self.remove_leftovers();
         if !plan.leave.is_empty() || !plan.undo.is_empty() {
             self.forget_series(&snapshot);
         }

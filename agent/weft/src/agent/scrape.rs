@@ -19,6 +19,7 @@ pub(super) fn register(facts: &Facts, direct: Arc<Mutex<DirectAccounting>>, acce
     facts.metrics.on_scrape(Box::new(move |sink| {
         agent(&shared, &access_log, sink);
         workloads(&shared, sink);
+        proxy(&shared, sink);
         configuration(&shared, sink);
         certificates(&shared, sink);
         if let Some(datapath) = &shared.datapath {
@@ -41,9 +42,16 @@ fn workloads(facts: &Facts, sink: &mut ScrapeSink) {
         let count = state.pods.values().filter(|pod| pod.state == name).count();
         sink.set(&families::WORKLOADS, &[name], count as f64);
     }
-    let connections = lock(&facts.proxy).as_ref().map(weft_proxy::Proxy::connections).unwrap_or_default();
-    for (pod, open) in connections {
+}
+
+fn proxy(facts: &Facts, sink: &mut ScrapeSink) {
+    let proxy = lock(&facts.proxy);
+    let Some(proxy) = proxy.as_ref() else { return };
+    for (pod, open) in proxy.connections() {
         sink.set(&families::CONNECTIONS_OPEN, &[&pod.namespace, &pod.name], open as f64);
+    }
+    for (reason, count) in proxy.counters() {
+        sink.set(&families::PROXY_EVENTS, &[reason], count as f64);
     }
 }
 
