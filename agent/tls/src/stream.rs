@@ -157,6 +157,10 @@ impl TlsStream {
                 (KEY_UPDATE, [request]) => {
                     self.opener = self.schedule.next_opener()?;
                     if *request == UPDATE_REQUESTED {
+                        // A peer that asks on and on and never reads would make us hold its answers.
+                        if self.outgoing.len() >= 2 * WRITE_BACKLOG {
+                            return Err(invalid_data(RecordError::UnexpectedType(record::HANDSHAKE)));
+                        }
                         self.update_sealer()?;
                     }
                 }
