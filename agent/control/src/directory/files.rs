@@ -120,7 +120,11 @@ impl Files {
     /// Reads a file of which something was heard.
     fn visit(&mut self, tree: &Tree, path: PathBuf, out: Out<'_, '_>) {
         let Some(key) = tree.key_of(&path) else { return };
-        if path.is_file() {
+        let is_unknown =
+            |error: &io::Error| !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+        // What cannot be looked at is not gone: reading it says why, and keeps what it had.
+        let metadata = std::fs::metadata(&path);
+        if metadata.as_ref().map_or_else(is_unknown, |metadata| metadata.is_file()) {
             self.read_path(key, path, out);
         } else if let Some(number) = self.numbers.get(&key).copied()
             && !tree.is_root(&path)

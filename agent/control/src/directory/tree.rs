@@ -152,7 +152,12 @@ impl Tree {
                 return;
             }
         };
-        for entry in entries.flatten() {
+        for entry in entries {
+            let Ok(entry) = entry else {
+                // What else is there is unknown, not gone: a failing disk must not switch policies off.
+                walk.hidden.push(directory.to_owned());
+                continue;
+            };
             let name = entry.file_name();
             // Hidden files are editors' temporary files; `..data` and its like hold what links lead to.
             if name.as_encoded_bytes().starts_with(b".") {
@@ -164,7 +169,15 @@ impl Tree {
                 continue;
             }
             let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            let metadata = match std::fs::metadata(&path) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    if error.kind() != ErrorKind::NotFound {
+                        walk.hidden.push(path);
+                    }
+                    continue;
+                }
+            };
             if metadata.is_dir() {
                 self.walk_directory((number, &relative), &path, walk, watch);
             } else if metadata.is_file() && Format::of(&path).is_some() {
