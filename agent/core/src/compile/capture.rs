@@ -32,6 +32,9 @@ pub(super) fn rules(annotations: &Labels) -> (CaptureRules, Vec<BadItem>) {
 
 const RANGE: &str = "an address range such as 10.0.0.0/8";
 const PORT: &str = "a port from 1 to 65535";
+/// Items of one annotation. The kernel's rules have room for all pods of a node together: one of them must not
+/// take it from the others.
+const MAX_ITEMS: usize = 256;
 
 struct Reader<'a> {
     annotations: &'a Labels,
@@ -69,6 +72,14 @@ impl Reader<'_> {
         }
         values.sort();
         values.dedup();
+        if values.len() > MAX_ITEMS {
+            self.bad.push(BadItem {
+                annotation,
+                item: format!("{} items", values.len()),
+                expected: "at most 256 items; the rest is left out",
+            });
+            values.truncate(MAX_ITEMS);
+        }
         values
     }
 }
@@ -103,6 +114,14 @@ mod tests {
         assert_eq!(none.include_outbound_ranges, Some(Vec::new()));
         assert_eq!(none.include_inbound_ports, Some(Vec::new()));
         assert!(bad.is_empty());
+    }
+
+    #[test]
+    fn a_list_has_an_end() {
+        let ports: Vec<String> = (1..=300).map(|port: u16| port.to_string()).collect();
+        let (rules, bad) = read(&[(names::EXCLUDE_INBOUND_PORTS, &ports.join(","))]);
+        assert_eq!(rules.exclude_inbound_ports, (1..=256).collect::<Vec<u16>>());
+        assert_eq!(bad.iter().map(|bad| bad.item.as_str()).collect::<Vec<_>>(), ["300 items"]);
     }
 
     #[test]
