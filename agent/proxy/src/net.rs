@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
-use weft_ebpf_common::CAPTURE_MARK;
+use weft_ebpf_common::{CAPTURE_MARK, TUPLE_LIFETIME_NS};
 
 use crate::pod::Pod;
 use crate::ports::Lease;
@@ -23,6 +23,9 @@ const KEEPALIVE_PROBES: u32 = 9;
 /// Connections of applications have no such limit: Linux counts a closed window as silence, and a reader
 /// may pause for as long as it likes.
 const TUNNEL_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an onward connection is announced while it is being opened. The kernel honours an announcement for
+/// [`TUPLE_LIFETIME_NS`]; a SYN that an application with a full queue lets us repeat later comes back to ourselves.
+const ANNOUNCED_AGAIN: Duration = Duration::from_nanos(TUPLE_LIFETIME_NS / 3);
 /// Ports that an onward connection tries when the kernel says that one is taken.
 const PORT_ATTEMPTS: usize = 32;
 
@@ -139,7 +142,18 @@ async fn onward_from(
     kernel.publish(source, destination).map_err(failed("announcing the connection to the kernel"))?;
     let _published = Published { kernel, source, destination };
     let pending = start(&socket, destination)?;
-    finish(socket, pending, limit).await
+    let announcing = async {
+        loop {
+            tokio::time::sleep(ANNOUNCED_AGAIN).await;
+            // The first announcement succeeded; should this one fail, the connection does as well.
+            let _ = kernel.publish(source, destination);
+        }
+    };
+    tokio::select! {
+        biased;
+        connected = finish(socket, pending, limit) => connected,
+        never = announcing => never,
+    }
 }
 
 /// Takes an announcement back on every way out.
