@@ -180,7 +180,8 @@ impl Datapath {
             directory,
             programs: program_names(config.probe_cgroup.is_some()),
             leftovers: pins.pods(),
-            sweep_due_ns: None,
+            // Policy may have changed while there was no agent.
+            sweep_due_ns: Some(monotonic_ns() + TUPLE_LIFETIME_NS),
             events_taken: false,
             pins,
             _lock: lock,
@@ -300,13 +301,15 @@ impl Datapath {
 
     /// Makes the maps say what the view says: revocations first, then pods, then permissions.
     ///
-    /// Pods of the view that are not enrolled are ignored; enrolled pods that it lacks are left alone.
+    /// Pods of the view that are not enrolled are ignored; enrolled pods that it lacks are left alone, and pods
+    /// of an earlier agent ([`leftovers`](Self::leftovers)) stay captured by the rules which that agent wrote.
     ///
     /// # Errors
     /// A map could not be written. What is full is counted instead.
     pub fn apply(&mut self, view: &KernelView) -> Result<Applied, KernelError> {
         let places = self.enrolled.iter().map(|(key, pod)| (key.clone(), place(pod))).collect();
-        let desired = Desired::new(view, &places, &mut self.ids, self.capabilities.can_cut);
+        let mut desired = Desired::new(view, &places, &mut self.ids, self.capabilities.can_cut);
+        self.tables.keep(|cookie| self.leftovers.iter().any(|pins| pins.cookie == cookie), &mut desired);
         let mut changes = self.tables.policy.retain(|key| desired.policy.contains_key(key))?;
         let takes_back =
             changes.removed > 0 || self.tables.pods.iter().any(|(id, _)| !desired.pods.contains_key(id));

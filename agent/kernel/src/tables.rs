@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use weft_ebpf_common::{
     Addr, EndpointInfo, EndpointKey, LocalPod, PodConfig, PolicyKey, PortRuleKey, ServiceInfo, ServiceKey,
-    Tuple, TupleInfo, capacity,
+    Tuple, TupleInfo, capacity, pod_flags,
 };
 
 use crate::datapath::MapUse;
@@ -63,6 +63,25 @@ impl Tables {
         changes += self.services.write(&desired.services)?;
         changes += self.endpoints.retain(|key| desired.endpoints.contains_key(key))?;
         Ok(changes)
+    }
+
+    /// Leaves pods as they are: captured, and by the same rules, but never direct.
+    ///
+    /// Without it the pods of an earlier agent would be uncaptured, and their exceptions for a missing agent
+    /// forgotten, from the first change of the maps until they are taken over.
+    pub(crate) fn keep(&self, is_kept: impl Fn(u64) -> bool, desired: &mut Desired) {
+        let pods = self.pods.iter().filter(|(cookie, _)| is_kept(**cookie));
+        desired
+            .pods
+            .extend(pods.map(|(k, pod)| (*k, PodConfig { flags: pod.flags & !pod_flags::DIRECT, ..*pod })));
+        let ports = self.ports.iter().filter(|(key, _)| is_kept(key.cookie));
+        desired.ports.extend(ports.map(|(key, rule)| (*key, *rule)));
+        let ranges = self.ranges.iter().filter(|(key, _)| is_kept(u64::from_be_bytes(key.data.cookie)));
+        desired.ranges.extend(ranges.map(|(key, rule)| (*key, *rule)));
+        // As destinations of probes only: no policy names their former sets any more.
+        for (addr, pod) in self.local.iter().filter(|(_, pod)| is_kept(pod.cookie)) {
+            desired.local.entry(*addr).or_insert(*pod);
+        }
     }
 
     /// Removes one pod: as a destination, as a source, and its rules.

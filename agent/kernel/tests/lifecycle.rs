@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use aya::maps::HashMap as BpfHashMap;
 use lab::{Lab, accept, counter, eventually, is_idle, pins};
-use weft_core::kernel_view::DirectPair;
+use weft_core::kernel_view::{DirectPair, KernelView};
 use weft_core::resource::NamespacedName;
 use weft_kernel::{CleanupReport, Datapath, EnrolError, KernelError, PodToEnrol};
 
@@ -290,6 +290,25 @@ fn numbers_of_an_earlier_agent_are_not_used_again() {
     });
     let applied = datapath.apply(&view).unwrap();
     assert!(applied.written >= 6, "pods, addresses and steering have new numbers: {applied:?}");
+}
+
+#[test]
+fn pods_of_an_earlier_agent_stay_captured_until_they_are_taken_over() {
+    let lab = Lab::new();
+    let (datapath, a, b) = lab.enrolled(&lab.view());
+    drop((datapath, a, b));
+    let _outside = lab.c.listen("[::]:81".parse().unwrap());
+
+    let mut datapath = lab.open();
+    datapath.apply(&KernelView::default()).unwrap();
+    lab.be_pod();
+    let refused = lab.a.connect(lab.c.at6(81)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "captured, and nobody there yet");
+    lab.be_agent();
+    datapath.unenrol(&lab.a.key).unwrap();
+    datapath.apply(&KernelView::default()).unwrap();
+    lab.be_pod();
+    let _released = lab.a.connect(lab.c.at6(81)).unwrap();
 }
 
 #[test]
