@@ -76,6 +76,26 @@ impl World {
         self.lab.pod(key)
     }
 
+    fn pods_and_outside(&self) -> impl Iterator<Item = &Pod> {
+        self.lab.pods().iter().chain([self.lab.outside()])
+    }
+
+    /// A script that runs a command in a pod: in its namespace, and in its cgroup, by which the mesh knows
+    /// whose process it is.
+    fn write_shell_script(&self) -> Result<String> {
+        let mut script = "pod=$1; shift\ncase $pod in\n".to_owned();
+        for pod in self.pods_and_outside() {
+            let (cgroup, netns) = (pod.place().cgroup.display(), pod.netns().display());
+            script.push_str(&format!("  {}) cgroup={cgroup} netns={netns} ;;\n", pod.key()));
+        }
+        script.push_str("  *) echo \"there is no pod $pod\" >&2; exit 2 ;;\nesac\n");
+        script.push_str("[ $# -gt 0 ] || set -- bash\necho $$ > $cgroup/cgroup.procs\n");
+        script.push_str("exec nsenter --net=$netns -- \"$@\"\n");
+        let path = self.lab.dir().join("shell");
+        std::fs::write(&path, script)?;
+        Ok(path.display().to_string())
+    }
+
     /// Says how to play with what is running, and waits for Ctrl-C.
     pub(crate) fn hold(&self) {
         println!("\nEverything is left running; Ctrl-C removes it. In another terminal, as root:\n");
@@ -89,15 +109,12 @@ impl World {
                 agent.admin_socket().display()
             );
         }
-        println!("\n  a shell in a pod (its cgroup is what tells the mesh that a process is the pod's):");
-        for pod in self.lab.pods().iter().chain([self.lab.outside()]) {
-            println!(
-                "  {:<20}{:<12} sh -c 'echo $$ > {}/cgroup.procs; exec nsenter --net={} bash'",
-                pod.key(),
-                pod.ipv4().to_string(),
-                pod.place().cgroup.display(),
-                pod.netns().display()
-            );
+        match self.write_shell_script() {
+            Ok(script) => println!("\n  a shell in a pod    sh {script} NAMESPACE/POD [COMMAND …]"),
+            Err(e) => println!("\n  no script for shells in pods could be written: {e:#}"),
+        }
+        for pod in self.pods_and_outside() {
+            println!("    {:<20}{:<14}{}", pod.key(), pod.ipv4().to_string(), pod.ipv6());
         }
         println!("\n  then, for example from shop/frontend:");
         for (what, address) in
