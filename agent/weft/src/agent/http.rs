@@ -19,8 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections of one server at a time; more wait.
 const CONNECTIONS: usize = 64;
-/// For the head of a request, also the next one of an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the head of the request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the whole of a connection: whoever does not read his answer must not occupy one for ever.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause after an accept that failed (no descriptors left, for example).
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -157,10 +159,13 @@ fn spawn(
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
-        if let Err(error) = served {
-            tracing::debug!(%error, "a connection to the agent's own servers failed");
+            // Idle connections would take the places of those who ask.
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        match tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection to the agent's own servers failed"),
+            Err(_) => tracing::debug!("a connection to the agent's own servers took too long"),
         }
         drop(permit);
     });
