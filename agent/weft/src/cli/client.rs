@@ -1,6 +1,7 @@
 //! Asks a running agent over its admin socket.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -37,11 +38,13 @@ async fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
         let body = response.into_body().collect().await?.to_bytes();
         anyhow::Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
+    let mut exchange = pin!(exchange);
     let (status, body) = tokio::select! {
-        answer = exchange => answer?,
+        answer = &mut exchange => answer?,
+        // The agent closes after its answer, which may be read by now but not taken yet.
         ended = connection => {
             ended?;
-            bail!("the agent closed the connection without an answer");
+            exchange.await.context("the agent closed the connection without an answer")?
         }
     };
     if status != StatusCode::OK {
