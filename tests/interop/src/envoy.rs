@@ -83,7 +83,8 @@ impl Envoy {
         let file = lab.dir().join(format!("{name}.json"));
         fs::write(&file, config.to_string()).expect("Envoy's configuration can be written");
         let file = file.display().to_string();
-        let args = ["-c", &file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "info"];
+        let quick = ["--file-flush-interval-msec", "50", "--log-level", "info"];
+        let args = [&["-c", &file, "--concurrency", "1", "--disable-hot-restart"], &quick[..]].concat();
         let process = Process::spawn(place, name, &binary.0, &args).expect("Envoy can be started");
         let mut envoy = Self { process };
         eventually("Envoy listens", || {

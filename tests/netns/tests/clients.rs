@@ -8,6 +8,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use weft_netns_tests::puppet::{Connect, Connection, End, Puppet, Role};
 use weft_netns_tests::{Family, Mesh, Path};
@@ -151,6 +152,25 @@ fn a_closed_port_ends_the_connection() {
             }
         }
     }
+}
+
+#[test]
+fn an_application_that_does_not_accept_is_an_error_and_no_loop() {
+    let Some(mesh) = Mesh::usual(PUPPET) else { return };
+    let mut client = mesh.puppet("client");
+    let pods = [("seven", "a"), ("far", "b")];
+    let servers = pods.map(|(pod, _)| mesh.serve(pod, Role::Deaf));
+    // The first ones wait in the application's queue; for the others there is no answer at all.
+    let waiting = pods.map(|(pod, _)| [(); 4].map(|()| client.connect(mesh.target(Family::V4, pod))));
+    for ((pod, node), waiting) in pods.into_iter().zip(waiting) {
+        let line = mesh.log_line(node, &format!("the failure at {pod}"), |line| {
+            line["response_flags"] == "UF" && line["direction"] == "inbound"
+        });
+        assert!(line.to_string().contains("no answer"), "{line}");
+        let ends = waiting.map(|waiting| client.receive_for(waiting, 1, Duration::from_millis(500)).1);
+        assert!(ends.contains(&End::Reset) && ends.contains(&End::Silence), "{pod}: {ends:?}");
+    }
+    drop(servers);
 }
 
 #[test]

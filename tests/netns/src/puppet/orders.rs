@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a server does with each connection. Every TCP server but `Silent` and `Mute` greets first with a line
+/// What a server does with each connection. Every TCP server but `Silent` and `Deaf` greets first with a line
 /// `<peer> <local>`, so that tests see which addresses the application sees.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub enum Role {
@@ -17,8 +17,8 @@ pub enum Role {
     Count,
     /// Greets and keeps the socket without reading from it.
     Hold,
-    /// Accepts and neither reads nor writes.
-    Mute,
+    /// Never accepts, and lets one connection wait for it.
+    Deaf,
     /// Greets, reads one byte, then resets the connection.
     Abort,
     /// Greets, writes so many pattern bytes, ends its direction, and reads to the client's end.

@@ -14,6 +14,8 @@ use super::pattern::Pattern;
 /// Stack of the thread that serves one connection, beside its buffer.
 const STACK: usize = 256 * 1024;
 const BUFFER: usize = 64 * 1024;
+/// Connections that may wait for a server that accepts.
+const BACKLOG: i32 = 4096;
 
 /// What one server has seen.
 #[derive(Debug, Default)]
@@ -22,7 +24,7 @@ struct Seen {
     bytes: AtomicU64,
     resets: AtomicU64,
     stopped: AtomicBool,
-    /// Sockets of `Hold` and `Mute`.
+    /// Sockets of `Hold`.
     kept: Mutex<Vec<TcpStream>>,
 }
 
@@ -36,6 +38,8 @@ struct Running {
 #[derive(Debug, Default)]
 pub(super) struct Servers {
     running: Vec<Running>,
+    /// Listeners from which nobody accepts.
+    deaf: Vec<TcpListener>,
 }
 
 impl Servers {
@@ -43,13 +47,15 @@ impl Servers {
         let seen = Arc::new(Seen::default());
         let address = match role {
             Role::Udp => serve_udp(UdpSocket::bind(address)?, seen.clone())?,
-            Role::Greet
-            | Role::Silent
-            | Role::Count
-            | Role::Hold
-            | Role::Mute
-            | Role::Abort
-            | Role::Talk(_) => serve_tcp(listen(address)?, role, seen.clone())?,
+            Role::Deaf => {
+                let listener = listen(address, 0)?;
+                let address = listener.local_addr()?;
+                self.deaf.push(listener);
+                address
+            }
+            Role::Greet | Role::Silent | Role::Count | Role::Hold | Role::Abort | Role::Talk(_) => {
+                serve_tcp(listen(address, BACKLOG)?, role, seen.clone())?
+            }
         };
         self.running.push(Running { address, seen });
         Ok(Answer::Serving { server: self.running.len() - 1, address })
@@ -84,12 +90,12 @@ impl Servers {
     }
 }
 
-/// `TcpListener::bind` listens with a backlog that is too short for a burst.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// `TcpListener::bind` does not let one choose the backlog.
+fn listen(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    socket.listen(4096)?;
+    socket.listen(backlog)?;
     Ok(socket.into())
 }
 
@@ -124,15 +130,13 @@ fn serve_tcp(listener: TcpListener, role: Role, seen: Arc<Seen>) -> io::Result<S
 }
 
 fn take_care_of(mut stream: TcpStream, role: Role, seen: &Arc<Seen>) {
-    let keep = |stream| seen.kept.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
     match role {
-        Role::Mute => keep(stream),
         Role::Hold => {
             if greet(&mut stream).is_ok() {
-                keep(stream);
+                seen.kept.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
             }
         }
-        Role::Greet | Role::Silent | Role::Count | Role::Abort | Role::Talk(_) | Role::Udp => {
+        Role::Greet | Role::Silent | Role::Count | Role::Abort | Role::Talk(_) | Role::Deaf | Role::Udp => {
             let seen = seen.clone();
             let serve = move || {
                 if serve_one(stream, role, &seen).is_err_and(|e| e.kind() == ErrorKind::ConnectionReset) {
@@ -173,7 +177,7 @@ fn serve_one(mut stream: TcpStream, role: Role, seen: &Seen) -> io::Result<()> {
             stream.shutdown(Shutdown::Write)?;
             each_piece(&mut stream, seen, |_, _| Ok(()))?;
         }
-        Role::Hold | Role::Mute | Role::Udp => {}
+        Role::Hold | Role::Deaf | Role::Udp => {}
     }
     Ok(())
 }
