@@ -178,10 +178,13 @@ fn new_root(trust_domain: &str) -> Result<(String, String), CaError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, trust_domain);
-    params.distinguished_name.push(DnType::CommonName, "Weft root");
+    // A name of its own lets peers say "unknown issuer" where two meshes of one trust domain meet.
+    let serial = random_serial()?;
+    let name = serial.to_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
+    params.distinguished_name.push(DnType::CommonName, format!("Weft root {name}"));
     params.not_before = (now - CLOCK_SKEW).into();
     params.not_after = (now + ROOT_LIFETIME).into();
-    params.serial_number = Some(random_serial()?);
+    params.serial_number = Some(serial);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key).map_err(failed)?;

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateSigningRequestDer, PrivateKeyDer};
@@ -42,6 +43,8 @@ pub enum Wrong {
     SelfSigned,
     /// Right in all respects, issued by a root that nobody knows.
     UnknownIssuer,
+    /// Right in all respects, issued by another root of the same name.
+    ForgedIssuer,
     /// With an extended key usage that is neither client nor server.
     Usage,
     /// With the CA flag.
@@ -50,7 +53,7 @@ pub enum Wrong {
 
 impl Wrong {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::TrustDomain,
         Self::Identity,
         Self::Expired,
@@ -61,6 +64,7 @@ impl Wrong {
         Self::OtherUri,
         Self::SelfSigned,
         Self::UnknownIssuer,
+        Self::ForgedIssuer,
         Self::Usage,
         Self::CaAsLeaf,
     ];
@@ -89,9 +93,13 @@ impl Default for TestCa {
 impl TestCa {
     /// A CA with a new root.
     pub fn new() -> Self {
+        Self::named("test root")
+    }
+
+    fn named(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "test root");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a P-256 key can be generated");
@@ -118,7 +126,8 @@ impl TestCa {
         let params = wrong_params(identity, wrong);
         let certificate = match wrong {
             Wrong::SelfSigned => params.self_signed(&key),
-            Wrong::UnknownIssuer => params.signed_by(&key, &Self::new().root),
+            Wrong::UnknownIssuer => params.signed_by(&key, &Self::named("unknown root").root),
+            Wrong::ForgedIssuer => params.signed_by(&key, &Self::new().root),
             Wrong::TrustDomain
             | Wrong::Identity
             | Wrong::Expired
@@ -209,7 +218,8 @@ fn leaf(name: &str, not_before: SystemTime, not_after: SystemTime) -> Certificat
     params.not_after = not_after.into();
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params
 }
 
@@ -241,7 +251,7 @@ fn wrong_params(identity: &Identity, wrong: Wrong) -> CertificateParams {
         Wrong::OtherUri => params.subject_alt_names = vec![uri("https://cluster.local/ns/shop/sa/cart")],
         Wrong::Usage => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning],
         Wrong::CaAsLeaf => params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
-        Wrong::SelfSigned | Wrong::UnknownIssuer => {}
+        Wrong::SelfSigned | Wrong::UnknownIssuer | Wrong::ForgedIssuer => {}
     }
     params
 }

@@ -221,10 +221,7 @@ fn client_config(parts: &Parts) -> Result<ClientConfig, IdentityError> {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(
-            &parts.trust,
-            parts.identity.clone(),
-        )))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier::new(&parts.trust, parts.identity.clone())))
         .with_client_auth_cert(parts.chain.clone(), parts.key.clone_key())
         .map_err(key_error)?;
     config.alpn_protocols = vec![ALPN.to_vec()];

@@ -49,7 +49,7 @@ impl UnixCaClient {
         self
     }
 
-    fn channel(&self) -> Channel {
+    pub(super) fn channel(&self) -> Channel {
         let connect = || {
             Endpoint::from_static("http://csr-api.invalid")
                 .timeout(TIMEOUT)

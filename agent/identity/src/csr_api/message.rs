@@ -23,11 +23,7 @@ impl IstioCertificateRequest {
     pub(super) fn new(csr: &str, identity: &str, validity_seconds: i64) -> Self {
         let value = Value { string_value: Some(identity.to_owned()) };
         let fields = HashMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)]);
-        Self {
-            csr: csr.to_owned(),
-            validity_duration: validity_seconds,
-            metadata: Some(Struct { fields }),
-        }
+        Self { csr: csr.to_owned(), validity_duration: validity_seconds, metadata: Some(Struct { fields }) }
     }
 
     /// The identity that is asked for.
@@ -69,12 +65,12 @@ mod tests {
     fn bytes_are_those_of_the_published_schema() {
         let request = IstioCertificateRequest::new("CSR", "id", 60);
         let expected = [
-            &b"\x0a\x03CSR"[..],                                // csr = 1
-            b"\x18\x3c",                                        // validity_duration = 3
-            b"\x22\x1e",                                        // metadata = 4: Struct
-            b"\x0a\x1c",                                        // fields = 1: map entry
-            b"\x0a\x14ImpersonatedIdentity",                    // key
-            b"\x12\x04\x1a\x02id",                              // value: Value{string_value = 3}
+            &b"\x0a\x03CSR"[..],             // csr = 1
+            b"\x18\x3c",                     // validity_duration = 3
+            b"\x22\x1e",                     // metadata = 4: Struct
+            b"\x0a\x1c",                     // fields = 1: map entry
+            b"\x0a\x14ImpersonatedIdentity", // key
+            b"\x12\x04\x1a\x02id",           // value: Value{string_value = 3}
         ]
         .concat();
         assert_eq!(request.encode_to_vec(), expected);

@@ -142,9 +142,9 @@ fn requested_identity(request: &IstioCertificateRequest) -> Result<Identity, Sta
             "the metadata field ImpersonatedIdentity is missing: it names the identity that is asked for",
         ));
     };
-    identity
-        .parse()
-        .map_err(|error| Status::invalid_argument(format!("the metadata field ImpersonatedIdentity: {error}")))
+    identity.parse().map_err(|error| {
+        Status::invalid_argument(format!("the metadata field ImpersonatedIdentity: {error}"))
+    })
 }
 
 fn status(error: CaError) -> Status {

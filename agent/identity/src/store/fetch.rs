@@ -111,9 +111,7 @@ fn request(identity: &Identity) -> Result<(PrivateKeyDer<'static>, String), Iden
 fn remaining_life(shared: &Shared, entry: &Entry) -> Duration {
     let hbone = entry.hbone.load();
     let not_after = hbone.as_ref().map(|hbone| hbone.not_after());
-    not_after
-        .and_then(|not_after| not_after.duration_since((shared.clock)()).ok())
-        .unwrap_or(Duration::ZERO)
+    not_after.and_then(|not_after| not_after.duration_since((shared.clock)()).ok()).unwrap_or(Duration::ZERO)
 }
 
 /// How long to wait after so many failures in a row, with so much life left in the certificate in use.
@@ -159,7 +157,8 @@ mod tests {
 
     #[test]
     fn back_off_doubles_to_its_limit() {
-        for (failures, expected) in [(1, 0.5), (2, 1.0), (3, 2.0), (8, 64.0), (9, 128.0), (10, 150.0), (99, 150.0)]
+        for (failures, expected) in
+            [(1, 0.5), (2, 1.0), (3, 2.0), (8, 64.0), (9, 128.0), (10, 150.0), (99, 150.0)]
         {
             let pause = pause(failures, Duration::ZERO);
             assert!(within(pause, expected, 0.2), "{failures}: {pause:?}");

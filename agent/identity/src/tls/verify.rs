@@ -42,9 +42,9 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerVerif
         .map_err(|error| PeerVerificationError(format!("the peer's certificate is malformed: {error}")))?;
     let mut uris = leaf.valid_uri_names();
     match (uris.next(), uris.next()) {
-        (Some(uri), None) => uri
-            .parse()
-            .map_err(|error| PeerVerificationError(format!("the peer's certificate has no identity: {error}"))),
+        (Some(uri), None) => uri.parse().map_err(|error| {
+            PeerVerificationError(format!("the peer's certificate has no identity: {error}"))
+        }),
         (Some(first), Some(second)) => Err(PeerVerificationError(format!(
             "the peer's certificate has several URI names (`{first}`, `{second}`), but exactly one is its identity"
         ))),
@@ -270,7 +270,12 @@ fn explain_certificate(reason: &CertificateError) -> String {
             )
         }
         CertificateError::UnknownIssuer => {
-            "the peer's certificate was not issued by any root that is trusted here (unknown issuer)".to_owned()
+            "the peer's certificate was not issued by any root that is trusted here (unknown issuer)"
+                .to_owned()
+        }
+        CertificateError::BadSignature => {
+            "the signature of the peer's certificate is wrong; did another CA with the name of ours issue it?"
+                .to_owned()
         }
         CertificateError::Other(OtherError(inner)) => match inner.downcast_ref::<webpki::Error>() {
             Some(webpki::Error::CaUsedAsEndEntity) => {
