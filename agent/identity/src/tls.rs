@@ -106,8 +106,8 @@ impl Hbone {
 
     /// For dialling: accepts only a server that proves to be `expected`.
     ///
-    /// A configuration is a copy of a dozen pointers with another verifier, made per call. That is under a
-    /// microsecond beside a handshake of hundreds, and so there is no cache that would have to be bounded.
+    /// A configuration is a copy of a dozen pointers with another verifier, made per call: 3 µs in a build
+    /// without optimisation, beside a handshake of hundreds. So there is no cache that would need a bound.
     pub fn client(&self, expected: &Identity) -> Arc<ClientConfig> {
         let mut client = self.client.clone();
         client
