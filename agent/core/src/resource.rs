@@ -226,7 +226,7 @@ pub struct Pod {
     pub runtime_class: Option<Arc<str>>,
     /// Ready condition; true when the pod has no such condition (ruling 16).
     pub ready: bool,
-    /// `status.phase` is Succeeded or Failed, or the pod is being deleted.
+    /// `status.phase` is Succeeded or Failed. A pod that is being deleted is not ready, but still enforced.
     pub terminated: bool,
     /// Who owns it; `None` for a bare pod, which is then its own workload.
     pub owner: Option<Arc<Owner>>,

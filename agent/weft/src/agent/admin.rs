@@ -22,6 +22,8 @@ use crate::view::{CertificateStatus, ConfigStatus, Dump, KernelStatus, MapStatus
 
 /// A pod that waits longer than this to be enrolled makes the node not ready.
 const PENDING_LIMIT: Duration = Duration::from_secs(30);
+/// Pause between two scrapes: reading the kernel's counters holds up the reconciler, and the port is open to every pod.
+const SCRAPE_PAUSE: Duration = Duration::from_millis(100);
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
@@ -151,22 +153,42 @@ fn timestamp(time: SystemTime) -> Option<String> {
     Some(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
+/// The last scrape: when it began, and its text.
+type LastScrape = tokio::sync::Mutex<Option<(Instant, String)>>;
+
 /// `/metrics` and `/stats/prometheus`.
 pub(super) fn metrics_handler(facts: Facts) -> Handler {
+    let last = Arc::new(LastScrape::default());
     Arc::new(move |asked| {
-        let facts = facts.clone();
+        let (facts, last) = (facts.clone(), last.clone());
         Box::pin(async move {
             if !matches!(asked.path.as_str(), "/metrics" | "/stats/prometheus") {
                 return words(StatusCode::NOT_FOUND, "There are /metrics and /stats/prometheus.");
             }
-            // Reading the kernel's counters takes milliseconds.
-            let rendered = tokio::task::spawn_blocking(move || facts.metrics.render()).await;
-            match rendered {
-                Ok(body) => text(StatusCode::OK, PROMETHEUS, body),
-                Err(error) => words(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-            }
+            scrape(facts.metrics, &last).await
         })
     })
+}
+
+/// Renders the metrics. All who wait meanwhile share the answer that was begun after they asked.
+async fn scrape(metrics: Metrics, last: &LastScrape) -> Answer {
+    let asked = Instant::now();
+    let mut last = last.lock().await;
+    if let Some((began, body)) = &*last {
+        if *began >= asked {
+            return text(StatusCode::OK, PROMETHEUS, body.clone());
+        }
+        tokio::time::sleep_until((*began + SCRAPE_PAUSE).into()).await;
+    }
+    let began = Instant::now();
+    // Reading the kernel's counters takes milliseconds.
+    match tokio::task::spawn_blocking(move || metrics.render()).await {
+        Ok(body) => {
+            *last = Some((began, body.clone()));
+            text(StatusCode::OK, PROMETHEUS, body)
+        }
+        Err(error) => words(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// `/healthz/ready`.

@@ -79,12 +79,23 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// One pod may use half of the descriptors (a connection has two), so that it cannot starve the others.
+fn connections_per_pod() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    usize::try_from(limit / 4).unwrap_or(usize::MAX).clamp(1024, ProxyConfig::default().connections_per_pod)
+}
+
 /// One agent per state directory (ruling 13); the kernel releases the lock with the process.
 fn lock_state(directory: &Path) -> anyhow::Result<File> {
-    use rustix::fs::{FlockOperation, flock};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use rustix::fs::{FlockOperation, OFlags, flock};
 
     let path = directory.join("lock");
-    let file = File::create(&path).with_context(|| format!("{} cannot be made", path.display()))?;
+    let mut options = File::options();
+    // Never through a link that somebody laid there.
+    options.write(true).create(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    let file = options.open(&path).with_context(|| format!("{} cannot be made", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!(
             "another agent uses the state directory {}: give this one its own with --state-dir",
@@ -207,7 +218,11 @@ impl Agent {
             access_log: access_log.clone(),
             learned,
         };
-        let settings = ProxyConfig { workers: self.options.workers(), ..ProxyConfig::default() };
+        let settings = ProxyConfig {
+            workers: self.options.workers(),
+            connections_per_pod: connections_per_pod(),
+            ..ProxyConfig::default()
+        };
         *lock(&facts.proxy) = Some(Proxy::start(settings, context).context("the proxy cannot be started")?);
         let flow_events = lock(&datapath).take_events().context("events of direct flows cannot be read")?;
         let has_events = flow_events.is_some();
