@@ -12,7 +12,7 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use weft_lab::{AgentOptions, LabSpec, Pod, PodSpec, within};
-use weft_netns_tests::puppet::{Connect, Role};
+use weft_netns_tests::puppet::{Connect, Puppet, Role};
 use weft_netns_tests::yaml::{self, from_account, policy};
 use weft_netns_tests::{Family, Mesh, NetnsState, Path, descriptors, eventually, usual_spec};
 
@@ -283,12 +283,12 @@ fn broken_files_leave_the_rest_in_force() {
     mesh.wait_reaches(&mut other, to, true);
 }
 
-/// The Pod object of a pod, as an API server would show it.
-fn pod_yaml(pod: &Pod) -> String {
+/// The Pod object of a pod, as an API server would show it, with a further annotation (YAML flow).
+fn pod_yaml(pod: &Pod, annotation: &str) -> String {
     let mut text = String::new();
     write!(
         text,
-        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: shop\n  annotations: {{weft.dev/netns: {}}}\n\
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {}\n  namespace: shop\n  annotations: {{weft.dev/netns: {}, {annotation}}}\n\
          spec: {{nodeName: {}, serviceAccountName: {}}}\nstatus: {{podIPs: [{{ip: {}}}, {{ip: \"{}\"}}]}}\n",
         pod.name(),
         pod.netns().display(),
@@ -312,7 +312,7 @@ fn pods_that_come_and_go_two_hundred_times_leave_nothing() {
     let Some(mesh) = Mesh::usual(PUPPET) else { return };
     let others: Vec<Pod> = mesh.lab().pods().iter().filter(|pod| pod.name() != "other").cloned().collect();
     let pod = mesh.pod("other").clone();
-    mesh.write("other.yaml", &pod_yaml(&pod));
+    mesh.write("other.yaml", &pod_yaml(&pod, ""));
     mesh.lab().config().cluster(mesh.lab().nodes(), &others).unwrap();
     let pins = mesh.lab().node("a").unwrap().dir().join("bpf");
     let agent = mesh.agent("a");
@@ -328,7 +328,7 @@ fn pods_that_come_and_go_two_hundred_times_leave_nothing() {
     eventually("the pod's namespace is as it was", || !NetnsState::of(&pod).has_our_rules());
     let (before, clean) = (observe(), NetnsState::of(&pod));
     for _ in 0..200 {
-        mesh.write("other.yaml", &pod_yaml(&pod));
+        mesh.write("other.yaml", &pod_yaml(&pod, ""));
         mesh.wait_enrolled("a", &["other"]);
         mesh.remove("other.yaml");
         mesh.wait_state("a", "shop/other", "unknown");
@@ -338,7 +338,84 @@ fn pods_that_come_and_go_two_hundred_times_leave_nothing() {
         now.0 <= before.0 + 8 && now.1 == before.1 && now.2 == before.2
     });
     eventually("the pod's namespace is as before", || NetnsState::of(&pod) == clean);
-    mesh.write("other.yaml", &pod_yaml(&pod));
+    mesh.write("other.yaml", &pod_yaml(&pod, ""));
     mesh.wait_enrolled("a", &["other"]);
     assert_eq!(NetnsState::of(&pod), enrolled);
+}
+
+/// A server that is not in the mesh: connections to it show whether a client is captured.
+fn serve_outside(mesh: &Mesh) -> (Puppet, Connect) {
+    let mut outside = mesh.outside();
+    let server = outside.serve(SocketAddr::new(Family::V6.any(), 0), Role::Greet);
+    let to = SocketAddr::new(Family::V4.ip(mesh.lab().outside()), server.address.port());
+    (outside, Connect { wait_ms: 2_000, ..Connect::to(to) })
+}
+
+#[test]
+fn an_annotation_switches_capture_off_at_once() {
+    let Some(mesh) = Mesh::usual(PUPPET) else { return };
+    let (mut outside, to) = serve_outside(&mesh);
+    let (mut client, _) = mesh.serve("client", Role::Greet);
+    let pod = mesh.pod("client").clone();
+    let others: Vec<Pod> = mesh.lab().pods().iter().filter(|pod| pod.name() != "client").cloned().collect();
+    let inbound = Connect::to(mesh.target(Family::V4, "client"));
+    mesh.write("client.yaml", &pod_yaml(&pod, ""));
+    mesh.lab().config().cluster(mesh.lab().nodes(), &others).unwrap();
+    for _ in 0..2 {
+        mesh.connect_by(&mut client, &to, Path::Proxied);
+        mesh.connect_by(&mut outside, &inbound, Path::Proxied);
+        mesh.write("client.yaml", &pod_yaml(&pod, "weft.dev/mesh: bypass"));
+        mesh.connect_by(&mut client, &to, Path::Direct);
+        mesh.connect_by(&mut outside, &inbound, Path::Direct);
+        mesh.write("client.yaml", &pod_yaml(&pod, ""));
+    }
+}
+
+#[test]
+fn break_glass_undoes_what_an_earlier_agent_did() {
+    let Some(mut mesh) = Mesh::usual(PUPPET) else { return };
+    let (_outside, to) = serve_outside(&mesh);
+    let mut client = mesh.puppet("client");
+    mesh.connect_by(&mut client, &to, Path::Proxied);
+    mesh.agent_mut("a").kill();
+    let options = AgentOptions { args: vec!["--break-glass".into()], ..AgentOptions::default() };
+    mesh.start_agent_with("a", &options);
+    mesh.connect_by(&mut client, &to, Path::Direct);
+    assert_eq!(mesh.metric("a", "weft_break_glass", &[]), 1.0, "loudly");
+    assert_eq!(mesh.status("a")["break_glass"], true);
+    mesh.agent_mut("a").kill();
+    mesh.start_agent("a");
+    mesh.connect_by(&mut client, &to, Path::Proxied);
+}
+
+#[test]
+fn older_connections_are_cut_only_where_they_would_be_refused() {
+    let Some(mut mesh) = Mesh::prepare(PUPPET, &usual_spec()) else { return };
+    mesh.write("namespace-shop.yaml", &yaml::namespace("shop", false, &[]));
+    mesh.write("strict.yaml", &yaml::peer_authentication("near", "STRICT"));
+    mesh.write("allow.yaml", &policy("guarded", "seven", "ALLOW", &from_account("nobody")));
+    mesh.start_controller(&[]);
+    for node in ["a", "b"] {
+        mesh.start_agent_with(node, &AgentOptions::default());
+    }
+    let pods = ["near", "seven", "far"];
+    let servers = pods.map(|pod| mesh.serve(pod, Role::Greet));
+    let mut outside = mesh.outside();
+    let mut older = |family| {
+        pods.map(|pod| {
+            let connection = outside.connect(mesh.target(family, pod));
+            assert_eq!(outside.greeting(connection).0, connection.local, "nothing is in between yet");
+            connection
+        })
+    };
+    let older = [older(Family::V4), older(Family::V6)];
+    mesh.write("namespace-shop.yaml", &yaml::namespace("shop", true, &[]));
+    mesh.wait_enrolled("a", &["near", "seven"]);
+    mesh.wait_enrolled("b", &["far"]);
+    for [strict, guarded, free] in older {
+        eventually("plaintext to a strict pod is cut", || !outside.echoes(strict));
+        eventually("what a policy refuses is cut", || !outside.echoes(guarded));
+        assert!(outside.echoes(free), "everything else goes on");
+    }
+    drop(servers);
 }

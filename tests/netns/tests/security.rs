@@ -294,3 +294,32 @@ fn namespaces_that_are_not_the_pods_own_are_refused() {
         states.iter().filter(|state| *state == "enrolled").count() == 1
     });
 }
+
+#[test]
+fn encryption_on_one_node_where_it_is_asked_for() {
+    let Some(mesh) = Mesh::usual(PUPPET) else { return };
+    let servers = ["near", "seven"].map(|pod| mesh.serve(pod, Role::Greet));
+    let mut client = mesh.puppet("client");
+    mesh.connect_by(&mut client, &Connect::to(mesh.target(Family::V4, "near")), Path::Direct);
+    let tls = || {
+        let labels = [("connection_security_policy", "mutual_tls"), ("destination_workload", "near")];
+        mesh.metric("a", "istio_tcp_connections_opened_total", &labels)
+    };
+    assert_eq!(tls(), 0.0, "there is none where nobody asked");
+    mesh.write("namespace-shop.yaml", &yaml::namespace("shop", true, &[("weft.dev/same-node", "encrypt")]));
+    for pod in ["near", "seven"] {
+        for family in Family::ALL {
+            eventually("the connection is encrypted", || {
+                let connection =
+                    mesh.connect_by(&mut client, &family.connect(mesh.target(family, pod)), Path::Proxied);
+                assert!(client.echoes(connection));
+                client.close(connection);
+                mesh.log_of("a", "outbound", connection.local)["mesh_path"] == "hbone"
+            });
+        }
+    }
+    assert!(tls() >= 1.0, "and the metrics say so");
+    mesh.write("namespace-shop.yaml", &yaml::namespace("shop", true, &[]));
+    mesh.connect_by(&mut client, &Connect::to(mesh.target(Family::V4, "near")), Path::Direct);
+    drop(servers);
+}
