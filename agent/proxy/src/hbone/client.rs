@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection};
@@ -15,8 +16,9 @@ use weft_core::snapshot::Workload;
 
 use super::driver::Keepalive;
 use super::headers::connect_request;
-use super::pool::{Permit, Target, Tunnel, Usage};
+use super::pool::{Dialling, Permit, Target, Tunnel, Usage};
 use super::{MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW, STREAMS, connection_window};
+use crate::ProxyConfig;
 use crate::account::{Facts, Failure};
 use crate::labels::Service;
 use crate::net::{self, Dialled, Purpose};
@@ -56,16 +58,20 @@ pub(crate) async fn open(
         Service::Known { service, .. } => Some(&**service),
         Service::Passthrough | Service::BlackHole | Service::Unknown => None,
     };
-    let start = || {
-        let (task, pod, target) = (worker.clone(), pod.clone(), target.clone());
+    let start = |dialling: Dialling| {
+        let (task, pod) = (worker.clone(), pod.clone());
         worker.spawn(async move {
-            let result = dial(&task, &pod, &target).await;
-            task.tunnels.dialled(&target, result);
+            let result = dial(&task, &pod, dialling.target()).await;
+            dialling.done(result);
         });
     };
     let mut last = failed(authority, "CONNECT", "the tunnel ended before the stream began");
     for _ in 0..TRIES {
-        let mut permit = worker.tunnels.checkout(&target, start).await.map_err(Setback::Endpoint)?;
+        let mut permit = timeout(patience(&worker.shared.config), worker.tunnels.checkout(&target, start))
+            .await
+            .map_err(|_| failed(authority, "UF", "no tunnel had a place in time"))
+            .flatten()
+            .map_err(Setback::Endpoint)?;
         let request = connect_request(worker, source, authority, facts.client, service)
             .map_err(|error| Setback::Final(failed(authority, "CONNECT", error)))?;
         let limit = worker.shared.config.tunnel_timeout;
@@ -87,6 +93,11 @@ pub(crate) async fn open(
         }
     }
     Err(Setback::Endpoint(last))
+}
+
+/// How long a place in a tunnel may take: every step of [`dial`] may use up its own limit.
+fn patience(config: &ProxyConfig) -> Duration {
+    config.connect_timeout + config.handshake_timeout * 4
 }
 
 /// Why a request has no answer.
@@ -158,8 +169,11 @@ async fn dial(worker: &Rc<Worker>, pod: &Arc<Pod>, target: &Target) -> Result<Tu
         .map_err(|error| fail("TLS_FAILURE", "tls", &weft_identity::explain(&error)))?;
     let corked = secured.stream.cork();
     let handshake = pin!(builder().handshake::<_, Bytes>(secured.stream));
-    let (send, mut connection) =
-        flushed(handshake, &corked).await.map_err(|error| fail("H2_HANDSHAKE_FAILURE", "http2", &error))?;
+    let http2_failure = |error: &dyn std::fmt::Display| fail("H2_HANDSHAKE_FAILURE", "http2", error);
+    let (send, mut connection) = timeout(config.handshake_timeout, flushed(handshake, &corked))
+        .await
+        .map_err(|_| http2_failure(&"the HTTP/2 preface took too long"))?
+        .map_err(|error| http2_failure(&error))?;
     let usage = Usage::new();
     if let Some(pings) = connection.ping_pong() {
         let keepalive = Keepalive::new(pings, config.tunnel_idle);

@@ -110,6 +110,35 @@ struct Attempt {
     over: Notify,
 }
 
+/// The duty to end an attempt. Dropped without a result, as by a panic, it has failed: nobody waits for ever.
+pub(crate) struct Dialling {
+    pool: Rc<Pool>,
+    target: Target,
+    over: bool,
+}
+
+impl Dialling {
+    /// Where to.
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Ends the attempt.
+    pub(crate) fn done(mut self, result: Result<Tunnel, Failure>) {
+        self.over = true;
+        self.pool.dialled(&self.target, result);
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        if !self.over {
+            let details = format!("no tunnel to {}: the attempt was abandoned", self.target.peer);
+            self.pool.dialled(&self.target, Err(Failure::new("UF", "tunnel", details)));
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Tunnels {
     open: Vec<Rc<Tunnel>>,
@@ -132,9 +161,13 @@ pub(crate) struct Pool(RefCell<HashMap<Target, Tunnels>>);
 impl Pool {
     /// A place for a stream. Dials when no tunnel has room; callers that come meanwhile wait for the same attempt.
     ///
-    /// `start` must begin the dialling in a task of its own, which ends with [`Pool::dialled`]: the attempt
+    /// `start` must begin the dialling in a task of its own, which ends with [`Dialling::done`]: the attempt
     /// belongs to all who wait, not to the one who came first.
-    pub(crate) async fn checkout(&self, target: &Target, start: impl Fn()) -> Result<Permit, Failure> {
+    pub(crate) async fn checkout(
+        self: &Rc<Self>,
+        target: &Target,
+        start: impl Fn(Dialling),
+    ) -> Result<Permit, Failure> {
         loop {
             let (attempt, fresh) = {
                 let mut targets = self.0.borrow_mut();
@@ -147,7 +180,7 @@ impl Pool {
             };
             let over = attempt.over.notified();
             if fresh {
-                start();
+                start(Dialling { pool: self.clone(), target: target.clone(), over: false });
             }
             if attempt.outcome.borrow().is_none() {
                 over.await;
@@ -159,7 +192,7 @@ impl Pool {
     }
 
     /// Ends an attempt.
-    pub(crate) fn dialled(&self, target: &Target, result: Result<Tunnel, Failure>) {
+    fn dialled(&self, target: &Target, result: Result<Tunnel, Failure>) {
         let mut targets = self.0.borrow_mut();
         let Some(tunnels) = targets.get_mut(target) else { return };
         let attempt = tunnels.attempt.take();
@@ -198,5 +231,39 @@ impl Pool {
     #[cfg(test)]
     pub(crate) fn open(&self) -> usize {
         self.0.borrow().values().map(|tunnels| tunnels.open.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::testbed::{identity, name, run};
+
+    #[test]
+    fn an_attempt_that_panics_fails_and_the_next_one_is_new() {
+        run(async {
+            let pool = Rc::new(Pool::default());
+            let target = Target {
+                pod: name("client"),
+                source: Arc::new(identity("client")),
+                peer: "10.0.0.1".parse().unwrap(),
+                destination: Arc::new(identity("server")),
+            };
+            let attempts = Cell::new(0);
+            for attempt in 1..=2 {
+                let start = |dialling: Dialling| {
+                    attempts.set(attempts.get() + 1);
+                    tokio::task::spawn_local(async move {
+                        let _dialling = dialling;
+                        panic!("on purpose");
+                    });
+                };
+                let failure = pool.checkout(&target, start).await.err().unwrap();
+                assert!(failure.details.contains("abandoned"), "{}", failure.details);
+                assert_eq!(attempts.get(), attempt);
+            }
+        });
     }
 }
