@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use tokio::sync::Notify;
 use weft_core::decide::inbound::inbound;
 use weft_core::decide::{InboundConnection, Verdict};
 use weft_core::{Identity, Snapshot};
@@ -97,10 +98,15 @@ impl Live {
         self.wake();
     }
 
+    /// The pods at its ends, each once.
+    fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        let destination = self.admission.as_ref().map(|admission| &admission.pod);
+        std::iter::once(&self.pod).chain(destination.filter(|pod| !Arc::ptr_eq(pod, &self.pod)))
+    }
+
     /// By identity, not by name: a pod of the same name may have come after it.
     fn concerns(&self, pod: &Arc<Pod>) -> bool {
-        Arc::ptr_eq(&self.pod, pod)
-            || self.admission.as_ref().is_some_and(|admission| Arc::ptr_eq(&admission.pod, pod))
+        self.pods().any(|end| Arc::ptr_eq(end, pod))
     }
 }
 
@@ -109,6 +115,10 @@ impl Live {
 pub(crate) struct Registry {
     next: Cell<u64>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
+    /// How many of them concern each pod, by its address: an entry of `live` keeps the pod where it is.
+    of_pods: RefCell<HashMap<*const Pod, usize>>,
+    /// Told when a pod, or the worker, has nothing open any more.
+    emptied: Notify,
 }
 
 /// An entry; removed when dropped.
@@ -128,7 +138,7 @@ impl std::ops::Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.registry.live.borrow_mut().remove(&self.id);
+        self.registry.remove(self.id, &self.live);
     }
 }
 
@@ -155,7 +165,23 @@ impl Registry {
         let id = self.next.get();
         self.next.set(id + 1);
         self.live.borrow_mut().insert(id, live.clone());
+        for pod in live.pods() {
+            *self.of_pods.borrow_mut().entry(Arc::as_ptr(pod)).or_default() += 1;
+        }
         Registered { registry: self.clone(), id, live }
+    }
+
+    fn remove(&self, id: u64, live: &Live) {
+        self.live.borrow_mut().remove(&id);
+        let mut of_pods = self.of_pods.borrow_mut();
+        for pod in live.pods() {
+            let Some(count) = of_pods.get_mut(&Arc::as_ptr(pod)) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                of_pods.remove(&Arc::as_ptr(pod));
+                self.emptied.notify_waiters();
+            }
+        }
     }
 
     /// Asks again about every connection that policy let in, and cuts those that are denied now.
@@ -196,7 +222,19 @@ impl Registry {
 
     /// Whether nothing is open, for all or for one pod.
     pub(crate) fn is_empty(&self, pod: Option<&Arc<Pod>>) -> bool {
-        let live = self.live.borrow();
-        pod.map_or(live.is_empty(), |pod| !live.values().any(|live| live.concerns(pod)))
+        let of_pods = self.of_pods.borrow();
+        pod.map_or(of_pods.is_empty(), |pod| !of_pods.contains_key(&Arc::as_ptr(pod)))
+    }
+
+    /// Waits until nothing is open, for all or for one pod.
+    pub(crate) async fn until_empty(&self, pod: Option<&Arc<Pod>>) {
+        loop {
+            // Listens before it looks: an end in between is not missed.
+            let emptied = self.emptied.notified();
+            if self.is_empty(pod) {
+                return;
+            }
+            emptied.await;
+        }
     }
 }
