@@ -237,6 +237,16 @@ impl Datapath {
         enrolled.take_down()
     }
 
+    /// Ends this agent's hold on a pod whose addresses or namespace changed, and keeps its capture: the pod is
+    /// as one of an earlier agent ([`leftovers`](Self::leftovers)) until it is enrolled anew or un-enrolled.
+    /// When the new enrolment fails, it stays closed where a missing agent means that.
+    pub fn hand_over(&mut self, pod: &NamespacedName) {
+        if let Some(enrolled) = self.enrolled.remove(pod) {
+            self.directory.remove(enrolled.cookie());
+            self.leftovers.push(enrolled.pins);
+        }
+    }
+
     /// Enrolled pods whose network namespace has lost its path or its last device (the pod is gone).
     pub fn vanished(&self) -> Vec<NamespacedName> {
         let gone = self.enrolled.values().filter(|pod| !pod.is_alive());
@@ -302,7 +312,7 @@ impl Datapath {
     /// Makes the maps say what the view says: revocations first, then pods, then permissions.
     ///
     /// Pods of the view that are not enrolled are ignored; enrolled pods that it lacks are left alone, and pods
-    /// of an earlier agent ([`leftovers`](Self::leftovers)) stay captured by the rules which that agent wrote.
+    /// that were handed over or are of an earlier agent ([`leftovers`](Self::leftovers)) stay captured by the rules which that agent wrote.
     ///
     /// # Errors
     /// A map could not be written. What is full is counted instead.

@@ -312,6 +312,38 @@ fn pods_of_an_earlier_agent_stay_captured_until_they_are_taken_over() {
 }
 
 #[test]
+fn a_pod_that_gets_other_addresses_is_not_open_meanwhile() {
+    let lab = Lab::new();
+    let (mut datapath, a, b) = lab.enrolled(&lab.direct_view(&[80]));
+    let before = lab.b.state();
+    let app = lab.b.listen("[::]:80".parse().unwrap());
+    let _outside = lab.c.listen("[::]:81".parse().unwrap());
+    datapath.hand_over(&lab.b.key);
+    datapath.apply(&KernelView { pods: vec![lab.a.kernel_pod()], ..KernelView::default() }).unwrap();
+    drop(b);
+    let elsewhere = PodToEnrol { ips: vec![lab.c.v4], ..lab.b.to_enrol() };
+    assert!(refusal(datapath.enrol(&elsewhere)).contains("does not have"));
+    assert_eq!(datapath.leftovers(), std::slice::from_ref(&lab.b.key));
+
+    let client = lab.c.socket(socket2::Domain::IPV4, socket2::Protocol::TCP);
+    client.set_nonblocking(true).unwrap();
+    let dropped = counter(&datapath, "steer", "gone_dropped");
+    client.connect(&lab.b.at(80).into()).unwrap_err();
+    eventually("its SYN is dropped", || counter(&datapath, "steer", "gone_dropped") > dropped);
+    let refused = lab.b.connect(lab.c.at6(81)).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "captured, and nobody there");
+    let _proxied = lab.a.connect(lab.b.at(80)).unwrap();
+    accept(&a.outbound[0]);
+    assert!(is_idle(&app));
+
+    let b = datapath.enrol(&lab.b.to_enrol()).unwrap();
+    assert_eq!((datapath.leftovers(), lab.b.state()), (Vec::new(), before));
+    datapath.apply(&lab.view()).unwrap();
+    let _client = lab.c.connect(lab.b.at(80)).unwrap();
+    accept(&b.inbound[0]);
+}
+
+#[test]
 fn pods_that_left_while_there_was_no_agent() {
     let mut lab = Lab::new();
     let before = lab.a.state();

@@ -210,6 +210,7 @@ impl Node {
         self.learned.0.retain(|(pod, _)| snapshot.local_workload(pod).is_some());
         let open = self.open_connections();
         let plan = self.pods.plan(&wanted, Instant::now(), &|pod| open.get(pod).copied().unwrap_or(0));
+        self.hand_over(&plan.replace);
         self.apply(&snapshot);
         self.take_out(&plan);
         self.with_proxy(Proxy::reevaluate);
@@ -220,7 +221,7 @@ impl Node {
             self.publish(&snapshot);
         }
         self.remove_leftovers();
-        if !plan.leave.is_empty() || !plan.undo.is_empty() {
+        if !plan.leave.is_empty() || !plan.undo.is_empty() || !plan.replace.is_empty() {
             self.forget_series(&snapshot);
         }
     }
@@ -233,6 +234,27 @@ impl Node {
         if let Some(proxy) = lock(&self.proxy).as_ref() {
             work(proxy);
         }
+    }
+
+    /// Pods in another place: the kernel keeps them captured while nobody listens. Before the maps are written,
+    /// which would set them free.
+    fn hand_over(&mut self, pods: &[NamespacedName]) {
+        if pods.is_empty() {
+            return;
+        }
+        // Their counts go with them.
+        self.account();
+        for pod in pods {
+            tracing::info!(%pod, "has other addresses or another network namespace");
+            lock(&self.datapath).hand_over(pod);
+            self.with_proxy(|proxy| proxy.remove_pod(pod, Duration::ZERO));
+            self.forget_learned(pod);
+        }
+    }
+
+    /// What was learned of a pod is not true of another one of the same name.
+    fn forget_learned(&mut self, pod: &NamespacedName) {
+        self.learned.0.retain(|(known, _)| known != pod);
     }
 
     fn take_out(&mut self, plan: &Plan) {
@@ -258,6 +280,7 @@ impl Node {
             }
         }
         self.pods.undone(pod);
+        self.forget_learned(pod);
     }
 
     fn enrol(&mut self, pods: &[NamespacedName]) {

@@ -80,6 +80,8 @@ pub(crate) struct Pod {
 pub(crate) struct Plan {
     /// Enrolled pods that left the mesh: out of the view, then their listeners close.
     pub(crate) leave: Vec<NamespacedName>,
+    /// Enrolled pods in another place now: their capture stays until they are enrolled anew.
+    pub(crate) replace: Vec<NamespacedName>,
     /// Pods whose namespace is to be undone now.
     pub(crate) undo: Vec<NamespacedName>,
     /// Pods to enrol now.
@@ -104,7 +106,10 @@ impl Pods {
         }
         for (key, pod) in &mut self.0 {
             match pod.stage {
-                Stage::Enrolled if !matches!(wanted.get(key), Some(Wanted::Enrol(_))) => {
+                // What is missing in the configuration does not end what was begun with it.
+                Stage::Enrolled
+                    if !matches!(wanted.get(key), Some(Wanted::Enrol(_) | Wanted::Incomplete(_))) =>
+                {
                     pod.stage = Stage::Leaving(now + GRACE);
                     plan.leave.push(key.clone());
                 }
@@ -134,8 +139,14 @@ impl Pods {
         pod.target = Some(target.clone());
         match &pod.stage {
             Stage::Enrolled if same => {}
-            // A pod of the same name in another place, or one that comes back: begin anew.
-            Stage::Enrolled | Stage::Leaving(_) => {
+            // A pod of the same name in another place: it must not be open in between.
+            Stage::Enrolled => {
+                pod.stage = Stage::Pending(now);
+                plan.replace.push(key.clone());
+                plan.enrol.push(key.clone());
+            }
+            // One that comes back begins anew.
+            Stage::Leaving(_) => {
                 pod.stage = Stage::Pending(now);
                 plan.undo.push(key.clone());
                 plan.enrol.push(key.clone());

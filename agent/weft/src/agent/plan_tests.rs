@@ -57,12 +57,30 @@ fn the_grace_ends_even_with_connections() {
 }
 
 #[test]
-fn a_pod_that_comes_back_or_moves_begins_anew() {
+fn a_pod_that_moves_stays_captured_meanwhile_even_if_it_cannot_be_enrolled() {
+    let now = Instant::now();
+    let mut pods = enrolled(now);
+    let moved = wants([enrol("cart", "/n/other")]);
+    let plan = Plan { replace: vec![key("cart")], enrol: vec![key("cart")], ..Plan::default() };
+    assert_eq!(pods.plan(&moved, now, BUSY), plan);
+    pods.enrolled(&key("cart"), Err("no such address".into()), now);
+    assert_eq!(pods.plan(&moved, now, BUSY), Plan::default(), "nothing is undone");
+    assert!(pods.0.contains_key(&key("cart")), "what is left of it belongs to a pod that is known");
+}
+
+#[test]
+fn an_enrolled_pod_whose_namespace_is_not_named_any_more_stays() {
+    let now = Instant::now();
+    let mut pods = enrolled(now);
+    let incomplete = wants([(key("cart"), Wanted::Incomplete("no annotation".into()))]);
+    assert_eq!(pods.plan(&incomplete, now, IDLE), Plan::default());
+    assert!(matches!(pods.0[&key("cart")].stage, Stage::Enrolled));
+}
+
+#[test]
+fn a_pod_that_comes_back_begins_anew() {
     let now = Instant::now();
     let both = Plan { undo: vec![key("cart")], enrol: vec![key("cart")], ..Plan::default() };
-    let mut pods = enrolled(now);
-    assert_eq!(pods.plan(&wants([enrol("cart", "/n/other")]), now, BUSY), both);
-
     let mut pods = enrolled(now);
     pods.plan(&wants([]), now, BUSY);
     assert_eq!(pods.plan(&wants([enrol("cart", "/n/cart")]), now, BUSY), both);
