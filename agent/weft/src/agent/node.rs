@@ -150,11 +150,33 @@ impl Node {
         }
     }
 
-    /// While connections are drained the kernel may go on with direct flows.
+    /// While connections are drained the kernel may go on with direct flows, as policy has it then: no pod is
+    /// enrolled or undone any more, but what is revoked ends.
     fn beat_until_closed(&mut self, events: &Receiver<Event>) {
-        while !matches!(events.recv_timeout(HEARTBEAT), Err(RecvTimeoutError::Disconnected)) {
+        // What came together with the end.
+        self.enforce();
+        loop {
+            match events.recv_timeout(HEARTBEAT) {
+                Ok(first) => {
+                    for event in std::iter::once(first).chain(events.try_iter()) {
+                        self.take(event);
+                    }
+                    self.enforce();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
             self.heartbeat();
+            self.sweep();
         }
+    }
+
+    /// Lets kernel and proxy follow the configuration for the pods that are enrolled.
+    fn enforce(&mut self) {
+        let snapshot = self.config.snapshot();
+        self.apply(&snapshot);
+        self.with_proxy(Proxy::reevaluate);
+        self.publish(&snapshot);
     }
 
     fn next_wake(&self) -> Instant {
@@ -186,13 +208,19 @@ impl Node {
                 tracing::warn!(%pod, "put back what something had removed from the pod's network namespace");
             }
         }
-        if self.clocks.sweep.is_some_and(|due| due <= now) {
-            self.clocks.sweep = None;
-            let late = lock(&self.datapath).sweep();
-            match late {
-                Ok(flows) => self.cut_denied(&self.config.snapshot(), &flows),
-                Err(error) => tracing::warn!(error = %output::chain(&error), "cannot look at direct flows"),
-            }
+        self.sweep();
+    }
+
+    /// Cuts direct flows that were being opened during the last revocation, when they are due.
+    fn sweep(&mut self) {
+        if self.clocks.sweep.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.clocks.sweep = None;
+        let late = lock(&self.datapath).sweep();
+        match late {
+            Ok(flows) => self.cut_denied(&self.config.snapshot(), &flows),
+            Err(error) => tracing::warn!(error = %output::chain(&error), "cannot look at direct flows"),
         }
     }
 
