@@ -51,7 +51,7 @@ pub struct ProxyConfig {
     pub workers: usize,
     /// Connections of one pod (both directions) before accepting pauses.
     pub connections_per_pod: usize,
-    /// TLS handshakes of one pod at a time before accepting pauses.
+    /// TLS handshakes of one pod at a time; further ones wait for a turn, and are refused when none comes.
     pub handshakes_per_pod: usize,
     /// TCP connect.
     pub connect_timeout: Duration,
@@ -131,7 +131,7 @@ impl Proxy {
     pub fn add_pod(&self, pod: NamespacedName, enrolled: Enrolled) {
         self.remove_pod(&pod, Duration::ZERO);
         let Enrolled { netns, inbound, outbound } = enrolled;
-        let entry = Arc::new(Pod::new(pod.clone(), netns));
+        let entry = Arc::new(Pod::new(pod.clone(), netns, &self.shared.config));
         let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
         let inbound = inbound.into_iter().map(|listener| (Role::Inbound, listener));
         let outbound = outbound.into_iter().map(|listener| (Role::Outbound, listener));

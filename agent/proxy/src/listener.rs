@@ -1,7 +1,7 @@
 //! Accepting. A pod's home worker polls its listeners; a connection goes to the least loaded worker.
 //!
-//! Admission is back-pressure first: a pod with too many connections or handshakes is not accepted from, so
-//! that its clients wait in the kernel's queue. When nothing ends for a while they are refused and counted,
+//! Admission is back-pressure first: a pod with too many connections is not accepted from, so that its
+//! clients wait in the kernel's queue. When nothing ends for a while they are refused and counted,
 //! because a client that hangs is worse off than one that is told.
 
 use std::fs::File;
@@ -85,11 +85,11 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, l
     let mut spare = Spare::new();
     let mut backoff = BACKOFF_MS.0;
     loop {
-        wait_for_room(&worker, &pod, role).await;
+        wait_for_room(&worker, &pod).await;
         match accept(&listener).await {
             Ok((stream, peer)) => {
                 backoff = BACKOFF_MS.0;
-                if has_room(&worker, &pod, role) {
+                if has_room(&worker, &pod) {
                     hand(&worker, &pod, role, stream, peer);
                 } else {
                     worker.shared.counters.over_limit.add();
@@ -124,21 +124,15 @@ fn watched(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
 }
 
 /// Waits while the pod is full, but not for too long.
-async fn wait_for_room(worker: &Worker, pod: &Pod, role: Role) {
-    if !has_room(worker, pod, role) {
+async fn wait_for_room(worker: &Worker, pod: &Pod) {
+    if !has_room(worker, pod) {
         // Whether it was in vain is seen when the next connection is there.
-        let _ = tokio::time::timeout(PATIENCE, pod.until(|| has_room(worker, pod, role))).await;
+        let _ = tokio::time::timeout(PATIENCE, pod.until(|| has_room(worker, pod))).await;
     }
 }
 
-fn has_room(worker: &Worker, pod: &Pod, role: Role) -> bool {
-    let config = &worker.shared.config;
-    let handshakes = match role {
-        Role::Inbound => config.handshakes_per_pod,
-        // Slow handshakes of strangers must not keep the pod from connecting to others.
-        Role::Outbound => usize::MAX,
-    };
-    pod.has_room(config.connections_per_pod, handshakes)
+fn has_room(worker: &Worker, pod: &Pod) -> bool {
+    pod.has_room(worker.shared.config.connections_per_pod)
 }
 
 async fn accept(listener: &AsyncFd<TcpListener>) -> Result<(std::net::TcpStream, SocketAddr), Errno> {

@@ -1,12 +1,17 @@
 //! A pod in service: its namespace, its ports, and how much of the agent it uses (admission).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 use weft_core::resource::NamespacedName;
 use weft_kernel::Netns;
 
+use crate::ProxyConfig;
 use crate::net::SharedPorts;
 
 /// A pod that was given to the proxy. Shared by all workers.
@@ -19,20 +24,23 @@ pub(crate) struct Pod {
     /// Source ports of onward connections into it.
     pub(crate) ports: SharedPorts,
     connections: AtomicUsize,
-    handshakes: AtomicUsize,
-    /// Told when a connection or a handshake ends while accepting may be waiting for that.
+    handshakes: Semaphore,
+    /// TLS handshakes of each peer, including those that wait for their turn.
+    shaking: Mutex<HashMap<IpAddr, usize>>,
+    /// Told when a connection ends while accepting may be waiting for that.
     room: Notify,
 }
 
 impl Pod {
     /// A pod without connections.
-    pub(crate) fn new(key: NamespacedName, netns: Arc<Netns>) -> Self {
+    pub(crate) fn new(key: NamespacedName, netns: Arc<Netns>, config: &ProxyConfig) -> Self {
         Self {
             key,
             netns,
             ports: SharedPorts::default(),
             connections: AtomicUsize::new(0),
-            handshakes: AtomicUsize::new(0),
+            handshakes: Semaphore::new(config.handshakes_per_pod),
+            shaking: Mutex::default(),
             room: Notify::new(),
         }
     }
@@ -43,12 +51,15 @@ impl Pod {
     }
 
     /// Whether another connection may be accepted.
-    pub(crate) fn has_room(&self, connections: usize, handshakes: usize) -> bool {
+    pub(crate) fn has_room(&self, connections: usize) -> bool {
         self.connections.load(Ordering::Relaxed) < connections
-            && self.handshakes.load(Ordering::Relaxed) < handshakes
     }
 
-    /// Waits until a condition holds that the end of a connection or a handshake may bring about.
+    fn shaking(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.shaking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a condition holds that the end of a connection may bring about.
     pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
         loop {
             // Listens before it looks: an end in between is not missed.
@@ -87,22 +98,52 @@ impl Drop for Admitted {
     }
 }
 
-/// One TLS handshake in progress.
-#[derive(Debug)]
-pub(crate) struct Handshaking(Arc<Pod>);
+/// TLS handshakes of one peer into one pod at a time. A peer that needs more has them one after the other.
+pub(crate) const HANDSHAKES_PER_PEER: usize = 8;
 
-impl Handshaking {
-    /// Counts a handshake.
-    pub(crate) fn new(pod: &Arc<Pod>) -> Self {
-        pod.handshakes.fetch_add(1, Ordering::Relaxed);
-        Self(pod.clone())
+/// One TLS handshake in progress.
+pub(crate) struct Handshaking<'a> {
+    _turn: SemaphorePermit<'a>,
+    _peer: OfPeer<'a>,
+}
+
+impl<'a> Handshaking<'a> {
+    /// Waits for a turn. `None` when the peer has too many handshakes, or when no turn came within `patience`.
+    pub(crate) async fn begin(pod: &'a Pod, peer: IpAddr, patience: Duration) -> Option<Self> {
+        let of_peer = OfPeer::new(pod, peer)?;
+        let turn = timeout(patience, pod.handshakes.acquire()).await.ok()?;
+        // The semaphore is never closed.
+        Some(Self { _turn: turn.ok()?, _peer: of_peer })
     }
 }
 
-impl Drop for Handshaking {
+/// A handshake counted for its peer.
+struct OfPeer<'a> {
+    pod: &'a Pod,
+    peer: IpAddr,
+}
+
+impl<'a> OfPeer<'a> {
+    fn new(pod: &'a Pod, peer: IpAddr) -> Option<Self> {
+        let mut shaking = pod.shaking();
+        let count = shaking.entry(peer).or_default();
+        if *count >= HANDSHAKES_PER_PEER {
+            return None;
+        }
+        *count += 1;
+        Some(Self { pod, peer })
+    }
+}
+
+impl Drop for OfPeer<'_> {
     fn drop(&mut self) {
-        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
-        self.0.room.notify_waiters();
+        let mut shaking = self.pod.shaking();
+        if let Some(count) = shaking.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                shaking.remove(&self.peer);
+            }
+        }
     }
 }
 

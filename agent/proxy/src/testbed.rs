@@ -167,8 +167,8 @@ impl Bed {
         });
         let worker = Worker::new(0, shared);
         let netns = Arc::new(Netns::current().unwrap());
-        let client = Arc::new(Pod::new(name("client"), netns.clone()));
-        let server = Arc::new(Pod::new(name("server"), netns));
+        let client = Arc::new(Pod::new(name("client"), netns.clone(), &worker.shared.config));
+        let server = Arc::new(Pod::new(name("server"), netns, &worker.shared.config));
         worker.add_pod(&client, Vec::new());
         worker.add_pod(&server, Vec::new());
         Self { worker, kernel, ca, client, server, client_ip, server_ip, other_ip, learned, compiler, lines }

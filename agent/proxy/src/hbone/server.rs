@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
@@ -29,6 +30,9 @@ use crate::relay::{H2Stream, Pair, relay};
 use crate::tls::{self, Corked, Stream};
 use crate::worker::Worker;
 
+/// How long a connection may wait for its turn to shake hands. Others of the pod are accepted meanwhile.
+const TURN: Duration = Duration::from_secs(5);
+
 /// What the streams of one tunnel share.
 struct Tunnel {
     pod: Arc<Pod>,
@@ -48,7 +52,11 @@ struct Established {
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Accepted { pod, stream, peer, local, admitted: _admitted } = accepted;
     let live = worker.live.tunnel(&pod);
-    let handshaking = Handshaking::new(&pod);
+    let Some(handshaking) = Handshaking::begin(&pod, peer.ip(), TURN).await else {
+        worker.shared.counters.over_limit.add();
+        net::reset(stream);
+        return;
+    };
     match Box::pin(establish(&worker, &pod, stream, peer)).await {
         Ok(established) => {
             drop(handshaking);
@@ -157,8 +165,7 @@ fn accept(
     mut respond: SendResponse<Bytes>,
 ) {
     let config = &worker.shared.config;
-    // The handshake limit does not concern streams.
-    if !tunnel.pod.has_room(config.connections_per_pod, usize::MAX) {
+    if !tunnel.pod.has_room(config.connections_per_pod) {
         worker.shared.counters.over_limit.add();
         respond.send_reset(Reason::REFUSED_STREAM);
         return;

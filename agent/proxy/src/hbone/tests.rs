@@ -13,6 +13,7 @@ use super::client::{self, TunnelStream};
 use crate::account::{Account, Facts, Route, Side};
 use crate::listener::Role;
 use crate::outbound::Setback;
+use crate::pod::HANDSHAKES_PER_PEER;
 use crate::relay::{Pair, relay};
 use crate::testbed::{
     Bed, allow_again, connect_from, connected, deny_all, identity, name, run, run_paused, strict,
@@ -299,6 +300,49 @@ fn a_client_that_does_not_shake_hands_is_given_up() {
         assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
         assert!(bed.log().contains("the TLS handshake took too long"), "{}", bed.log());
         bed.until("the end", |bed| bed.server.connections() == 0).await;
+    });
+}
+
+fn over_limit(bed: &Bed, count: u64) -> bool {
+    bed.worker.shared.counters.all().contains(&("over_limit", count))
+}
+
+#[test]
+fn silent_clients_of_one_address_do_not_keep_others_out() {
+    run(async {
+        let bed = Bed::new("b");
+        bed.serve_tunnels();
+        let addr = SocketAddr::new(bed.server_ip, super::PORT);
+        let mut silent = Vec::new();
+        for _ in 0..HANDSHAKES_PER_PEER {
+            silent.push(connect_from(bed.other_ip, addr).await.unwrap());
+        }
+        let mut refused = connect_from(bed.other_ip, addr).await.unwrap();
+        assert_eq!(refused.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(over_limit(&bed, 1));
+        let _tunnel = raw_tunnel(&bed).await;
+        drop(silent);
+        bed.until("free places", |bed| bed.server.connections() == 1).await;
+        let mut accepted = connect_from(bed.other_ip, addr).await.unwrap();
+        accepted.write_all(b"not TLS at all").await.unwrap();
+        let mut alert = Vec::new();
+        // A reset may follow the alert.
+        let _ = accepted.read_to_end(&mut alert).await;
+        assert!(over_limit(&bed, 1), "the places are free again");
+    });
+}
+
+#[test]
+fn who_gets_no_turn_to_shake_hands_is_refused_and_counted() {
+    run_paused(async {
+        let config = ProxyConfig { handshakes_per_pod: 1, ..ProxyConfig::default() };
+        let bed = Bed::with(config, "b");
+        bed.serve_tunnels();
+        let addr = SocketAddr::new(bed.server_ip, super::PORT);
+        let _silent = connect_from(bed.client_ip, addr).await.unwrap();
+        let mut second = connect_from(bed.other_ip, addr).await.unwrap();
+        assert_eq!(second.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(over_limit(&bed, 1));
     });
 }
 

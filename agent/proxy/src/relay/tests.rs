@@ -21,7 +21,8 @@ struct Relayed {
 
 async fn relayed() -> Relayed {
     let ((client, downstream), (server, upstream)) = (connected().await, connected().await);
-    let pod = Arc::new(Pod::new(name("pod"), Arc::new(Netns::current().unwrap())));
+    let pod =
+        Arc::new(Pod::new(name("pod"), Arc::new(Netns::current().unwrap()), &crate::ProxyConfig::default()));
     let registry = Rc::new(Registry::default());
     let live = registry.connection(&pod, None);
     let end = tokio::task::spawn_local(async move {
