@@ -1,6 +1,8 @@
 //! Processor time and memory of processes and of the machine.
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -78,4 +80,92 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
         text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the process has no memory")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
+}
+
+/// Processor time of everything on the machine that is not in one cgroup, to be compared with a later look.
+///
+/// Kernel threads are left out: they work for whoever sends packets. What a process used that ended between
+/// two looks is not seen; time that the hypervisor gave to others is.
+#[derive(Debug)]
+pub struct Others {
+    processes: HashMap<u32, f64>,
+    stolen: f64,
+}
+
+impl Others {
+    /// Looks now; `cgroup` and all below it are ours.
+    pub fn look(cgroup: &Path) -> Result<Self> {
+        let ours = pids_below(cgroup);
+        let mut processes = HashMap::new();
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            if !ours.contains(&pid)
+                && pid != std::process::id()
+                && let Some(seconds) = process_seconds(pid)
+            {
+                processes.insert(pid, seconds);
+            }
+        }
+        let stat = fs::read_to_string("/proc/stat")?;
+        let stolen = stat.split_ascii_whitespace().nth(8).and_then(|v| v.parse::<f64>().ok()).unwrap_or(0.0);
+        Ok(Self { processes, stolen: stolen / 100.0 })
+    }
+
+    /// Processor seconds that others used since `before`.
+    pub fn since(&self, before: &Self) -> f64 {
+        let used = self.processes.iter().map(|(pid, now)| {
+            let then = before.processes.get(pid).copied().unwrap_or(0.0);
+            (now - then).max(0.0)
+        });
+        used.sum::<f64>() + self.stolen - before.stolen
+    }
+}
+
+fn pids_below(cgroup: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(pids_below(&entry.path()));
+        }
+    }
+    pids
+}
+
+/// User and system time of a process with all its threads (ticks of 10 ms); `None` for kernel threads and
+/// processes that have ended.
+fn process_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may contain anything, so the fields are counted from its closing parenthesis.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let kernel_thread = 0x0020_0000;
+    if fields.get(6)?.parse::<u64>().ok()? & kernel_thread != 0 {
+        return None;
+    }
+    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
+    Some((ticks(11)? + ticks(12)?) / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_processor_time_is_seen() {
+        let clock = CpuClock::start(&[std::process::id()]).unwrap();
+        let mut sum = 0_u64;
+        while clock.read().unwrap().ours < 0.02 {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(process_seconds(std::process::id()).unwrap() >= 0.01);
+        assert!(resident_bytes(std::process::id()).unwrap() > 100_000);
+    }
+
+    #[test]
+    fn kernel_threads_are_nobody() {
+        // kthreadd
+        assert_eq!(process_seconds(2), None);
+    }
 }

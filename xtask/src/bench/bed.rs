@@ -1,11 +1,12 @@
 //! The machine under test: two nodes, a pair of pods in the mesh and the same pair outside of it.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use weft_lab::{Agent, Controller, Lab, LabSpec, Pod, PodSpec, Process, mount_point};
+use weft_lab::{Agent, Controller, Lab, LabSpec, Others, Pod, PodSpec, Process, mount_point};
 
 use super::report::{Contender, Family};
 
@@ -18,6 +19,10 @@ pub(crate) const ECHO: u16 = 1004;
 const FOREIGN_LIMIT: f64 = 0.06;
 /// How often a measurement is repeated for the sake of quiet.
 const REPEATS: usize = 3;
+/// How long one look at the load of others takes.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a whole run waits for others to become quiet.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the server is, seen from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub(crate) struct Bed {
     _controller: Controller,
     pub(crate) lab: Lab,
     binaries: PathBuf,
+    /// How long this run has waited for quiet.
+    waited: Cell<Duration>,
 }
 
 /// What a measurement gave.
@@ -76,8 +83,14 @@ impl Bed {
         let servers = serve(&lab, further)?;
         let controller = lab.start_controller()?;
         let agents = vec![lab.start_agent("a")?, lab.start_agent("b")?];
-        let bed =
-            Self { agents, _servers: servers, _controller: controller, lab, binaries: binaries.to_owned() };
+        let bed = Self {
+            agents,
+            _servers: servers,
+            _controller: controller,
+            lab,
+            binaries: binaries.to_owned(),
+            waited: Cell::new(Duration::ZERO),
+        };
         bed.agent(0)?.wait_enrolled(&["mesh/client", "mesh/near"])?;
         let far: Vec<String> =
             further.iter().chain([&"far".to_owned()]).map(|name| format!("mesh/{name}")).collect();
@@ -133,16 +146,38 @@ impl Bed {
         })
     }
 
-    /// Runs a client; repeats it when others used too much of the machine meanwhile.
+    /// Runs a client while others leave the machine alone; repeats it when they did not.
     pub(crate) fn measure(&self, contender: Contender, args: &[&str]) -> Result<Measured> {
+        self.wait_for_quiet()?;
         let mut measured = self.measure_once(contender, args)?;
         for _ in 1..REPEATS {
             if measured.foreign <= FOREIGN_LIMIT {
                 break;
             }
+            self.wait_for_quiet()?;
             measured = self.measure_once(contender, args)?;
         }
         Ok(measured)
+    }
+
+    /// Waits until others use little of the machine, or the patience of the whole run is used up.
+    fn wait_for_quiet(&self) -> Result<()> {
+        while self.waited.get() < PATIENCE {
+            let before = self.clocks()?;
+            std::thread::sleep(LOOK);
+            if self.foreign(&before, &self.clocks()?)? <= FOREIGN_LIMIT {
+                break;
+            }
+            self.waited.set(self.waited.get() + LOOK);
+        }
+        Ok(())
+    }
+
+    /// Share of the machine that others used between two looks.
+    fn foreign(&self, before: &Clocks, after: &Clocks) -> Result<f64> {
+        let wall = after.at.duration_since(before.at).as_secs_f64();
+        let processors = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
+        Ok(after.others.since(&before.others) / (wall * processors))
     }
 
     fn measure_once(&self, contender: Contender, args: &[&str]) -> Result<Measured> {
@@ -156,14 +191,12 @@ impl Bed {
         if algorithm != "cubic" {
             bail!("the sockets use {algorithm}, not cubic: figures would mean nothing");
         }
-        let wall = after.at.duration_since(before.at).as_secs_f64();
-        let capacity = wall * f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
-        let foreign = (after.not_interrupts - before.not_interrupts) - (after.lab - before.lab);
+        let foreign = self.foreign(&before, &after)?;
         Ok(Measured {
             report,
             agents_cpu: after.agents - before.agents,
             machine_busy: after.machine - before.machine,
-            foreign: (foreign / capacity).max(0.0),
+            foreign,
         })
     }
 
@@ -173,9 +206,8 @@ impl Bed {
         let cgroup = mount_point()?.join(self.lab.id().cgroup_name());
         Ok(Clocks {
             agents,
-            lab: cgroup_seconds(&cgroup)?,
             machine: weft_lab::machine_busy_seconds()?,
-            not_interrupts: process_seconds()?,
+            others: Others::look(&cgroup)?,
             at: std::time::Instant::now(),
         })
     }
@@ -196,9 +228,8 @@ impl Bed {
 
 struct Clocks {
     agents: f64,
-    lab: f64,
     machine: f64,
-    not_interrupts: f64,
+    others: Others,
     at: std::time::Instant,
 }
 
@@ -236,20 +267,4 @@ fn serve(lab: &Lab, further: &[String]) -> Result<Vec<Process>> {
         servers.push(lab.pod(&format!("mesh/{name}"))?.serve(&[&small])?);
     }
     Ok(servers)
-}
-
-/// Processor seconds of everything in a cgroup.
-fn cgroup_seconds(cgroup: &Path) -> Result<f64> {
-    let text = std::fs::read_to_string(cgroup.join("cpu.stat"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
-    Ok(line.context("cpu.stat has no usage_usec")?.trim().parse::<f64>()? / 1e6)
-}
-
-/// Busy seconds of the machine without interrupts: what processes used. Work in interrupts is left out,
-/// because whose it is cannot be said.
-fn process_seconds() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/stat")?;
-    let line = text.lines().next().context("/proc/stat is empty")?;
-    let ticks = line.split_ascii_whitespace().skip(1).take(3).filter_map(|v| v.parse::<f64>().ok());
-    Ok(ticks.sum::<f64>() / 100.0)
 }
