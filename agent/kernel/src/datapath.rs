@@ -414,19 +414,43 @@ impl Datapath {
         flows.iter().filter_map(|(cookie, flow)| flows::record(*cookie, flow, &self.directory)).collect()
     }
 
+    /// Connections to applications of an enrolled pod that nobody decided on. To be asked for between the pod's
+    /// enrolment and the next [`apply`](Self::apply), which permits direct flows.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn older_connections(&self, pod: &NamespacedName) -> Result<Vec<OlderConnection>, KernelError> {
+        let Some(enrolled) = self.enrolled.get(pod) else { return Ok(Vec::new()) };
+        let sockets = enrolled
+            .netns
+            .run(|| SocketDiag::open()?.sockets())
+            .and_then(|result| result)
+            .doing(|| format!("list the connections of pod {pod}"))?;
+        let flows = self.flows.established().doing(|| "read map FLOWS")?;
+        let direct = flows.values().map(|flow| {
+            let Tuple { source, destination, source_port, destination_port } = flow.tuple;
+            ((ip(source), source_port).into(), (ip(destination), destination_port).into())
+        });
+        Ok(older::find(pod, &sockets, self.meta.agent_cgroup, &direct.collect()))
+    }
+
+    /// Ends such a connection: the application sees an error, the client a reset.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn cut_older(&self, connection: &OlderConnection) -> Result<Cut, KernelError> {
+        let OlderConnection { pod, client, application, socket_cookie } = connection;
+        let Some(pod) = self.enrolled.get(pod) else { return Ok(Cut::AlreadyGone) };
+        destroy(pod, (*application, *client), *socket_cookie)
+    }
+
     /// Ends a direct flow: the client sees an error, the server a reset.
     ///
     /// # Errors
     /// The kernel refused.
     pub fn cut(&self, flow: &FlowRecord) -> Result<Cut, KernelError> {
         let Some(pod) = self.enrolled.get(&flow.source) else { return Ok(Cut::AlreadyGone) };
-        let tuple = crate::maps::tuple(flow.source_addr, flow.destination_addr);
-        let destroyed = pod
-            .netns
-            .run(|| SocketDiag::open()?.destroy(&tuple, flow.socket_cookie))
-            .and_then(|result| result)
-            .doing(|| format!("cut the flow from {} to {}", flow.source_addr, flow.destination_addr))?;
-        Ok(if destroyed { Cut::Done } else { Cut::AlreadyGone })
+        destroy(pod, (flow.source_addr, flow.destination_addr), flow.socket_cookie)
     }
 
     /// Totals for metrics. Reads per-CPU maps and `sock_diag`: milliseconds, so not more than once a second.
@@ -509,6 +533,17 @@ fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, KernelError> {
 fn program_names(probe: bool) -> Vec<String> {
     let probe = probe.then_some(load::PROBE_PROGRAM);
     load::CGROUP_PROGRAMS.into_iter().chain(probe).map(str::to_owned).collect()
+}
+
+/// Destroys a socket of a pod, which has the first of these ends.
+fn destroy(pod: &EnrolledPod, ends: (SocketAddr, SocketAddr), socket_cookie: u64) -> Result<Cut, KernelError> {
+    let tuple = crate::maps::tuple(ends.0, ends.1);
+    let destroyed = pod
+        .netns
+        .run(|| SocketDiag::open()?.destroy(&tuple, socket_cookie))
+        .and_then(|result| result)
+        .doing(|| format!("cut the flow from {} to {}", ends.0, ends.1))?;
+    Ok(if destroyed { Cut::Done } else { Cut::AlreadyGone })
 }
 
 /// Programs and maps of older schemata, which ours have just replaced. Their pods follow one by one.

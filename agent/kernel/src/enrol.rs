@@ -101,8 +101,7 @@ pub(crate) fn set_up(
     } else {
         // A directory without a link is what a crash in the middle of an enrolment leaves.
         candidate.pins.remove().doing(|| about(&candidate.key, "remove old pins"))?;
-        crate::bpffs::create(&candidate.pins.directory)
-            .doing(|| about(&candidate.key, "create the pin directory"))?;
+        candidate.pins.create().doing(|| about(&candidate.key, "create the pin directory"))?;
     }
     let mut undo = Undo { candidate: &candidate, saved_sysctls: None, armed: !taken_over };
 

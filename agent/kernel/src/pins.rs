@@ -5,10 +5,15 @@
 //!                        links/PROGRAM
 //!                        pods/<namespace>_<name>_<cookie>/{STEER,LISTENERS,link}
 //! ```
+//!
+//! A name of Kubernetes is longer than a file's may be: of a long part the directory has the beginning and a
+//! hash, and holds a symbolic link `name` whose target is the whole `<namespace>_<name>`.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::mem::size_of;
+use std::os::unix;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapInfo, MapType};
@@ -24,6 +29,13 @@ use crate::maps::RangeKeyWithLength;
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
+
+/// Longest part of a directory's name: two of them and a cookie fit into a file name (255 bytes).
+const LONGEST_PART: usize = 110;
+/// What stands between the beginning of a long part and its hash; no code of [`encode`] looks like it.
+const SHORTENED: &str = "~~";
+/// Symbolic link in the directory of a pod with a long name.
+const NAME: &str = "name";
 
 /// What a map must look like to be shared between an old agent's programs and ours.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +123,8 @@ impl Pins {
 
     /// Where a pod's objects are pinned.
     pub(crate) fn pod(&self, pod: &NamespacedName, cookie: u64) -> PodPins {
-        let name = format!("{}_{}_{cookie}", encode(&pod.namespace), encode(&pod.name));
+        let (namespace, name) = (encode(&pod.namespace), encode(&pod.name));
+        let name = format!("{}_{}_{cookie}", shorten(&namespace), shorten(&name));
         PodPins { directory: self.version.join("pods").join(name), pod: pod.clone(), cookie }
     }
 
@@ -184,6 +197,16 @@ impl PodPins {
         self.directory.join("link")
     }
 
+    /// Creates the directory.
+    pub(crate) fn create(&self) -> io::Result<()> {
+        bpffs::create(&self.directory)?;
+        let (namespace, name) = (encode(&self.pod.namespace), encode(&self.pod.name));
+        if namespace.len().max(name.len()) <= LONGEST_PART {
+            return Ok(());
+        }
+        unix::fs::symlink(format!("{namespace}_{name}"), self.directory.join(NAME))
+    }
+
     /// Whether an earlier agent enrolled the pod.
     pub(crate) fn exist(&self) -> bool {
         self.link().exists()
@@ -198,6 +221,7 @@ impl PodPins {
     pub(crate) fn remove(&self) -> io::Result<usize> {
         // The link first: without it no connection sees the maps half gone.
         unless_missing(fs::remove_file(self.link()))?;
+        unless_missing(fs::remove_file(self.directory.join(NAME)))?;
         let maps = remove_files(&self.directory)?;
         unless_missing(fs::remove_dir(&self.directory))?;
         Ok(maps)
@@ -258,6 +282,23 @@ fn encode(part: &str) -> String {
     encoded
 }
 
+/// A part that fits: of one that is too long, the beginning and a hash.
+fn shorten(encoded: &str) -> Cow<'_, str> {
+    const HASH_DIGITS: usize = 16;
+    if encoded.len() <= LONGEST_PART {
+        return Cow::Borrowed(encoded);
+    }
+    let beginning: String = encoded.chars().take(LONGEST_PART - SHORTENED.len() - HASH_DIGITS).collect();
+    Cow::Owned(format!("{beginning}{SHORTENED}{:016x}", fnv1a(encoded.as_bytes())))
+}
+
+/// FNV-1a, 64 bits: the same in every version of the agent. Cookies keep the directories of pods apart.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0100_0000_01b3;
+    bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
+}
+
 fn decode(part: &str) -> Option<String> {
     let mut pieces = part.split('~');
     let mut decoded = pieces.next()?.as_bytes().to_vec();
@@ -270,10 +311,25 @@ fn decode(part: &str) -> Option<String> {
 }
 
 fn parse_pod(directory: &Path, name: &str) -> Option<PodPins> {
-    let mut parts = name.split('_');
-    let (namespace, pod, cookie) = (parts.next()?, parts.next()?, parts.next()?);
-    let pod = NamespacedName::new(decode(namespace)?, decode(pod)?);
-    Some(PodPins { directory: directory.join(name), pod, cookie: cookie.parse().ok()? })
+    let (key, cookie) = name.rsplit_once('_')?;
+    let directory = directory.join(name);
+    let pod = if key.contains(SHORTENED) { whole_name(&directory, key) } else { parse_key(key)? };
+    Some(PodPins { directory, pod, cookie: cookie.parse().ok()? })
+}
+
+fn parse_key(key: &str) -> Option<NamespacedName> {
+    let (namespace, name) = key.split_once('_')?;
+    Some(NamespacedName::new(decode(namespace)?, decode(name)?))
+}
+
+/// The name of a pod whose directory has a part of it only. Where the link is missing, since an agent ended
+/// between two steps, the short one: what is left can be removed all the same.
+fn whole_name(directory: &Path, key: &str) -> NamespacedName {
+    let whole = fs::read_link(directory.join(NAME)).ok();
+    whole.and_then(|whole| parse_key(whole.to_str()?)).unwrap_or_else(|| {
+        let (namespace, name) = key.split_once('_').unwrap_or(("", key));
+        NamespacedName::new(namespace, name)
+    })
 }
 
 #[cfg(test)]
@@ -290,6 +346,19 @@ mod tests {
             let parsed = parse_pod(Path::new("/nowhere/v1/pods"), file).unwrap();
             assert_eq!((parsed.pod, parsed.cookie), (NamespacedName::new(namespace, name), 4711));
         }
+    }
+
+    #[test]
+    fn long_names_fit_and_stay_apart() {
+        let pins = Pins::new(Path::new("/nowhere"));
+        let file = |name: &str| {
+            let pod = pins.pod(&NamespacedName::new("n".repeat(63), name), u64::MAX);
+            pod.directory.file_name().unwrap().to_str().unwrap().to_owned()
+        };
+        let (one, other) = (file(&"a.".repeat(126)), file(&("a.".repeat(125) + "a-")));
+        assert!(one.len() <= 255 && !one.contains('.'), "{one}");
+        assert_ne!(one, other);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8, "the published test vector");
     }
 
     #[test]

@@ -344,6 +344,28 @@ fn a_pod_that_gets_other_addresses_is_not_open_meanwhile() {
 }
 
 #[test]
+fn pods_with_the_longest_names_are_taken_over_and_removed_like_others() {
+    let lab = Lab::new();
+    let before = lab.a.state();
+    // Dots take three characters of a file's name.
+    let key = NamespacedName::new("n".repeat(63), "a.".repeat(126) + "z");
+    let pod = PodToEnrol { key: key.clone(), ..lab.a.to_enrol() };
+    let mut datapath = lab.open();
+    let clean = pins(&lab.config.pin_dir);
+    drop(datapath.enrol(&pod).unwrap());
+    drop(datapath);
+
+    let mut datapath = lab.open();
+    assert_eq!(datapath.leftovers(), std::slice::from_ref(&key));
+    let _enrolled = datapath.enrol(&pod).unwrap();
+    assert!(datapath.leftovers().is_empty());
+    drop(datapath);
+    let report = Datapath::cleanup(&lab.config, Some(&key)).unwrap();
+    assert_eq!(report, CleanupReport { links: 1, maps: 2, namespaces: 1, failures: Vec::new() });
+    assert_eq!((lab.a.state(), pins(&lab.config.pin_dir)), (before, clean));
+}
+
+#[test]
 fn pods_that_left_while_there_was_no_agent() {
     let mut lab = Lab::new();
     let before = lab.a.state();
