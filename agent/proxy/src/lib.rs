@@ -25,6 +25,7 @@ mod sniff;
 #[cfg(test)]
 mod testbed;
 mod tls;
+mod unread;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -53,6 +54,9 @@ pub struct ProxyConfig {
     pub connections_per_pod: usize,
     /// TLS handshakes of one pod at a time; further ones wait for a turn, and are refused when none comes.
     pub handshakes_per_pod: usize,
+    /// Bytes that tunnels brought and the applications of one pod have not taken, before the pod's new streams
+    /// are refused. What the windows of open streams still allow, 1 MiB for each, may come on top.
+    pub unread_per_pod: usize,
     /// TCP connect.
     pub connect_timeout: Duration,
     /// TLS handshake, either side.
@@ -69,6 +73,7 @@ impl Default for ProxyConfig {
             workers: 2,
             connections_per_pod: 20_000,
             handshakes_per_pod: 64,
+            unread_per_pod: 64 * 1024 * 1024,
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             tunnel_timeout: Duration::from_secs(10),

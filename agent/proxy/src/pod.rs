@@ -13,6 +13,7 @@ use weft_kernel::Netns;
 
 use crate::ProxyConfig;
 use crate::net::SharedPorts;
+use crate::unread::Unread;
 
 /// A pod that was given to the proxy. Shared by all workers.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Pod {
     pub(crate) netns: Arc<Netns>,
     /// Source ports of onward connections into it.
     pub(crate) ports: SharedPorts,
+    /// What its applications have not taken from tunnels.
+    pub(crate) unread: Unread,
     connections: AtomicUsize,
     handshakes: Semaphore,
     /// TLS handshakes of each peer, including those that wait for their turn.
@@ -38,6 +41,7 @@ impl Pod {
             key,
             netns,
             ports: SharedPorts::default(),
+            unread: Unread::default(),
             connections: AtomicUsize::new(0),
             handshakes: Semaphore::new(config.handshakes_per_pod),
             shaking: Mutex::default(),

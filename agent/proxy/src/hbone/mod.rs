@@ -19,6 +19,10 @@ pub(crate) const STREAMS: usize = 100;
 pub(crate) const ACCEPTED_STREAMS: u32 = 200;
 /// What one stream may send before its reader has taken it, in bytes.
 pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
+/// What all streams of a tunnel that a peer opened may send before their readers have taken it, in bytes.
+///
+/// It bounds what one peer makes us keep. Up to 63 stalled readers cannot block another stream of the tunnel.
+pub(crate) const ACCEPTED_WINDOW: u32 = 64 * STREAM_WINDOW;
 /// The largest frame that we accept, in bytes; as ztunnel's.
 pub(crate) const MAX_FRAME: u32 = 1024 * 1024;
 /// What h2 may keep of one stream's bytes before they are on the wire.

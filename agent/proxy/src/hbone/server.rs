@@ -18,7 +18,7 @@ use weft_core::Identity;
 use super::client::flushed;
 use super::driver::Keepalive;
 use super::headers::{add_baggage, forwarded_service};
-use super::{ACCEPTED_STREAMS, MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW, connection_window};
+use super::{ACCEPTED_STREAMS, ACCEPTED_WINDOW, MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW};
 use crate::account::{Account, Facts, Failure, Route, Side};
 use crate::inbound::{self, Application, Open};
 use crate::labels::Service;
@@ -28,6 +28,7 @@ use crate::pod::{Admitted, Handshaking, Pod};
 use crate::registry::{Admission, Registered};
 use crate::relay::{H2Stream, Pair, relay};
 use crate::tls::{self, Corked, Stream};
+use crate::unread::Counted;
 use crate::worker::Worker;
 
 /// How long a connection may wait for its turn to shake hands. Others of the pod are accepted meanwhile.
@@ -115,7 +116,7 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(connection_window(ACCEPTED_STREAMS))
+        .initial_connection_window_size(ACCEPTED_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(64 * 1024)
         .max_send_buffer_size(SEND_BUFFER)
@@ -161,20 +162,23 @@ async fn run(worker: &Rc<Worker>, mut established: Established, live: &Registere
 fn accept(
     worker: &Rc<Worker>,
     tunnel: &Rc<Tunnel>,
-    request: Request<RecvStream>,
+    mut request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let config = &worker.shared.config;
-    if !tunnel.pod.has_room(config.connections_per_pod) {
+    let pod = &tunnel.pod;
+    if !pod.has_room(config.connections_per_pod) || pod.unread.exceeds(config.unread_per_pod) {
         worker.shared.counters.over_limit.add();
         respond.send_reset(Reason::REFUSED_STREAM);
         return;
     }
-    let admitted = Admitted::new(&tunnel.pod, &worker.shared.loads, worker.index);
+    let admitted = Admitted::new(pod, &worker.shared.loads, worker.index);
+    let counted = Counted::new(pod, request.body_mut().flow_control().clone());
     let set_up = Box::pin(set_up(worker.clone(), tunnel.clone(), request, respond));
     worker.spawn(async move {
         if let Some(Open { account, pair, live, ports }) = set_up.await {
             let end = relay(pair, account.meter(), &live).await;
+            drop(counted);
             drop(ports);
             account.finish(end.into_cut());
         }

@@ -153,6 +153,31 @@ fn stalled_readers_do_not_block_another_stream() {
 }
 
 #[test]
+fn a_pod_that_does_not_take_what_it_gets_is_given_no_new_streams() {
+    run(async {
+        let config = ProxyConfig { unread_per_pod: 2 << 20, ..ProxyConfig::default() };
+        let bed = Bed::with(config, "b");
+        bed.serve_tunnels();
+        let (application, addr) = bed.application().await;
+        let mut stalled = Vec::new();
+        for _ in 0..3 {
+            let (mut client, server) = tunnelled(&bed, &application, addr).await;
+            tokio::task::spawn_local(async move {
+                // More than windows and socket buffers take; it waits until the server goes.
+                let _ = client.write_all(&vec![1; 32 << 20]).await;
+            });
+            stalled.push(server);
+        }
+        bed.until("a full budget", |bed| bed.server.unread.exceeds(2 << 20)).await;
+        assert_eq!(open(&bed, addr).await.map_err(failure).err().unwrap().flags, "CONNECT");
+        assert!(!over_limit(&bed, 0));
+        drop(stalled);
+        bed.until("room", |bed| !bed.server.unread.exceeds(2 << 20)).await;
+        tunnelled(&bed, &application, addr).await;
+    });
+}
+
+#[test]
 fn one_attempt_serves_all_who_wait_and_tunnels_are_used_again() {
     run(async {
         let bed = Bed::new("b");
