@@ -1,5 +1,6 @@
 //! The server's side of HBONE: accepts tunnels into a pod and serves the streams in them.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -39,6 +40,29 @@ struct Tunnel {
     pod: Arc<Pod>,
     peer: SocketAddr,
     identity: Arc<Identity>,
+    /// Streams whose application is being reached.
+    opening: Cell<u32>,
+}
+
+/// One of them.
+struct Opening(Rc<Tunnel>);
+
+impl Opening {
+    /// `None` when there are as many as there may be streams. A peer that opens and resets streams frees their
+    /// places at once, but each of them still costs us an attempt to connect.
+    fn new(tunnel: &Rc<Tunnel>) -> Option<Self> {
+        let opening = tunnel.opening.get();
+        (opening < ACCEPTED_STREAMS).then(|| {
+            tunnel.opening.set(opening + 1);
+            Self(tunnel.clone())
+        })
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get().saturating_sub(1));
+    }
 }
 
 /// A tunnel that is established.
@@ -108,7 +132,8 @@ async fn establish(
         .map_err(|_| http2_failure("the HTTP/2 preface took too long"))?
         .map_err(|error| http2_failure(&error))?;
     let keepalive = connection.ping_pong().map(|pings| Keepalive::new(pings, config.tunnel_idle));
-    let tunnel = Rc::new(Tunnel { pod: pod.clone(), peer, identity: Arc::new(identity) });
+    let tunnel =
+        Rc::new(Tunnel { pod: pod.clone(), peer, identity: Arc::new(identity), opening: Cell::new(0) });
     Ok(Established { tunnel, connection, corked, keepalive })
 }
 
@@ -167,14 +192,15 @@ fn accept(
 ) {
     let config = &worker.shared.config;
     let pod = &tunnel.pod;
-    if !pod.has_room(config.connections_per_pod) || pod.unread.exceeds(config.unread_per_pod) {
+    let room = pod.has_room(config.connections_per_pod) && !pod.unread.exceeds(config.unread_per_pod);
+    let Some(opening) = Opening::new(tunnel).filter(|_| room) else {
         worker.shared.counters.over_limit.add();
         respond.send_reset(Reason::REFUSED_STREAM);
         return;
-    }
+    };
     let admitted = Admitted::new(pod, &worker.shared.loads, worker.index);
     let counted = Counted::new(pod, request.body_mut().flow_control().clone());
-    let set_up = Box::pin(set_up(worker.clone(), tunnel.clone(), request, respond));
+    let set_up = Box::pin(set_up(worker.clone(), opening, request, respond));
     worker.spawn(async move {
         if let Some(Open { account, pair, live, ports }) = set_up.await {
             let end = relay(pair, account.meter(), &live).await;
@@ -188,12 +214,22 @@ fn accept(
 
 async fn set_up(
     worker: Rc<Worker>,
-    tunnel: Rc<Tunnel>,
+    opening: Opening,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) -> Option<Open> {
+    let tunnel = &opening.0;
     let mut facts = Box::new(Facts::new(Side::Destination, Route::Hbone, tunnel.peer, tunnel.peer));
-    match open(&worker, &tunnel, &request, &mut facts).await {
+    let opened = tokio::select! {
+        biased;
+        opened = open(&worker, tunnel, &request, &mut facts) => opened,
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => {
+            let details = "the client gave up before the application was reached";
+            facts.fail(&worker, &Failure::new("DC", "client_gone", details));
+            return None;
+        }
+    };
+    match opened {
         Ok((Application { dialled, live, learning }, response)) => {
             let Dialled { stream: application, lease } = dialled;
             let Ok(send) = respond.send_response(response, false) else {
@@ -272,6 +308,7 @@ fn destination<B>(request: &Request<B>, own: &[std::net::IpAddr]) -> Result<Sock
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testbed::{Bed, identity, run};
 
     #[test]
     fn only_ports_of_the_pod_itself_are_served() {
@@ -295,5 +332,20 @@ mod tests {
         ] {
             assert!(ask(method.clone(), authority).is_err(), "{method} {authority}");
         }
+    }
+
+    #[test]
+    fn unfinished_attempts_of_a_tunnel_are_limited() {
+        run(async {
+            let bed = Bed::new("b");
+            let peer = SocketAddr::new(bed.client_ip, 40000);
+            let identity = Arc::new(identity("client"));
+            let tunnel = Rc::new(Tunnel { pod: bed.server.clone(), peer, identity, opening: Cell::new(0) });
+            let mut attempts: Vec<_> =
+                (0..ACCEPTED_STREAMS).map(|_| Opening::new(&tunnel).unwrap()).collect();
+            assert!(Opening::new(&tunnel).is_none());
+            attempts.pop();
+            assert!(Opening::new(&tunnel).is_some());
+        });
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use weft_identity::testing::Wrong;
 
 use super::client::{self, TunnelStream};
@@ -243,6 +243,28 @@ fn requests_are_answered_as_ztunnel_answers_them() {
         assert_eq!(status(&mut send, Method::CONNECT, &addr.to_string()).await, StatusCode::UNAUTHORIZED);
         assert!(bed.log().contains("ns[shop]-policy[nobody]-rule[0]"), "{}", bed.log());
         assert!(bed.log().contains("DENY"), "{}", bed.log());
+    });
+}
+
+#[test]
+fn a_client_that_gives_up_ends_the_attempt_to_reach_the_application() {
+    run(async {
+        let hour = Duration::from_secs(3600);
+        let bed = Bed::with(ProxyConfig { connect_timeout: hour, ..ProxyConfig::default() }, "b");
+        bed.serve_tunnels();
+        // Its queue is full with one connection: it answers no further SYN.
+        let application = TcpSocket::new_v4().unwrap();
+        application.bind(SocketAddr::new(bed.server_ip, 0)).unwrap();
+        let application = application.listen(0).unwrap();
+        let addr = application.local_addr().unwrap();
+        let _queued = TcpStream::connect(addr).await.unwrap();
+        let mut send = raw_tunnel(&bed).await;
+        let request = Request::builder().method(Method::CONNECT).uri(addr.to_string()).body(()).unwrap();
+        let answer = send.send_request(request, false).unwrap();
+        bed.until("an attempt", |bed| bed.server.connections() == 2).await;
+        drop(answer);
+        bed.until("its end", |bed| bed.server.connections() == 1).await;
+        assert!(bed.log().contains("the client gave up"), "{}", bed.log());
     });
 }
 
