@@ -1,14 +1,14 @@
 //! The kernel's half of the data path, as the agent sees it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weft_core::kernel_view::KernelView;
 use weft_core::resource::NamespacedName;
-use weft_ebpf_common::{ABI_MAJOR, ABI_MINOR, Flow, Meta, PolicyKey, TUPLE_LIFETIME_NS, meta_flags};
+use weft_ebpf_common::{ABI_MAJOR, ABI_MINOR, Flow, Meta, PolicyKey, TUPLE_LIFETIME_NS, Tuple, meta_flags};
 
 use crate::admit::admit;
 use crate::cgroup::{self, Processes};
@@ -22,6 +22,7 @@ use crate::handles::{Directory, OnwardTuples, Tuples};
 use crate::load::{self, Loader};
 use crate::lock::PinLock;
 use crate::maps::{Changes, ip};
+use crate::older::{self, OlderConnection};
 use crate::pins::{Pins, PodPins};
 use crate::probe::{Capabilities, probe_kernel};
 use crate::sys::{self, monotonic_ns};
@@ -216,6 +217,9 @@ impl Datapath {
         let netns = Arc::clone(&enrolled.netns);
         self.directory.insert(cookie, pod.key.clone());
         self.enrolled.insert(pod.key.clone(), enrolled);
+        let by_cookie = by_cookie(&self.enrolled);
+        let live = |source| by_cookie.get(&source).map(|pod| live_bytes(pod)).unwrap_or_default();
+        self.flows.claim(|cookie| by_cookie.contains_key(&cookie), live);
         Ok(Enrolled { netns, inbound: listeners.inbound, outbound: listeners.outbound })
     }
 
@@ -242,8 +246,12 @@ impl Datapath {
     /// When the new enrolment fails, it stays closed where a missing agent means that.
     pub fn hand_over(&mut self, pod: &NamespacedName) {
         if let Some(enrolled) = self.enrolled.remove(pod) {
-            self.directory.remove(enrolled.cookie());
+            let cookie = enrolled.cookie();
+            self.directory.remove(cookie);
             self.leftovers.push(enrolled.pins);
+            if let Err(error) = self.flows.begin_anew(|other| other == cookie) {
+                tracing::warn!(%pod, %error, "cannot read map FLOWS: bytes of open flows may count twice");
+            }
         }
     }
 
@@ -458,10 +466,12 @@ impl Datapath {
     /// # Errors
     /// A map could not be read.
     pub fn totals(&mut self) -> Result<Vec<DirectFlowTotals>, KernelError> {
-        let by_cookie: HashMap<u64, &EnrolledPod> =
-            self.enrolled.values().map(|pod| (pod.cookie(), pod)).collect();
+        let by_cookie = by_cookie(&self.enrolled);
         let live = |source| by_cookie.get(&source).map(|pod| live_bytes(pod)).unwrap_or_default();
-        let sums = self.flows.totals(|cookie| by_cookie.contains_key(&cookie), live)?;
+        let is_present = |cookie| by_cookie.contains_key(&cookie);
+        // Flows of pods that are yet to be enrolled may have to be cut.
+        let is_known = |cookie| is_present(cookie) || self.leftovers.iter().any(|pins| pins.cookie == cookie);
+        let sums = self.flows.totals(is_present, is_known, live)?;
         let totals = sums.iter().filter_map(|(key, sum)| {
             let destination = by_cookie.get(&key.destination_cookie)?;
             let dialled = if key.vip == [0; 4] { *destination.ips.first()? } else { ip(key.vip) };
@@ -510,6 +520,10 @@ impl Datapath {
     }
 }
 
+fn by_cookie(enrolled: &HashMap<NamespacedName, EnrolledPod>) -> HashMap<u64, &EnrolledPod> {
+    enrolled.values().map(|pod| (pod.cookie(), pod)).collect()
+}
+
 fn place(pod: &EnrolledPod) -> Place {
     Place { cookie: pod.cookie(), ips: pod.ips.clone() }
 }
@@ -536,7 +550,11 @@ fn program_names(probe: bool) -> Vec<String> {
 }
 
 /// Destroys a socket of a pod, which has the first of these ends.
-fn destroy(pod: &EnrolledPod, ends: (SocketAddr, SocketAddr), socket_cookie: u64) -> Result<Cut, KernelError> {
+fn destroy(
+    pod: &EnrolledPod,
+    ends: (SocketAddr, SocketAddr),
+    socket_cookie: u64,
+) -> Result<Cut, KernelError> {
     let tuple = crate::maps::tuple(ends.0, ends.1);
     let destroyed = pod
         .netns

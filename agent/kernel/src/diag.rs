@@ -18,6 +18,9 @@ const INET_DIAG_CGROUP_ID: u16 = 21;
 const IPPROTO_TCP: u8 = 6;
 const NO_COOKIE: u64 = u64::MAX;
 
+/// States that the kernel programs do not deal with (`net/tcp_states.h`).
+const SYN_RECV: u32 = 3;
+const LISTEN: u32 = 10;
 /// `struct inet_diag_msg`: family and state, then `inet_diag_sockid` at 4, its cookie at 44.
 const MESSAGE_LENGTH: usize = 72;
 const STATE_AT: usize = 1;
@@ -71,7 +74,7 @@ impl SocketDiag {
     /// All TCP sockets of the namespace that listen, are connected, or are in a handshake that a peer began.
     pub(crate) fn sockets(&mut self) -> io::Result<Vec<TcpSocket>> {
         let mut found = Vec::new();
-        let states = CONNECTED | 1 << tcp_state::SYN_RECV | 1 << tcp_state::LISTEN;
+        let states = CONNECTED | 1 << SYN_RECV | 1 << LISTEN;
         self.dump(0, states, |body| found.extend(parse_socket(body)))?;
         Ok(found)
     }
@@ -99,7 +102,8 @@ impl SocketDiag {
     pub(crate) fn destroy(&mut self, tuple: &Tuple, cookie: u64) -> io::Result<bool> {
         let v4 = is_v4(&tuple.source);
         let family = if v4 { libc::AF_INET } else { libc::AF_INET6 };
-        let message = Message::new(SOCK_DESTROY, 0, &request(family as u8, 0, CONNECTED, &socket_id(tuple, cookie)));
+        let message =
+            Message::new(SOCK_DESTROY, 0, &request(family as u8, 0, CONNECTED, &socket_id(tuple, cookie)));
         match self.socket.request(message) {
             Ok(()) => Ok(true),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
@@ -171,7 +175,7 @@ fn parse_socket(body: &[u8]) -> Option<TcpSocket> {
     let port = |at: usize| Some(u16::from_be_bytes(body.get(at..at + 2)?.try_into().ok()?));
     let cgroup = attributes(body, MESSAGE_LENGTH).find(|(kind, _)| *kind == INET_DIAG_CGROUP_ID);
     Some(TcpSocket {
-        listening: u32::from(*body.get(STATE_AT)?) == tcp_state::LISTEN,
+        listening: u32::from(*body.get(STATE_AT)?) == LISTEN,
         local: SocketAddr::new(address(LOCAL_ADDRESS_AT)?, port(LOCAL_PORT_AT)?),
         remote: SocketAddr::new(address(REMOTE_ADDRESS_AT)?, port(REMOTE_PORT_AT)?),
         cookie: cookie_of(body)?,
@@ -235,8 +239,13 @@ mod tests {
             let (client, server) = pair(listen);
             let sockets = SocketDiag::open().unwrap().sockets().unwrap();
             let (local, remote) = addresses(&server);
-            let found = sockets.iter().find(|socket| (socket.local, socket.remote) == (local, remote)).unwrap();
-            assert_eq!(found.cookie, rustix::net::sockopt::socket_cookie(server.as_fd()).unwrap(), "{listen}");
+            let found =
+                sockets.iter().find(|socket| (socket.local, socket.remote) == (local, remote)).unwrap();
+            assert_eq!(
+                found.cookie,
+                rustix::net::sockopt::socket_cookie(server.as_fd()).unwrap(),
+                "{listen}"
+            );
             let other = sockets.iter().find(|socket| socket.local == addresses(&client).0).unwrap();
             assert!(found.cgroup.is_some());
             assert_eq!(found.cgroup, other.cgroup);

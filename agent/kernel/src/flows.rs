@@ -34,7 +34,8 @@ pub struct FlowRecord {
     pub vip: Option<SocketAddr>,
 }
 
-/// Totals of direct flows since the data path was loaded; never decrease while both pods stay.
+/// Totals of direct flows since this agent enrolled both pods; never decrease while they stay. Of a flow that an
+/// earlier agent saw open, only the bytes since then: that agent has reported the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectFlowTotals {
     /// Source pod.
@@ -179,6 +180,10 @@ pub(crate) struct Flows {
     flows: OwnedFd,
     aggregates: PerCpuHashMap<MapData, AggregateKey, Aggregate>,
     reported: HashMap<AggregateKey, Aggregate>,
+    /// Flows that were open before their pods were enrolled (anew), until both are.
+    before: HashMap<u64, Flow>,
+    /// What those had carried by then: the kernel counts the bytes of a socket from its beginning.
+    baseline: HashMap<AggregateKey, Bytes>,
 }
 
 impl fmt::Debug for Flows {
@@ -190,11 +195,54 @@ impl fmt::Debug for Flows {
 impl Flows {
     pub(crate) fn open(flows: &Path, aggregates: &Path) -> Result<Self, KernelError> {
         let map = MapData::from_pin(aggregates).doing(|| "open map AGGREGATES")?;
-        Ok(Self {
+        let mut flows = Self {
             flows: sys::obj_get(flows).doing(|| "open map FLOWS")?,
             aggregates: PerCpuHashMap::try_from(Map::PerCpuHashMap(map)).doing(|| "open map AGGREGATES")?,
             reported: HashMap::new(),
-        })
+            before: HashMap::new(),
+            baseline: HashMap::new(),
+        };
+        // The series of metrics begin at zero with their process, and so must these sums.
+        flows.begin_anew(|_| true).doing(|| "read map FLOWS")?;
+        Ok(flows)
+    }
+
+    /// Forgets the sums of pods, so that they start at zero when the pods are enrolled (anew).
+    pub(crate) fn begin_anew(&mut self, is_concerned: impl Fn(u64) -> bool) -> io::Result<()> {
+        let open = self.established()?.into_iter();
+        self.before.extend(
+            open.filter(|(_, flow)| {
+                is_concerned(flow.source_cookie) || is_concerned(flow.destination_cookie)
+            }),
+        );
+        let concerned =
+            |key: &AggregateKey| is_concerned(key.source_cookie) || is_concerned(key.destination_cookie);
+        for key in self.keys().into_iter().filter(concerned) {
+            // Gone already is as good.
+            let _ = self.aggregates.remove(&key);
+        }
+        self.reported.retain(|key, _| !concerned(key));
+        self.baseline.retain(|key, _| !concerned(key));
+        Ok(())
+    }
+
+    /// A pod was enrolled: what flows between pods that are there now have carried is not this agent's to report.
+    pub(crate) fn claim(
+        &mut self,
+        is_present: impl Fn(u64) -> bool,
+        live: impl FnMut(u64) -> HashMap<u64, Bytes>,
+    ) {
+        let ours = |flow: &Flow| is_present(flow.source_cookie) && is_present(flow.destination_cookie);
+        let claimed: HashMap<u64, Flow> = self.before.extract_if(|_, flow| ours(flow)).collect();
+        for_each_live(&claimed, live, |key, bytes| {
+            let carried = self.baseline.entry(key).or_default();
+            carried.sent += bytes.sent;
+            carried.received += bytes.received;
+        });
+    }
+
+    fn keys(&self) -> HashSet<AggregateKey> {
+        self.aggregates.keys().take(MAX_KEYS).filter_map(Result::ok).collect()
     }
 
     /// Established flows by socket cookie.
@@ -204,17 +252,30 @@ impl Flows {
 
     /// Sums per pair of pods, with the bytes of open flows. `live` asks a source's namespace for those.
     ///
-    /// Entries of pods that `is_present` does not know are removed from the maps.
+    /// Sums of pods that `is_present` does not know are removed, and flows of pods that `is_known` does not.
     pub(crate) fn totals(
         &mut self,
         is_present: impl Fn(u64) -> bool,
+        is_known: impl Fn(u64) -> bool,
         live: impl FnMut(u64) -> HashMap<u64, Bytes>,
     ) -> Result<&HashMap<AggregateKey, Aggregate>, KernelError> {
         // Sums before open flows: one that closes in between is missed once, and never counted twice.
         let mut sums = self.closed(&is_present)?;
         let mut flows = self.established().doing(|| "read map FLOWS")?;
-        self.forget_gone(&mut flows, &is_present)?;
-        add_live(&mut sums, &flows, live);
+        self.forget_gone(&mut flows, &is_known)?;
+        flows.retain(|_, flow| is_present(flow.source_cookie) && is_present(flow.destination_cookie));
+        for_each_live(&flows, live, |key, bytes| {
+            let sum: &mut Aggregate = sums.entry(key).or_default();
+            sum.sent_bytes += bytes.sent;
+            sum.received_bytes += bytes.received;
+        });
+        self.baseline.retain(|key, _| is_present(key.source_cookie) && is_present(key.destination_cookie));
+        for (key, carried) in &self.baseline {
+            if let Some(sum) = sums.get_mut(key) {
+                sum.sent_bytes = sum.sent_bytes.saturating_sub(carried.sent);
+                sum.received_bytes = sum.received_bytes.saturating_sub(carried.received);
+            }
+        }
         self.reported.retain(|key, _| sums.contains_key(key));
         for (key, sum) in sums {
             let reported = self.reported.entry(key).or_default();
@@ -227,7 +288,7 @@ impl Flows {
         &mut self,
         is_present: &impl Fn(u64) -> bool,
     ) -> Result<HashMap<AggregateKey, Aggregate>, KernelError> {
-        let keys: HashSet<_> = self.aggregates.keys().take(MAX_KEYS).filter_map(Result::ok).collect();
+        let keys = self.keys();
         let mut sums = HashMap::with_capacity(keys.len());
         for key in keys {
             if !is_present(key.source_cookie) || !is_present(key.destination_cookie) {
@@ -246,11 +307,11 @@ impl Flows {
     fn forget_gone(
         &self,
         flows: &mut HashMap<u64, Flow>,
-        is_present: &impl Fn(u64) -> bool,
+        is_known: &impl Fn(u64) -> bool,
     ) -> Result<(), KernelError> {
         let gone: Vec<u64> = flows
             .iter()
-            .filter(|(_, flow)| !is_present(flow.source_cookie))
+            .filter(|(_, flow)| !is_known(flow.source_cookie))
             .map(|(cookie, _)| *cookie)
             .collect();
         for cookie in gone {
@@ -264,20 +325,19 @@ impl Flows {
 /// Ends an iteration over a map that changes all the time.
 const MAX_KEYS: usize = 4 * weft_ebpf_common::capacity::AGGREGATES as usize;
 
-fn add_live(
-    sums: &mut HashMap<AggregateKey, Aggregate>,
+/// What open flows have carried. `live` is asked once for each source.
+fn for_each_live(
     flows: &HashMap<u64, Flow>,
     mut live: impl FnMut(u64) -> HashMap<u64, Bytes>,
+    mut tell: impl FnMut(AggregateKey, &Bytes),
 ) {
     let mut by_source = HashMap::new();
     for (socket, flow) in flows {
         let source = flow.source_cookie;
         let sockets = by_source.entry(source).or_insert_with(|| live(source));
-        let (Some(bytes), Some(sum)) = (sockets.get(socket), sums.get_mut(&aggregate_key(flow))) else {
-            continue;
-        };
-        sum.sent_bytes += bytes.sent;
-        sum.received_bytes += bytes.received;
+        if let Some(bytes) = sockets.get(socket) {
+            tell(aggregate_key(flow), bytes);
+        }
     }
 }
 

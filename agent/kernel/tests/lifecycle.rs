@@ -242,9 +242,11 @@ fn another_agent_takes_the_pins_over() {
     let app = lab.b.listen("[::]:80".parse().unwrap());
     let old_client = lab.a.connect(lab.b.at(80)).unwrap();
     let (old_server, _) = accept(&app);
+    lab::echo(&old_client, &old_server, 500);
     drop((datapath, a, b));
 
     let mut datapath = lab.open();
+    assert_eq!(datapath.totals().unwrap(), [], "a scrape before the pods are taken over");
     let mut leftovers = datapath.leftovers();
     leftovers.sort();
     assert_eq!(leftovers, [lab.a.key.clone(), lab.b.key.clone()]);
@@ -266,7 +268,13 @@ fn another_agent_takes_the_pins_over() {
     let _direct = lab.a.connect(lab.b.at(80)).unwrap();
     accept(&app);
     let totals = datapath.totals().unwrap();
-    assert_eq!((totals[0].opened, totals[0].sent_bytes), (2, 1000));
+    let counts = |totals: &[weft_kernel::DirectFlowTotals]| {
+        (totals.len(), totals[0].opened, totals[0].closed, totals[0].sent_bytes, totals[0].received_bytes)
+    };
+    assert_eq!(counts(&totals), (1, 1, 0, 1000, 1000), "only what the first agent cannot have reported");
+    drop((old_client, old_server));
+    eventually("the old flow ends", || datapath.direct_flows().len() == 1);
+    assert_eq!(counts(&datapath.totals().unwrap()), (1, 1, 1, 1000, 1000));
 
     datapath.unenrol(&lab.a.key).unwrap();
     assert_eq!(lab.a.state(), before, "the sysctl as the first agent found it");
