@@ -238,3 +238,38 @@ impl Registry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::testbed::{Bed, run};
+
+    #[test]
+    fn a_pod_is_empty_when_the_last_connection_at_either_end_is_over() {
+        run(async {
+            let bed = Bed::new("a");
+            let registry = Rc::new(Registry::default());
+            let admission = Admission {
+                pod: bed.server.clone(),
+                identity: None,
+                source: bed.client_ip,
+                destination: SocketAddr::new(bed.server_ip, 80),
+            };
+            let between = registry.connection(&bed.client, Some(admission.clone()));
+            let within = registry.connection(&bed.server, Some(admission));
+            let mut server_empty = std::pin::pin!(registry.until_empty(Some(&bed.server)));
+            let mut all_empty = std::pin::pin!(registry.until_empty(None));
+            assert!(server_empty.as_mut().now_or_never().is_none());
+            assert!(all_empty.as_mut().now_or_never().is_none());
+            drop(within);
+            assert!(!registry.is_empty(Some(&bed.server)), "the destination counts as well");
+            assert!(server_empty.as_mut().now_or_never().is_none());
+            drop(between);
+            server_empty.await;
+            all_empty.await;
+            assert!(registry.is_empty(Some(&bed.client)));
+        });
+    }
+}
