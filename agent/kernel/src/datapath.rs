@@ -23,6 +23,7 @@ use crate::load::{self, Loader};
 use crate::lock::PinLock;
 use crate::maps::{Changes, ip};
 use crate::older::{self, OlderConnection};
+use crate::older::{self, OlderConnection};
 use crate::pins::{Pins, PodPins};
 use crate::probe::{Capabilities, probe_kernel};
 use crate::sys::{self, monotonic_ns};

@@ -5,6 +5,7 @@ pub(crate) mod datapath_options;
 mod direct_metrics;
 mod http;
 mod node;
+mod older;
 mod options;
 mod plan;
 mod scrape;
@@ -31,6 +32,7 @@ use weft_telemetry::{AccessLog, AccessLogFormat, Metrics};
 use self::admin::Facts;
 use self::direct_metrics::{Cuts, DirectAccounting};
 use self::node::{Clocks, Event, Node, NodeState, SharedDatapath, SharedProxy, lock};
+use self::older::Older;
 pub(crate) use self::options::Options;
 use self::plan::Pods;
 use crate::config;
@@ -245,6 +247,7 @@ impl Agent {
             state: facts.state.clone(),
             pods: Pods::default(),
             learned: LearnedPorts::default(),
+            older: Older::default(),
             clocks: Clocks::new(Instant::now()),
         };
         let (events, received) = channel();

@@ -21,6 +21,7 @@ use weft_proxy::Proxy;
 use weft_telemetry::{AccessLog, Direction, Metrics};
 
 use super::direct_metrics::{self, Cuts, DirectAccounting, Ending};
+use super::older::{self, Older};
 use super::plan::{GRACE, Plan, Pods, Stage, Wanted};
 use crate::output;
 
@@ -93,6 +94,7 @@ pub(crate) struct Node {
     pub(crate) state: Arc<ArcSwap<NodeState>>,
     pub(crate) pods: Pods,
     pub(crate) learned: LearnedPorts,
+    pub(crate) older: Older,
     pub(crate) clocks: Clocks,
 }
 
@@ -248,6 +250,7 @@ impl Node {
             self.apply(&snapshot);
             self.publish(&snapshot);
         }
+        self.cut_older(&snapshot);
         self.remove_leftovers();
         if !plan.leave.is_empty() || !plan.undo.is_empty() || !plan.replace.is_empty() {
             self.forget_series(&snapshot);
@@ -308,6 +311,7 @@ impl Node {
             }
         }
         self.pods.undone(pod);
+        self.older.forget(pod);
         self.forget_learned(pod);
     }
 
@@ -318,6 +322,7 @@ impl Node {
             let result = match result {
                 Ok(enrolled) => {
                     tracing::info!(pod = %key, "is in the mesh");
+                    self.find_older(key);
                     self.with_proxy(|proxy| proxy.add_pod(key.clone(), enrolled));
                     Ok(())
                 }
@@ -398,6 +403,37 @@ impl Node {
                         error = %output::chain(&error),
                         "a direct flow that policy denies could not be cut"
                     );
+                }
+            }
+        }
+    }
+
+    /// What the pod's applications have accepted already. Before the proxy accepts, and before flows go direct.
+    fn find_older(&mut self, pod: &NamespacedName) {
+        let found = lock(&self.datapath).older_connections(pod);
+        match found {
+            Ok(connections) => self.older.found(pod, connections),
+            Err(error) => {
+                let error = output::chain(&error);
+                tracing::error!(%pod, error, "its open connections stay, whatever policy says of them");
+            }
+        }
+    }
+
+    fn cut_older(&mut self, snapshot: &Snapshot) {
+        for (connection, decision) in self.older.take_denied(snapshot) {
+            let cut = lock(&self.datapath).cut_older(&connection);
+            match cut {
+                Ok(Cut::Done) => {
+                    let ending = ending(&decision);
+                    self.metrics.policy_cut();
+                    self.metrics.refused("policy_change", ending.policy.as_deref());
+                    self.access_log.write(older::line(&connection, &ending, snapshot));
+                }
+                Ok(Cut::AlreadyGone) => {}
+                Err(error) => {
+                    let (client, error) = (connection.client, output::chain(&error));
+                    tracing::error!(pod = %connection.pod, %client, error, "a connection that policy denies could not be cut");
                 }
             }
         }
