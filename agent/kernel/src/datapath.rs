@@ -21,8 +21,7 @@ use crate::flows::{self, DirectFlowTotals, FlowEvents, FlowRecord, Flows};
 use crate::handles::{Directory, OnwardTuples, Tuples};
 use crate::load::{self, Loader};
 use crate::lock::PinLock;
-use crate::maps::{Changes, ip};
-use crate::older::{self, OlderConnection};
+use crate::maps::{self, Changes, ip};
 use crate::older::{self, OlderConnection};
 use crate::pins::{Pins, PodPins};
 use crate::probe::{Capabilities, probe_kernel};
@@ -163,6 +162,9 @@ impl Datapath {
         load::attach_node(&mut node, &pins, &config.cgroup, config.probe_cgroup.as_deref())?;
         remove_older(&pins)?;
 
+        // What an agent that crashed had announced: nobody else would ever take it back.
+        let onward = open_map(&pins, "ONWARD")?;
+        maps::clear::<Tuple, u64>(onward.as_fd()).doing(|| "clear map ONWARD")?;
         let directory = Directory::default();
         let mut datapath = Self {
             loader,
@@ -177,7 +179,7 @@ impl Datapath {
             meta: meta(agent_cgroup, config.flow_events),
             meta_map: open_map(&pins, "META")?,
             captures: open_map(&pins, "CAPTURES")?,
-            onward: OnwardTuples::new(open_map(&pins, "ONWARD")?),
+            onward: OnwardTuples::new(onward),
             tuples: Tuples::new(open_map(&pins, "DIRECT")?, directory.clone()),
             directory,
             programs: program_names(config.probe_cgroup.is_some()),

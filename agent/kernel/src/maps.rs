@@ -160,6 +160,14 @@ pub(crate) fn entries<K: Pod + Eq + Hash, V: Pod>(
     Ok(found.into_iter())
 }
 
+/// Removes every entry that is there when this is called.
+pub(crate) fn clear<K: Pod + Eq + Hash, V: Pod>(map: BorrowedFd<'_>) -> io::Result<()> {
+    for (key, _) in entries::<K, V>(map)? {
+        sys::map_delete(map, &key)?;
+    }
+    Ok(())
+}
+
 /// More than twice the entries of the largest map.
 const MAX_STEPS: usize = 600_000;
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command};
 use std::sync::Arc;
 
-use aya::maps::HashMap as BpfHashMap;
+use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use lab::{Lab, accept, counter, eventually, is_idle, pins};
 use weft_core::kernel_view::{DirectPair, KernelView};
 use weft_core::resource::NamespacedName;
@@ -278,6 +278,22 @@ fn another_agent_takes_the_pins_over() {
 
     datapath.unenrol(&lab.a.key).unwrap();
     assert_eq!(lab.a.state(), before, "the sysctl as the first agent found it");
+}
+
+#[test]
+fn announcements_of_an_agent_that_crashed_are_gone() {
+    let lab = Lab::new();
+    let datapath = lab.open();
+    datapath.onward().publish(lab.c.at(4000), lab.a.at(80)).unwrap();
+    let entries = || {
+        let map = MapData::from_pin(lab.config.pin_dir.join("v1/maps/ONWARD")).unwrap();
+        let map = BpfHashMap::<_, [u8; 36], u64>::try_from(Map::HashMap(map)).unwrap();
+        map.keys().count()
+    };
+    assert_eq!(entries(), 1);
+    drop(datapath);
+    let _datapath = lab.open();
+    assert_eq!(entries(), 0);
 }
 
 #[test]
