@@ -334,7 +334,7 @@ impl Datapath {
         let mut changes = self.tables.policy.retain(|key| desired.policy.contains_key(key))?;
         let takes_back =
             changes.removed > 0 || self.tables.pods.iter().any(|(id, _)| !desired.pods.contains_key(id));
-        changes += self.tables.set(&desired)?;
+        changes += self.tables.set(&mut desired)?;
         changes += self.set_steering(&desired)?;
         changes += self.tables.policy.write(&desired.policy)?;
         let revoked = if takes_back { self.take_back()? } else { Vec::new() };

@@ -1,10 +1,11 @@
 //! The tables of the node, and the order in which they change.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 
 use weft_ebpf_common::{
-    Addr, EndpointInfo, EndpointKey, LocalPod, PodConfig, PolicyKey, PortRuleKey, ServiceInfo, ServiceKey,
-    Tuple, TupleInfo, capacity, pod_flags,
+    Addr, EndpointInfo, EndpointKey, LocalPod, PodConfig, PolicyKey, PortRuleKey, RULE_CAPTURE, ServiceInfo,
+    ServiceKey, Tuple, TupleInfo, capacity, pod_flags,
 };
 
 use crate::datapath::MapUse;
@@ -51,18 +52,31 @@ impl Tables {
     }
 
     /// Everything but permissions. Rules come before the pods to which they belong; a Service is there only
-    /// with all its endpoints.
-    pub(crate) fn set(&mut self, desired: &Desired) -> Result<Changes, KernelError> {
+    /// with all its endpoints. Pods whose rules do not fit are captured without exception: see
+    /// [`Desired::close`].
+    pub(crate) fn set(&mut self, desired: &mut Desired) -> Result<Changes, KernelError> {
         let mut changes = self.services.retain(|key| desired.services.contains_key(key))?;
         changes += self.local.retain(|key| desired.local.contains_key(key))?;
         changes += self.ports.set(&desired.ports)?;
         changes += self.ranges.set(&desired.ranges)?;
+        for cookie in self.overflowed(desired) {
+            desired.close(cookie);
+        }
         changes += self.pods.set(&desired.pods)?;
         changes += self.local.write(&desired.local)?;
         changes += self.endpoints.write(&desired.endpoints)?;
         changes += self.services.write(&desired.services)?;
         changes += self.endpoints.retain(|key| desired.endpoints.contains_key(key))?;
         Ok(changes)
+    }
+
+    /// Pods of which a rule to capture is not in the tables. One to skip is safe to miss.
+    fn overflowed(&self, desired: &Desired) -> BTreeSet<u64> {
+        let captures = |rule: &u8| *rule == RULE_CAPTURE;
+        let ports = desired.ports.iter().filter(|(key, rule)| captures(rule) && !self.ports.contains(key));
+        let ranges = desired.ranges.iter().filter(|(key, rule)| captures(rule) && !self.ranges.contains(key));
+        let ranges = ranges.map(|(key, _)| u64::from_be_bytes(key.data.cookie));
+        ports.map(|(key, _)| key.cookie).chain(ranges).collect()
     }
 
     /// Leaves pods as they are: captured, and by the same rules, but never direct.

@@ -157,6 +157,18 @@ impl Desired {
         }
     }
 
+    /// For a pod whose rules to capture do not all fit: takes the flags away by which a rule that is missing
+    /// would mean "past the proxy".
+    pub(crate) fn close(&mut self, cookie: u64) {
+        if let Some(pod) = self.pods.get_mut(&cookie) {
+            pod.flags &= !(pod_flags::OUTBOUND_DEFAULT_SKIP | pod_flags::OUTBOUND_RULES);
+        }
+        if let Some(steering) = self.steering.get_mut(&cookie) {
+            let gone = steer_flags::GONE_PASS | steer_flags::GONE_EXCEPTIONS;
+            steering.flags &= !(steer_flags::INBOUND_DEFAULT_SKIP | gone);
+        }
+    }
+
     fn add_gone_ports(&mut self, cookie: u64, ports: &[u16]) -> u32 {
         for port in ports {
             self.ports.insert(key(cookie, *port, port_rule::GONE_EXCEPTION), RULE_CAPTURE);

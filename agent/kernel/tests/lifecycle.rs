@@ -516,6 +516,38 @@ fn what_does_not_fit_goes_through_the_proxy() {
 }
 
 #[test]
+fn a_pod_whose_rules_do_not_fit_is_captured_without_exception() {
+    let lab = Lab::new();
+    let mut view = KernelView { pods: vec![lab.a.kernel_pod()], ..KernelView::default() };
+    let rules = &mut view.pods[0].capture;
+    rules.include_outbound_ranges = Some(Vec::new());
+    rules.include_inbound_ports = Some(vec![80]);
+    view.pods[0].gone_pass = true;
+    let (mut datapath, a, _b) = lab.enrolled(&view);
+    let outside = lab.c.listen("0.0.0.0:80".parse().unwrap());
+    let app = lab.a.listen("[::]:81".parse().unwrap());
+    let _client = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&outside);
+    let _client = lab.c.connect(lab.a.at(81)).unwrap();
+    accept(&app);
+
+    // Together more than the table holds, and none of them about what is dialled.
+    view.pods[0].capture.include_outbound_ports = (1000..=u16::MAX).collect();
+    view.pods[0].gone_ports = (60_000..=u16::MAX).collect();
+    assert!(datapath.apply(&view).unwrap().overflow > 0);
+    let _client = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&a.outbound[0]);
+    let _client = lab.c.connect(lab.a.at(81)).unwrap();
+    accept(&a.inbound[0]);
+    assert!(is_idle(&outside) && is_idle(&app));
+
+    view.pods[0].capture.include_outbound_ports.clear();
+    assert_eq!(datapath.apply(&view).unwrap().overflow, 0);
+    let _client = lab.c.connect(lab.a.at(81)).unwrap();
+    accept(&app);
+}
+
+#[test]
 fn a_second_namespace_of_a_pod_of_the_same_name_is_another_pod() {
     let lab = Lab::new();
     let (mut datapath, a, _b) = lab.enrolled(&lab.view());
