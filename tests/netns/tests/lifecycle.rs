@@ -417,5 +417,16 @@ fn older_connections_are_cut_only_where_they_would_be_refused() {
         eventually("what a policy refuses is cut", || !outside.echoes(guarded));
         assert!(outside.echoes(free), "everything else goes on");
     }
+
+    // What passes while no agent runs is as little decided on, and policy reaches it afterwards.
+    mesh.agent_mut("b").kill();
+    let meanwhile = outside.connect(mesh.target(Family::V4, "far"));
+    assert!(outside.greeting(meanwhile).0 == meanwhile.local && outside.echoes(meanwhile));
+    mesh.start_agent("b");
+    assert!(outside.echoes(meanwhile), "it goes on when the agent is back");
+    mesh.write("far.yaml", &yaml::peer_authentication("far", "STRICT"));
+    for connection in [older[0][2], older[1][2], meanwhile] {
+        eventually("a later policy cuts it", || !outside.echoes(connection));
+    }
     drop(servers);
 }
