@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let sources: Vec<(Arc<Identity>, _)> =
         snapshot.workloads().filter_map(|w| Some((w.identity.clone(), *w.ips.first()?))).collect();
     let destination = SocketAddr::new(ip, 8080);
-    let (mut times, mut denied) = (Vec::with_capacity(args.decisions), 0_usize);
+    let (mut allowed, mut all) = (Vec::new(), Vec::with_capacity(args.decisions));
     for (identity, source_ip) in sources.iter().cycle().take(args.decisions) {
         let connection = InboundConnection {
             identity: Some(identity.as_ref()),
@@ -52,15 +52,24 @@ fn main() -> Result<()> {
         };
         let started = Instant::now();
         let decision = inbound(workload, black_box(&connection));
-        times.push(started.elapsed());
-        denied += usize::from(black_box(decision).verdict != Verdict::Allow);
+        let time = started.elapsed();
+        all.push(time);
+        if black_box(decision).verdict == Verdict::Allow {
+            allowed.push(time);
+        }
     }
-    times.sort_unstable();
-    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(Duration::ZERO);
-    let us = |time: Duration| time.as_secs_f64() * 1e6;
     println!(
         "{}",
-        serde_json::json!({ "p50_us": us(at(50)), "p99_us": us(at(99)), "decisions": times.len(), "denied": denied })
+        serde_json::json!({
+            "p50_us": percentile(&mut all, 50), "p99_us": percentile(&mut all, 99),
+            "allowed_p50_us": percentile(&mut allowed, 50), "decisions": all.len(), "allowed": allowed.len(),
+        })
     );
     Ok(())
+}
+
+/// In microseconds.
+fn percentile(times: &mut [Duration], percent: usize) -> f64 {
+    times.sort_unstable();
+    times.get(times.len() * percent / 100).map_or(0.0, |time| time.as_secs_f64() * 1e6)
 }

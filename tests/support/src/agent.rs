@@ -28,7 +28,7 @@ pub struct AgentOptions {
     pub config: Option<PathBuf>,
     /// Binary, when it is not the lab's.
     pub binary: Option<PathBuf>,
-    /// The agent does without a controller (no `--ca-socket`).
+    /// The agent is its own certificate authority and does without a controller.
     pub embedded_ca: bool,
 }
 
@@ -92,6 +92,19 @@ impl Lab {
         Ok(agent)
     }
 
+    /// Runs `weft cleanup` for a node whose agent has ended: its pods are out of the mesh then.
+    pub fn clean_up_node(&self, node: &str) -> Result<()> {
+        let node = self.node(node)?;
+        let mut args = vec!["cleanup".to_owned()];
+        args.extend(datapath_flags(node)?);
+        let mut process = spawn_weft(node, "cleanup", &self.weft(), &args)?;
+        let status = process.wait(PATIENCE)?;
+        if !status.success() {
+            bail!("{}", process.report(&format!("ended with {status}")));
+        }
+        Ok(())
+    }
+
     /// Starts the agent of a node and does not wait.
     pub fn spawn_agent(&self, node: &str, options: &AgentOptions) -> Result<Agent> {
         let node = self.node(node)?;
@@ -99,12 +112,9 @@ impl Lab {
         let admin_socket = node.dir().join("admin.sock");
         let config = options.config.as_deref().unwrap_or(self.config().path());
         let mut args = vec!["agent".to_owned()];
+        args.extend(datapath_flags(node)?);
         let mut flag = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
         flag("--config", text(config)?);
-        flag("--node", node.name());
-        flag("--cgroup", text(&node.kubepods())?);
-        flag("--agent-cgroup", text(&node.cgroup().join("agent"))?);
-        flag("--pin-dir", text(&node.dir().join("bpf"))?);
         flag("--state-dir", text(&node.dir().join("state"))?);
         flag("--metrics-addr", &METRICS.to_string());
         flag("--readiness-addr", &READINESS.to_string());
@@ -112,10 +122,25 @@ impl Lab {
         if !options.embedded_ca {
             flag("--ca-socket", text(&self.ca_sockets().join(format!("{}.sock", node.name())))?);
         }
+        args.extend(options.embedded_ca.then(|| "--embedded-ca".to_owned()));
         args.extend(options.args.iter().cloned());
         let process = spawn_weft(node, &format!("agent-{}", node.name()), &binary, &args)?;
         Ok(Agent { process, netns: node.netns().to_owned(), admin_socket, binary })
     }
+}
+
+/// Where the node's data path lives: what `agent` and `cleanup` must agree on.
+fn datapath_flags(node: &Node) -> Result<Vec<String>> {
+    let mut flags = vec!["--node".to_owned(), node.name().to_owned()];
+    let paths = [
+        ("--cgroup", node.kubepods()),
+        ("--agent-cgroup", node.cgroup().join("agent")),
+        ("--pin-dir", node.dir().join("bpf")),
+    ];
+    for (flag, path) in paths {
+        flags.extend([flag.to_owned(), text(&path)?.to_owned()]);
+    }
+    Ok(flags)
 }
 
 fn text(path: &Path) -> Result<&str> {

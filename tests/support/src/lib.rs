@@ -41,5 +41,7 @@ pub use metrics::{Metrics, Sample};
 pub use netns::within;
 pub use process::{Place, Process};
 pub use spec::{LabSpec, PodSpec};
-pub use usage::{CpuClock, Others, Usage, cpu_seconds, machine_busy_seconds, resident_bytes};
+pub use usage::{
+    CpuClock, Others, Usage, cpu_seconds, machine_busy_seconds, resident_bytes, settled_resident_bytes,
+};
 pub use wait::{eventually, poll_until};

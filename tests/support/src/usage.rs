@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -80,6 +80,26 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
         text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the process has no memory")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
+}
+
+/// Resident memory once it no longer changes: allocators give back what they do not need only after a while.
+///
+/// Waits until three looks, one second apart, differ by less than 1 %, for 30 s at most.
+pub fn settled_resident_bytes(pid: u32) -> Result<u64> {
+    let mut last = [0, 0, resident_bytes(pid)?];
+    for _ in 0..30 {
+        std::thread::sleep(Duration::from_secs(1));
+        let [_, before, now] = last;
+        last = [before, now, resident_bytes(pid)?];
+        let (low, high) = (last.iter().min(), last.iter().max());
+        if let (Some(low), Some(high)) = (low, high)
+            && (high - low) * 100 < *high
+        {
+            break;
+        }
+    }
+    let [.., settled] = last;
+    Ok(settled)
 }
 
 /// Processor time of everything on the machine that is not in one cgroup, to be compared with a later look.

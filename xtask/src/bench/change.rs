@@ -176,7 +176,7 @@ fn start_empty(binaries: &Path) -> Result<f64> {
     let lab = Lab::new(&spec.pod(PodSpec::new("a", "mesh", "server")))?;
     lab.config().namespace("mesh", &[("weft.dev/mesh", "enabled")])?;
     lab.config().write("strict.yaml", STRICT)?;
-    Ok(start_to_enforced(&lab, PATIENCE)?.ms)
+    Ok(start_to_enforced(&lab, PATIENCE, false)?.ms)
 }
 
 /// How an agent came up.
@@ -185,12 +185,15 @@ pub(crate) struct Started {
     pub(crate) ms: f64,
     /// What it used until then, and for a moment after.
     pub(crate) cpu_seconds: f64,
-    /// Its memory with its maps.
-    pub(crate) memory_mb: f64,
+    /// Its memory when it had settled; 0 when that was not asked for.
+    pub(crate) rss_mb: f64,
+    /// Memory of its kernel maps.
+    pub(crate) maps_mb: f64,
 }
 
-/// Starts the agent of node a while a client from outside connects to pod `mesh/server`.
-pub(crate) fn start_to_enforced(lab: &Lab, limit: Duration) -> Result<Started> {
+/// Starts the agent of node a while a client from outside connects to pod `mesh/server`. `weigh` waits for its
+/// memory to settle.
+pub(crate) fn start_to_enforced(lab: &Lab, limit: Duration, weigh: bool) -> Result<Started> {
     let server = lab.pod("mesh/server")?;
     let _server = server.serve(&[&format!("small:{SMALL}")])?;
     let mut watcher = Watcher::start(lab.outside(), &format!("{}:{SMALL}", server.ipv4()))?;
@@ -201,9 +204,12 @@ pub(crate) fn start_to_enforced(lab: &Lab, limit: Duration) -> Result<Started> {
     let refused = watcher.next(false, limit).with_context(|| agent.process().report("does not enforce"))?;
     agent.wait_ready()?;
     let cpu_seconds = weft_lab::cpu_seconds(agent.pid())?;
-    let memory_mb = to_f64(weft_lab::resident_bytes(agent.pid())? + map_bytes(agent.pid())?) / 1e6;
+    let maps_mb = to_f64(map_bytes(agent.pid())?) / 1e6;
+    let rss_mb = if weigh { to_f64(weft_lab::settled_resident_bytes(agent.pid())?) / 1e6 } else { 0.0 };
     agent.stop(Duration::from_secs(30))?;
-    Ok(Started { ms: ms_between(from, refused), cpu_seconds, memory_mb })
+    // Otherwise the kernel goes on to refuse what nobody can decide about.
+    lab.clean_up_node("a")?;
+    Ok(Started { ms: ms_between(from, refused), cpu_seconds, rss_mb, maps_mb })
 }
 
 /// From the rename of the Namespace's file to the enrolment of its 250 running pods.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use weft_lab::{AgentOptions, Lab, LabSpec, resident_bytes};
+use weft_lab::{AgentOptions, Lab, LabSpec, resident_bytes, settled_resident_bytes};
 
 use super::Plan;
 use super::bed::{Bed, ECHO, SMALL, Where};
@@ -185,7 +185,7 @@ fn rss_empty(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<
         let mut agent =
             lab.spawn_agent("empty", &AgentOptions { embedded_ca: true, ..AgentOptions::default() })?;
         agent.wait_ready()?;
-        let bytes = resident_bytes(agent.pid())?;
+        let bytes = settled_resident_bytes(agent.pid())?;
         agent.stop(Duration::from_secs(30))?;
         collected.add("agent.rss-empty", Family::V4, Contender::Weft, to_f64(bytes) / 1e6);
     }
