@@ -13,6 +13,14 @@ use smallvec::SmallVec;
 
 use crate::problem::Origin;
 
+pub mod destination_rule;
+pub mod request_authentication;
+pub mod virtual_service;
+
+pub use destination_rule::DestinationRule;
+pub use request_authentication::RequestAuthentication;
+pub use virtual_service::VirtualService;
+
 /// Kinds that the mesh reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "each variant is the Kubernetes kind of the same name")]
@@ -26,6 +34,9 @@ pub enum Kind {
     MeshConfig,
     AuthorizationPolicy,
     PeerAuthentication,
+    RequestAuthentication,
+    VirtualService,
+    DestinationRule,
 }
 
 impl Kind {
@@ -41,6 +52,9 @@ impl Kind {
             Self::MeshConfig => "ConfigMap",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
         }
     }
 }
@@ -528,6 +542,8 @@ pub struct AuthorizationPolicy {
     pub targets_gateway: bool,
     /// `spec.action`.
     pub action: PolicyAction,
+    /// `spec.provider.name` (CUSTOM, AP-17).
+    pub provider: Option<Arc<str>>,
     /// Annotation `istio.io/dry-run: "true"` (AP-18).
     pub dry_run: bool,
     /// `spec.rules`. An ALLOW without rules allows nothing (AP-2).
@@ -553,6 +569,67 @@ pub struct MeshConfig {
     pub registry_only: bool,
     /// Own extension `weft.sameNode: encrypt` (ruling 4).
     pub encrypt_same_node: bool,
+    /// What HTTP uses.
+    pub http: MeshHttp,
+}
+
+/// Settings of MeshConfig that only HTTP uses (C-1).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeshHttp {
+    /// `pathNormalization.normalization`; `None` is the default, BASE.
+    pub path_normalization: Option<PathNormalization>,
+    /// `defaultHttpRetryPolicy`.
+    pub default_retries: Option<virtual_service::Retries>,
+    /// `extensionProviders` of ext_authz, by name (AP-17).
+    pub ext_authz: Vec<ExtAuthz>,
+    /// `enableAutoMtls: false`.
+    pub auto_mtls_off: bool,
+}
+
+/// `pathNormalization.normalization` (H-10, E44).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathNormalization {
+    /// NONE.
+    None,
+    /// BASE, DEFAULT.
+    Base,
+    /// MERGE_SLASHES.
+    MergeSlashes,
+    /// DECODE_AND_MERGE_SLASHES.
+    DecodeAndMergeSlashes,
+}
+
+/// An entry of `extensionProviders` with `envoyExtAuthzHttp` or `envoyExtAuthzGrpc`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtAuthz {
+    /// `name`.
+    pub name: Arc<str>,
+    /// gRPC instead of HTTP.
+    pub grpc: bool,
+    /// `service`: host, also as `namespace/host`.
+    pub service: Arc<str>,
+    /// `port`.
+    pub port: u16,
+    /// `timeout`, 600 s by default.
+    pub timeout: std::time::Duration,
+    /// `failOpen`.
+    pub fail_open: bool,
+    /// `statusOnError`, 403 by default.
+    pub status_on_error: u16,
+    /// `pathPrefix` (HTTP).
+    pub path_prefix: Option<Arc<str>>,
+    /// `includeRequestHeadersInCheck` (HTTP): names in lower case, `*` at an end as in AP-5.
+    pub include_request_headers: Vec<Arc<str>>,
+    /// `includeAdditionalHeadersInCheck` (HTTP).
+    pub include_additional_headers: Vec<(Arc<str>, Arc<str>)>,
+    /// `includeRequestBodyInCheck`: most bytes, and whether a larger body is cut instead of refused.
+    pub include_body: Option<(u32, bool)>,
+    /// `headersToUpstreamOnAllow` (HTTP).
+    pub headers_to_upstream_on_allow: Vec<Arc<str>>,
+    /// `headersToDownstreamOnDeny` (HTTP).
+    pub headers_to_downstream_on_deny: Vec<Arc<str>>,
+    /// `headersToDownstreamOnAllow` (HTTP).
+    pub headers_to_downstream_on_allow: Vec<Arc<str>>,
 }
 
 /// Any object that the mesh reads.
@@ -569,6 +646,9 @@ pub enum Resource {
     MeshConfig(MeshConfig),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
+    RequestAuthentication(RequestAuthentication),
+    VirtualService(VirtualService),
+    DestinationRule(DestinationRule),
 }
 
 /// The key under which a source keeps one object.
@@ -594,6 +674,9 @@ impl Resource {
             Self::MeshConfig(mesh) => (Kind::MeshConfig, mesh.key.clone()),
             Self::AuthorizationPolicy(policy) => (Kind::AuthorizationPolicy, policy.meta.key.clone()),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, policy.meta.key.clone()),
+            Self::RequestAuthentication(policy) => (Kind::RequestAuthentication, policy.meta.key.clone()),
+            Self::VirtualService(service) => (Kind::VirtualService, service.meta.key.clone()),
+            Self::DestinationRule(rule) => (Kind::DestinationRule, rule.meta.key.clone()),
         };
         ResourceKey { kind, name }
     }

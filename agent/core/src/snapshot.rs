@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use crate::compile::policy::PolicySet;
+use crate::compile::routing::Routing;
 use crate::compile::sharded::{IpMap, Named, Registry};
-use crate::resource::{Labels, MtlsMode, NamespacedName, ObjectRef, PortProtocol};
+use crate::resource::{Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol};
 use crate::{Identity, Problem};
 
 /// Mesh-wide settings with their defaults filled in.
@@ -33,6 +34,8 @@ pub struct MeshSettings {
     pub registry_only: bool,
     /// Same-node flows use TLS as well, mesh-wide (ruling 4).
     pub encrypt_same_node: bool,
+    /// What only HTTP uses.
+    pub http: Arc<MeshHttp>,
 }
 
 /// Whether a pod belongs to the mesh, decided from labels alone (the same on every node).
@@ -238,6 +241,7 @@ pub struct Snapshot {
     pub(crate) local: Arc<[Arc<LocalWorkload>]>,
     pub(crate) local_services: Arc<[NamespacedName]>,
     pub(crate) bypassed: Arc<BTreeSet<NamespacedName>>,
+    pub(crate) routing: Arc<Routing>,
     pub(crate) problems: Arc<[Problem]>,
     pub(crate) objects: usize,
 }

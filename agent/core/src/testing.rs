@@ -112,6 +112,7 @@ pub(crate) fn policy(
         selector: Some(labels(selector)).filter(|selector| !selector.is_empty()),
         targets_gateway: false,
         action,
+        provider: None,
         dry_run: false,
         rules,
     }

@@ -61,7 +61,8 @@ pub struct ProxyConfig {
     pub connect_timeout: Duration,
     /// TLS handshake, either side.
     pub handshake_timeout: Duration,
-    /// Answer to a CONNECT.
+    /// Answer to a CONNECT. Longer than a TCP connect, so that the far agent can say that its application does
+    /// not answer, instead of both giving up at once.
     pub tunnel_timeout: Duration,
     /// Tunnels without a stream are closed after this.
     pub tunnel_idle: Duration,
@@ -76,7 +77,7 @@ impl Default for ProxyConfig {
             unread_per_pod: 64 * 1024 * 1024,
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
-            tunnel_timeout: Duration::from_secs(10),
+            tunnel_timeout: Duration::from_secs(15),
             tunnel_idle: Duration::from_secs(300),
         }
     }

@@ -112,6 +112,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
         access_log_json: access_log_json(&wire, &mut report),
         registry_only: registry_only(&wire, &mut report),
         encrypt_same_node: encrypt_same_node(&wire, &mut report),
+        http: weft_core::resource::MeshHttp::default(),
     };
     Ok((Resource::MeshConfig(mesh), report))
 }

@@ -5,6 +5,7 @@
 //! objects ([`Decoder::json`], [`Decoder::value`]), which is what a source that speaks to the Kubernetes API
 //! needs.
 
+mod destination_rule;
 pub mod documents;
 mod fields;
 mod intern;
@@ -16,8 +17,10 @@ mod place;
 mod pod;
 mod policy;
 mod report;
+mod request_authentication;
 mod service;
 mod validate;
+mod virtual_service;
 mod yaml;
 
 use std::borrow::Cow;
@@ -272,6 +275,11 @@ impl Decoder {
             Kind::MeshConfig => mesh::mesh_config(body, place, interner),
             Kind::AuthorizationPolicy => policy::authorization_policy(body, place, interner),
             Kind::PeerAuthentication => peer::peer_authentication(body, place, interner),
+            Kind::RequestAuthentication => {
+                request_authentication::request_authentication(body, place, interner)
+            }
+            Kind::VirtualService => virtual_service::virtual_service(body, place, interner),
+            Kind::DestinationRule => destination_rule::destination_rule(body, place, interner),
         };
         match result {
             Ok((resource, report)) if report.is_rejected() => {
@@ -291,7 +299,11 @@ type Read<'a> = Result<(Resource, Report<'a>), FieldError>;
 /// The code for a field of this kind that the API would reject.
 fn invalid_code(kind: Kind) -> Code {
     match kind {
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication => codes::SCHEMA_VALIDATION,
+        Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
+        | Kind::VirtualService
+        | Kind::DestinationRule => codes::SCHEMA_VALIDATION,
         Kind::Namespace
         | Kind::Node
         | Kind::Pod

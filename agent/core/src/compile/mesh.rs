@@ -36,6 +36,7 @@ pub(super) fn settings(config: Option<&MeshConfig>, istio_namespace_exists: bool
         access_log_json: config.is_some_and(|config| config.access_log_json),
         registry_only: config.is_some_and(|config| config.registry_only),
         encrypt_same_node: config.is_some_and(|config| config.encrypt_same_node),
+        http: config.map(|config| Arc::new(config.http.clone())).unwrap_or_default(),
     }
 }
 

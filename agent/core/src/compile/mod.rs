@@ -16,6 +16,8 @@ mod mesh;
 mod peer_authentication;
 pub mod policy;
 mod report;
+mod request_authentication;
+pub(crate) mod routing;
 mod services;
 pub mod sharded;
 mod state;
@@ -67,6 +69,8 @@ pub struct Compiler {
     manual_backends: BTreeMap<NamespacedName, BTreeSet<SocketAddr>>,
     bypassed: Arc<BTreeSet<NamespacedName>>,
     policies: PolicyCache,
+    routing: routing::RoutingState,
+    request_authentications: request_authentication::RequestAuthentications,
     local: BTreeMap<NamespacedName, LocalRecord>,
     local_list: Option<LocalList>,
     /// Policies that deny by identity where plaintext is accepted, as last reported.
@@ -97,6 +101,8 @@ impl Compiler {
             manual_backends: BTreeMap::new(),
             bypassed: Arc::default(),
             policies,
+            routing: routing::RoutingState::default(),
+            request_authentications: request_authentication::RequestAuthentications::default(),
             local: BTreeMap::new(),
             local_list: None,
             exposed_layers: Vec::new(),
@@ -147,6 +153,7 @@ impl Compiler {
             local,
             local_services,
             bypassed: self.bypassed.clone(),
+            routing: self.routing.published(),
             problems: self.findings.list(),
             objects: self.objects,
         }
@@ -171,6 +178,9 @@ impl Compiler {
             Resource::MeshConfig(config) => self.upsert_mesh_config(config),
             Resource::AuthorizationPolicy(policy) => self.upsert_policy(policy),
             Resource::PeerAuthentication(policy) => self.upsert_peer_authentication(policy),
+            Resource::RequestAuthentication(policy) => self.upsert_request_authentication(policy),
+            Resource::VirtualService(service) => self.upsert_virtual_service(service),
+            Resource::DestinationRule(rule) => self.upsert_destination_rule(rule),
         }
     }
 
@@ -194,6 +204,9 @@ impl Compiler {
             Kind::MeshConfig => self.delete_mesh_config(name),
             Kind::AuthorizationPolicy => self.delete_policy(name),
             Kind::PeerAuthentication => self.delete_peer_authentication(name),
+            Kind::RequestAuthentication => self.delete_request_authentication(name),
+            Kind::VirtualService => self.delete_virtual_service(name),
+            Kind::DestinationRule => self.delete_destination_rule(name),
         }
     }
 

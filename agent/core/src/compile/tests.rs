@@ -102,6 +102,7 @@ fn mesh_settings_follow_ruling_14() {
             access_log_json: false,
             registry_only: false,
             encrypt_same_node: false,
+            http: Default::default(),
         })
     };
     let of = |resources: Vec<Resource>| {
@@ -138,6 +139,7 @@ fn a_new_trust_domain_reaches_every_identity() {
         access_log_json: false,
         registry_only: false,
         encrypt_same_node: false,
+        http: Default::default(),
     };
     compiler.apply([upsert(Resource::MeshConfig(config))]);
     let after = compiler.snapshot();

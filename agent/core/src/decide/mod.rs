@@ -3,6 +3,7 @@
 //! [`inbound`] answers whether a connection may reach a local workload; [`outbound`] answers where a captured
 //! connection goes. The proxy executes the answers, `explain` prints them.
 
+pub mod http;
 pub mod inbound;
 pub mod outbound;
 

@@ -49,7 +49,8 @@ pub(super) fn authorization_policy<'a>(
     let targets_gateway = spec.target_ref.is_some() || !spec.target_refs.items.is_empty();
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let rules = reader.rules(&spec.rules.items);
-    let policy = AuthorizationPolicy { meta, selector, targets_gateway, action, dry_run, rules };
+    let provider = spec.provider.as_ref().and_then(|provider| provider.name.non_empty()).map(Into::into);
+    let policy = AuthorizationPolicy { meta, selector, targets_gateway, action, provider, dry_run, rules };
     Ok((Resource::AuthorizationPolicy(policy), report))
 }
 

@@ -149,6 +149,7 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
             access_log_json: false,
             registry_only: false,
             encrypt_same_node: false,
+            http: Default::default(),
         })
     })
 }

@@ -36,6 +36,7 @@ fn mesh_config(registry_only: bool, encrypt_same_node: bool) -> Resource {
         access_log_json: false,
         registry_only,
         encrypt_same_node,
+        http: Default::default(),
     })
 }
 

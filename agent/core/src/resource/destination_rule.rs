@@ -1,0 +1,200 @@
+//! DestinationRule (`networking.istio.io`), reduced to what the mesh executes (D-1 to D-21).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::virtual_service::ExportTo;
+use super::{Labels, Meta};
+
+/// A DestinationRule that passed validation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DestinationRule {
+    /// Name, age, origin.
+    pub meta: Meta,
+    /// `spec.host`, completed, in lower case; may begin with `*`.
+    pub host: Arc<str>,
+    /// `spec.trafficPolicy`.
+    pub policy: Option<TrafficPolicy>,
+    /// `spec.subsets`.
+    pub subsets: Vec<Subset>,
+    /// `spec.exportTo`; empty means everywhere.
+    pub export_to: Vec<ExportTo>,
+    /// `spec.workloadSelector.matchLabels` (D-3).
+    pub workload_selector: Option<Labels>,
+}
+
+/// One entry of `spec.subsets` (D-4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subset {
+    /// `name`.
+    pub name: Arc<str>,
+    /// `labels`: pods that have all of them.
+    pub labels: Labels,
+    /// `trafficPolicy`: overrides block by block.
+    pub policy: Option<TrafficPolicy>,
+}
+
+/// `trafficPolicy`. A block that is absent inherits (but see [`TrafficPolicy::ports`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrafficPolicy {
+    /// The blocks for every port.
+    pub blocks: PolicyBlocks,
+    /// `portLevelSettings`: Service port → blocks that replace the others wholesale (D-5).
+    pub ports: Vec<(u16, PolicyBlocks)>,
+}
+
+/// The blocks of a traffic policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyBlocks {
+    /// `loadBalancer`.
+    pub load_balancer: Option<LoadBalancer>,
+    /// `connectionPool`.
+    pub connection_pool: Option<ConnectionPool>,
+    /// `outlierDetection`.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// `tls`.
+    pub tls: Option<ClientTls>,
+}
+
+/// `loadBalancer` (D-6 to D-8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadBalancer {
+    /// Least of two random by open requests; the default.
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// Any.
+    Random,
+    /// The address that the client dialled.
+    Passthrough,
+    /// `consistentHash`.
+    ConsistentHash {
+        /// What is hashed.
+        key: HashKey,
+        /// How the hash finds an endpoint.
+        algorithm: HashAlgorithm,
+    },
+}
+
+/// `consistentHash`: what is hashed (D-7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashKey {
+    /// `httpHeaderName`, in lower case.
+    Header(Arc<str>),
+    /// `httpCookie`.
+    Cookie {
+        /// Name.
+        name: Arc<str>,
+        /// `path`.
+        path: Option<Arc<str>>,
+        /// `ttl`: `None` never sets the cookie, zero makes it a session cookie (E34).
+        ttl: Option<Duration>,
+        /// `attributes`: name and value, appended as written.
+        attributes: Vec<(Arc<str>, Arc<str>)>,
+    },
+    /// `useSourceIp`.
+    SourceIp,
+    /// `httpQueryParameterName`.
+    Query(Arc<str>),
+}
+
+/// How a hash finds an endpoint (D-8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashAlgorithm {
+    /// `ringHash.minimumRingSize`, 1024 by default.
+    Ring {
+        /// Points on the ring, at least.
+        minimum_size: u64,
+    },
+    /// `maglev.tableSize`, 65537 by default; a prime.
+    Maglev {
+        /// Entries of the table.
+        table_size: u64,
+    },
+}
+
+/// `connectionPool` (D-12, D-13). `None` is no limit, or the default that stands in the row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConnectionPool {
+    /// `tcp.maxConnections`.
+    pub max_connections: Option<u32>,
+    /// `tcp.connectTimeout`; 10 s by default.
+    pub connect_timeout: Option<Duration>,
+    /// `tcp.maxConnectionDuration`.
+    pub max_connection_duration: Option<Duration>,
+    /// `tcp.idleTimeout`; 1 h by default, zero is never.
+    pub tcp_idle_timeout: Option<Duration>,
+    /// `http.http1MaxPendingRequests`.
+    pub max_pending_requests: Option<u32>,
+    /// `http.http2MaxRequests`: for HTTP/1.1 as well (E27).
+    pub max_requests: Option<u32>,
+    /// `http.maxRequestsPerConnection`.
+    pub max_requests_per_connection: Option<u32>,
+    /// `http.maxRetries`.
+    pub max_retries: Option<u32>,
+    /// `http.idleTimeout`; 1 h by default.
+    pub http_idle_timeout: Option<Duration>,
+    /// `http.h2UpgradePolicy`: UPGRADE is true, DO_NOT_UPGRADE false, DEFAULT absent.
+    pub h2_upgrade: Option<bool>,
+    /// `http.useClientProtocol`.
+    pub use_client_protocol: bool,
+    /// `http.maxConcurrentStreams`.
+    pub max_concurrent_streams: Option<u32>,
+}
+
+/// `outlierDetection` with its defaults filled in (D-15).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// `consecutive5xxErrors`, 5; 0 is off.
+    pub consecutive_5xx: u32,
+    /// `consecutiveGatewayErrors`; 0 is off, the default.
+    pub consecutive_gateway: u32,
+    /// `consecutiveLocalOriginFailures`, 5; only with `split_local_origin`.
+    pub consecutive_local_origin: u32,
+    /// `splitExternalLocalOriginErrors`.
+    pub split_local_origin: bool,
+    /// `interval`, 10 s.
+    pub interval: Duration,
+    /// `baseEjectionTime`, 30 s.
+    pub base_ejection_time: Duration,
+    /// `maxEjectionPercent`, 10.
+    pub max_ejection_percent: u32,
+    /// `minHealthPercent`, 0.
+    pub min_health_percent: u32,
+}
+
+/// `tls` (D-18).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTls {
+    /// `mode`.
+    pub mode: ClientTlsMode,
+    /// `sni`.
+    pub sni: Option<Arc<str>>,
+    /// `subjectAltNames`.
+    pub subject_alt_names: Vec<Arc<str>>,
+}
+
+/// `tls.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientTlsMode {
+    /// DISABLE.
+    Disable,
+    /// SIMPLE.
+    Simple,
+    /// MUTUAL.
+    Mutual,
+    /// ISTIO_MUTUAL.
+    IstioMutual,
+}
+
+impl ClientTlsMode {
+    /// The API's constant.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "DISABLE",
+            Self::Simple => "SIMPLE",
+            Self::Mutual => "MUTUAL",
+            Self::IstioMutual => "ISTIO_MUTUAL",
+        }
+    }
+}
