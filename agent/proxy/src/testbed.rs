@@ -264,6 +264,7 @@ pub(crate) fn deny_all() -> Change {
         meta: meta(name("nobody")),
         selector: Some([("app", "server")].into_iter().collect()),
         targets_gateway: false,
+        provider: None,
         action: PolicyAction::Deny,
         dry_run: false,
         rules,
