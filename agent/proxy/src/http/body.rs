@@ -1,0 +1,98 @@
+//! The body of a message on its way through the proxy.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The connection that it came from broke, or its sender reset it.
+    #[error("the sender of the body broke off: {0}")]
+    Sender(#[from] hyper::Error),
+    /// We ended it ourselves; the text says why.
+    #[error("the body was ended: {0}")]
+    Ended(&'static str),
+}
+
+/// A body. Belongs to one worker: what it holds until its end need not be `Send`.
+///
+/// The usual kinds take no allocation.
+pub(crate) struct Body(Kind);
+
+enum Kind {
+    Full(Option<Bytes>),
+    Incoming(Incoming),
+    Other(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
+}
+
+impl Body {
+    /// No body.
+    pub(crate) const fn empty() -> Self {
+        Self(Kind::Full(None))
+    }
+
+    /// A body that is known already.
+    pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self(Kind::Full((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    /// A body that does something of its own, for example count until it is dropped.
+    pub(crate) fn new(body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Self {
+        Self(Kind::Other(Box::pin(body)))
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(incoming: Incoming) -> Self {
+        Self(if incoming.is_end_stream() { Kind::Full(None) } else { Kind::Incoming(incoming) })
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.0 {
+            Kind::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Kind::Incoming(incoming) => {
+                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| Ok(frame?)))
+            }
+            Kind::Other(body) => body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Full(bytes) => bytes.is_none(),
+            Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Other(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Other(body) => body.size_hint(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &self.0 {
+            Kind::Full(None) => "Body(empty)",
+            Kind::Full(Some(_)) => "Body(full)",
+            Kind::Incoming(_) => "Body(incoming)",
+            Kind::Other(_) => "Body(other)",
+        })
+    }
+}
