@@ -18,6 +18,27 @@ impl From<&ObjectRef> for ObjectView {
     }
 }
 
+/// An answer that the mesh gives itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ResponseView {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+    /// Who answers: `redirect`, `direct_response`, `fault`, `cors`, `authorization`, `jwt`, `no_route`, …
+    pub(crate) by: String,
+}
+
+/// What the token said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequestAuthenticationView {
+    /// `none`, `valid`, `missing` or `invalid`.
+    pub(crate) outcome: String,
+    pub(crate) issuer: Option<String>,
+    pub(crate) object: Option<ObjectView>,
+    /// Why the token is invalid.
+    pub(crate) error: Option<String>,
+}
+
 /// The answer to one question. Absent facts are null.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Explanation {

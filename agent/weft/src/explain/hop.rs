@@ -5,15 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use weft_core::Snapshot;
-use weft_core::decide::inbound::inbound;
-use weft_core::decide::{
-    AuthorizationDecision, AuthorizationOutcome, Candidate, InboundConnection, Path, Verdict,
-};
+use weft_core::decide::{Candidate, InboundConnection, Path};
 use weft_core::kernel_view::{DirectPair, LearnedPorts, kernel_view};
-use weft_core::snapshot::{EffectiveMode, LocalWorkload, Workload};
+use weft_core::snapshot::{LocalWorkload, Workload};
 
 use super::source::Source;
-use super::{AuthorizationView, DryRunView, EndpointView, ObjectView, PeerAuthenticationView};
+use super::{AuthorizationView, EndpointView, PeerAuthenticationView, authorization};
 
 /// What becomes of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,33 +181,11 @@ impl Asked<'_> {
             destination: candidate.addr,
             sni: self.sni,
         };
-        let decision = inbound(local, &connection);
-        hop.outcome = match decision.verdict {
-            Verdict::Allow => Outcome::Allow,
-            Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => Outcome::Deny,
-        };
-        let port = candidate.addr.port();
-        hop.sentences.push(authentication_sentence(
-            &decision.peer_authentication,
-            port,
-            identity.is_some(),
-            decision.verdict,
-        ));
-        if decision.verdict != Verdict::DenyPeerAuthentication {
-            hop.sentences.push(authorization_sentence(&decision.authorization));
-        }
-        hop.sentences.extend(decision.authorization.dry_run.iter().map(|dry| {
-            format!(
-                "{} is a dry run: it would {} and decides nothing.",
-                dry.object,
-                outcome_text(dry.outcome)
-            )
-        }));
-        hop.peer_authentication = Some(PeerAuthenticationView {
-            mode: decision.peer_authentication.mode.as_str().into(),
-            object: decision.peer_authentication.object.as_ref().map(ObjectView::from),
-        });
-        hop.authorization = authorization_view(&decision.authorization);
+        let admission = authorization::connection(local, &connection);
+        hop.outcome = admission.outcome;
+        hop.sentences.extend(admission.sentences);
+        hop.peer_authentication = Some(admission.peer_authentication);
+        hop.authorization = admission.authorization;
     }
 }
 
@@ -218,63 +193,5 @@ fn name_of(candidate: &Candidate) -> String {
     match &candidate.workload {
         Some(workload) => format!("Pod {} ({})", workload.key, candidate.addr),
         None => candidate.addr.to_string(),
-    }
-}
-
-fn authentication_sentence(mode: &EffectiveMode, port: u16, identified: bool, verdict: Verdict) -> String {
-    let by = match &mode.object {
-        Some(object) => format!("by {object}"),
-        None => "by default, as no PeerAuthentication says otherwise".into(),
-    };
-    let mode = mode.mode.as_str();
-    let so = match (verdict, identified) {
-        (Verdict::DenyPeerAuthentication, _) => "and the client proves no identity: denied",
-        (Verdict::Allow | Verdict::DenyAuthorization, true) => "and the client's identity is proven",
-        (Verdict::Allow | Verdict::DenyAuthorization, false) => "so a client without an identity may try",
-    };
-    format!("Port {port} is {mode} {by}, {so}.")
-}
-
-fn authorization_sentence(decision: &AuthorizationDecision) -> String {
-    match (decision.outcome, &decision.object, decision.rule) {
-        (AuthorizationOutcome::None, _, _) => "No AuthorizationPolicy selects the workload: allowed.".into(),
-        (AuthorizationOutcome::Allow, Some(object), Some(rule)) => {
-            format!("{object} allows it: spec.rules[{rule}] matches.")
-        }
-        (AuthorizationOutcome::Allow, _, _) => {
-            "Only DENY policies select the workload and none of them matches: allowed.".into()
-        }
-        (AuthorizationOutcome::Deny, Some(object), Some(rule)) => {
-            let action = decision.action.map_or("DENY", |action| action.as_str());
-            format!("{object} (action {action}) denies it: spec.rules[{rule}] matches.")
-        }
-        (AuthorizationOutcome::Deny, _, _) => {
-            "ALLOW policies select the workload and no rule of theirs matches: denied.".into()
-        }
-    }
-}
-
-fn outcome_text(outcome: AuthorizationOutcome) -> &'static str {
-    match outcome {
-        AuthorizationOutcome::Allow => "allow",
-        AuthorizationOutcome::Deny => "deny",
-        AuthorizationOutcome::None => "none",
-    }
-}
-
-fn authorization_view(decision: &AuthorizationDecision) -> AuthorizationView {
-    AuthorizationView {
-        outcome: outcome_text(decision.outcome).into(),
-        action: decision.action.map(|action| action.as_str().into()),
-        object: decision.object.as_ref().map(ObjectView::from),
-        rule: decision.rule,
-        dry_run: decision
-            .dry_run
-            .iter()
-            .map(|dry| DryRunView {
-                object: ObjectView::from(&dry.object),
-                outcome: outcome_text(dry.outcome).into(),
-            })
-            .collect(),
     }
 }

@@ -4,6 +4,7 @@
 //! of the running agent (which knows the policies of its own pods only).
 
 mod answer;
+mod authorization;
 mod hop;
 mod source;
 mod target;
@@ -19,7 +20,7 @@ use weft_core::snapshot::{CompiledPort, CompiledService};
 
 pub(crate) use self::answer::{
     AuthorizationView, DestinationView, DryRunView, EndpointView, Explanation, ObjectView,
-    PeerAuthenticationView, ServiceView, SourceView,
+    PeerAuthenticationView, RequestAuthenticationView, ResponseView, ServiceView, SourceView,
 };
 use self::hop::{Hop, Outcome};
 use self::source::Source;
