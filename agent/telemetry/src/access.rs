@@ -1,5 +1,6 @@
-//! One line for each connection, at its end (ruling 18).
+//! One line for each connection or request, at its end (ruling 18).
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
@@ -8,12 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::format;
+use crate::format::{self, Fields};
 
 /// Lines that wait to be written before ordinary ones are lost.
 const QUEUE: usize = 8_192;
 /// Room beyond that for refusals and failures alone.
 const RESERVE: usize = 2_048;
+/// Bytes that wait to be written before ordinary lines are lost; failures have a quarter more. Applications choose
+/// what their paths and headers say, so that a number of lines alone is no limit.
+const QUEUE_BYTES: usize = 8 << 20;
 /// Lines that are written with one system call.
 const BATCH: usize = 64;
 
@@ -83,9 +87,130 @@ impl ConnectionLog {
     }
 }
 
+/// Everything that a line about a request may say (L-2, L-3). Absent facts are `None` and print as `-`.
+#[derive(Debug, Clone)]
+pub struct RequestLog {
+    /// When its first byte came.
+    pub start: SystemTime,
+    /// From there to the answer's last byte.
+    pub duration: Duration,
+    /// Which side speaks.
+    pub direction: Direction,
+    /// The method.
+    pub method: String,
+    /// Path and query as the client sent them.
+    pub path: String,
+    /// `HTTP/1.1`, `HTTP/2`.
+    pub protocol: &'static str,
+    /// 0 where the client got no answer.
+    pub response_code: u16,
+    /// Envoy's response flags (H-16).
+    pub flags: &'static str,
+    /// `response_code_details`: `via_upstream`, `route_not_found`, ….
+    pub response_code_details: Option<Cow<'static, str>>,
+    /// `connection_termination_details`.
+    pub termination_details: Option<String>,
+    /// `upstream_transport_failure_reason`, for people.
+    pub transport_failure: Option<String>,
+    /// Bytes of the request's body.
+    pub bytes_received: u64,
+    /// Bytes of the answer's body.
+    pub bytes_sent: u64,
+    /// From the request's last byte to the answer's head.
+    pub upstream_service_time: Option<Duration>,
+    /// The header.
+    pub x_forwarded_for: Option<String>,
+    /// The header.
+    pub user_agent: Option<String>,
+    /// `x-request-id`.
+    pub request_id: Option<String>,
+    /// Host or `:authority` as the client sent it.
+    pub authority: Option<String>,
+    /// The endpoint that it went to.
+    pub upstream_host: Option<SocketAddr>,
+    /// L-4.
+    pub upstream_cluster: Option<Arc<str>>,
+    /// From which address.
+    pub upstream_local: Option<SocketAddr>,
+    /// What the connection was addressed to.
+    pub downstream_local: SocketAddr,
+    /// Who opened it.
+    pub downstream_remote: SocketAddr,
+    /// SNI.
+    pub requested_server_name: Option<String>,
+    /// `default`, `allow_any`, `block_all`, or the rule's name (L-4, V-14).
+    pub route_name: Option<Arc<str>>,
+    /// `node`, `hbone`, `plaintext`, `passthrough`.
+    pub mesh_path: &'static str,
+    /// `spiffe://…`.
+    pub source_principal: Option<Arc<str>>,
+    /// `spiffe://…`.
+    pub destination_principal: Option<Arc<str>>,
+    /// Pod `namespace/name`, where it is known.
+    pub source_pod: Option<String>,
+    /// Pod `namespace/name`, where it is known.
+    pub destination_pod: Option<String>,
+    /// The policy that decided.
+    pub policy: Option<String>,
+    /// The mesh refused it: written even where no access log was asked for. Envoy has no flag for that.
+    pub refused: bool,
+}
+
+impl RequestLog {
+    /// Whether the line is written even where no access log was asked for: refusals and failures.
+    pub fn is_failure(&self) -> bool {
+        self.refused || self.flags != "-"
+    }
+
+    /// What peers chose the length of.
+    fn texts(&self) -> usize {
+        let optional = [
+            &self.x_forwarded_for,
+            &self.user_agent,
+            &self.request_id,
+            &self.authority,
+            &self.requested_server_name,
+            &self.transport_failure,
+        ];
+        let optional: usize = optional.into_iter().flatten().map(String::len).sum();
+        self.method.len() + self.path.len() + optional
+    }
+}
+
+/// What waits to be written.
+#[derive(Debug)]
+enum Line {
+    Connection(Box<ConnectionLog>),
+    Request(Box<RequestLog>),
+}
+
+impl Line {
+    fn is_failure(&self) -> bool {
+        match self {
+            Self::Connection(line) => line.is_failure(),
+            Self::Request(line) => line.is_failure(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Connection(_) => size_of::<ConnectionLog>(),
+            Self::Request(line) => size_of::<RequestLog>() + line.texts(),
+        }
+    }
+
+    fn format(&self, format: AccessLogFormat, out: &mut String) {
+        match self {
+            Self::Connection(line) => format::line(&Fields::of_connection(line), format, out),
+            Self::Request(line) => format::line(&Fields::of_request(line), format, out),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    lines: VecDeque<ConnectionLog>,
+    lines: VecDeque<Line>,
+    bytes: usize,
     /// The writer has taken lines that it has not finished writing.
     writing: bool,
     /// No handle is left: write what there is, then end.
@@ -176,20 +301,31 @@ impl AccessLog {
         self.handle.shared.everything.load(Ordering::Relaxed)
     }
 
-    /// Queues a line. Failures are kept when the queue is full as long as there is room for them.
+    /// Queues a line about a connection. Failures are kept when the queue is full as long as there is room for them.
     pub fn write(&self, line: ConnectionLog) {
+        self.queue(Line::Connection(Box::new(line)));
+    }
+
+    /// Queues a line about a request, by the same rules.
+    pub fn request(&self, line: RequestLog) {
+        self.queue(Line::Request(Box::new(line)));
+    }
+
+    fn queue(&self, line: Line) {
         let shared = &self.handle.shared;
         let failure = line.is_failure();
         if !failure && !self.wants_everything() {
             return;
         }
         let mut queue = shared.lock();
-        let room = if failure { QUEUE + RESERVE } else { QUEUE };
-        if queue.closed || queue.lines.len() >= room {
+        let (room, bytes) =
+            if failure { (QUEUE + RESERVE, QUEUE_BYTES / 4 * 5) } else { (QUEUE, QUEUE_BYTES) };
+        if queue.closed || queue.lines.len() >= room || queue.bytes >= bytes {
             drop(queue);
             shared.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        queue.bytes += line.bytes();
         queue.lines.push_back(line);
         // The writer sleeps only when it found nothing: one system call for a batch, not for a line.
         let wake = queue.lines.len() == 1 && !queue.writing;
@@ -223,7 +359,7 @@ fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
         }
         let format = shared.format();
         buffer.clear();
-        lines.iter().for_each(|line| format::line(line, format, &mut buffer));
+        lines.iter().for_each(|line| line.format(format, &mut buffer));
         if output.write_all(buffer.as_bytes()).and_then(|()| output.flush()).is_err() {
             shared.lost.fetch_add(lines.len() as u64, Ordering::Relaxed);
         }
@@ -231,7 +367,7 @@ fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
 }
 
 /// Waits for lines and takes a batch; an empty batch means the end.
-fn take(shared: &Shared) -> Vec<ConnectionLog> {
+fn take(shared: &Shared) -> Vec<Line> {
     let mut queue = shared.lock();
     queue.writing = false;
     if queue.lines.is_empty() {
@@ -241,7 +377,9 @@ fn take(shared: &Shared) -> Vec<ConnectionLog> {
     queue = shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
     let count = queue.lines.len().min(BATCH);
     queue.writing = count > 0;
-    queue.lines.drain(..count).collect()
+    let lines: Vec<Line> = queue.lines.drain(..count).collect();
+    queue.bytes -= lines.iter().map(Line::bytes).sum::<usize>();
+    lines
 }
 
 #[cfg(test)]

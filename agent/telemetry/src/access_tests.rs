@@ -77,7 +77,9 @@ fn pipe() -> (AccessLog, mpsc::Receiver<Vec<u8>>) {
 
 fn rendered(format: AccessLogFormat) -> String {
     let mut out = String::new();
-    [line(), denied(), unidentified()].iter().for_each(|entry| crate::format::line(entry, format, &mut out));
+    for entry in [line(), denied(), unidentified()] {
+        Line::Connection(Box::new(entry)).format(format, &mut out);
+    }
     out
 }
 
@@ -136,15 +138,143 @@ fn an_output_that_fails_counts_as_loss() {
 proptest! {
     #[test]
     fn nothing_breaks_out_of_its_line(details in "\\PC*|[\"\\\\\n\r\t\u{85} ]{1,20}") {
-        let entry = ConnectionLog { details: Some(details.clone()), ..denied() };
+        let entry = Line::Connection(Box::new(ConnectionLog { details: Some(details.clone()), ..denied() }));
         for format in [AccessLogFormat::Text, AccessLogFormat::Json] {
             let mut out = String::new();
-            crate::format::line(&entry, format, &mut out);
+            entry.format(format, &mut out);
             prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
         }
         let mut out = String::new();
-        crate::format::line(&entry, AccessLogFormat::Json, &mut out);
+        entry.format(AccessLogFormat::Json, &mut out);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["upstream_transport_failure_reason"].as_str(), Some(details.as_str()));
+    }
+}
+
+fn request() -> RequestLog {
+    RequestLog {
+        start: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123),
+        duration: Duration::from_micros(7_003_999),
+        direction: Direction::Outbound,
+        method: "GET".into(),
+        path: "/reviews/0?full=1".into(),
+        protocol: "HTTP/1.1",
+        response_code: 200,
+        flags: "-",
+        response_code_details: Some("via_upstream".into()),
+        termination_details: None,
+        transport_failure: None,
+        bytes_received: 0,
+        bytes_sent: 379,
+        upstream_service_time: Some(Duration::from_micros(6_999_500)),
+        x_forwarded_for: None,
+        user_agent: Some("curl/8.5.0".into()),
+        request_id: Some("cb3e4a38-0d5a-9e5c-8f8e-7c9b9b7b3f10".into()),
+        authority: Some("reviews:9080".into()),
+        upstream_host: Some("10.8.1.9:9080".parse().unwrap()),
+        upstream_cluster: Some("outbound|9080|v2|reviews.books.svc.cluster.local".into()),
+        upstream_local: Some("10.8.0.5:41234".parse().unwrap()),
+        downstream_local: "10.96.0.7:9080".parse().unwrap(),
+        downstream_remote: "10.8.0.5:41232".parse().unwrap(),
+        requested_server_name: None,
+        route_name: Some("default".into()),
+        mesh_path: "hbone",
+        source_principal: Some("spiffe://cluster.local/ns/books/sa/productpage".into()),
+        destination_principal: Some("spiffe://cluster.local/ns/books/sa/reviews".into()),
+        source_pod: Some("books/productpage-1".into()),
+        destination_pod: Some("books/reviews-v2-1".into()),
+        policy: None,
+        refused: false,
+    }
+}
+
+fn forbidden() -> RequestLog {
+    RequestLog {
+        direction: Direction::Inbound,
+        response_code: 403,
+        response_code_details: Some(
+            "rbac_access_denied_matched_policy[ns[books]-policy[no-posts]-rule[0]]".into(),
+        ),
+        upstream_host: None,
+        upstream_local: None,
+        upstream_service_time: None,
+        upstream_cluster: Some("inbound|9080||".into()),
+        user_agent: None,
+        policy: Some("ns[books]-policy[no-posts]-rule[0]".into()),
+        refused: true,
+        ..request()
+    }
+}
+
+fn rendered_requests(format: AccessLogFormat) -> String {
+    let timeout = RequestLog {
+        response_code: 504,
+        flags: "UT",
+        response_code_details: Some("response_timeout".into()),
+        upstream_service_time: None,
+        x_forwarded_for: Some("192.0.2.1, \"x\"\n".into()),
+        ..request()
+    };
+    let mut out = String::new();
+    for entry in [request(), forbidden(), timeout] {
+        Line::Request(Box::new(entry)).format(format, &mut out);
+    }
+    out
+}
+
+#[test]
+fn text_of_requests_is_istios() {
+    insta::assert_snapshot!(rendered_requests(AccessLogFormat::Text));
+}
+
+#[test]
+fn json_of_requests_has_istios_keys_and_ours() {
+    insta::assert_snapshot!(rendered_requests(AccessLogFormat::Json));
+}
+
+#[test]
+fn refused_requests_are_written_always_and_others_where_asked_for() {
+    let (log, receiver) = pipe();
+    log.request(request());
+    log.request(forbidden());
+    let first = String::from_utf8(receiver.recv_timeout(LIMIT).unwrap()).unwrap();
+    assert_eq!(first.lines().count(), 1);
+    assert!(first.contains("rbac_access_denied"), "{first}");
+    log.configure(true, AccessLogFormat::Text);
+    log.request(request());
+    let second = String::from_utf8(receiver.recv_timeout(LIMIT).unwrap()).unwrap();
+    assert!(second.contains("via_upstream"), "{second}");
+}
+
+#[test]
+fn long_paths_do_not_grow_the_queue_beyond_its_bytes() {
+    let (log, receiver) = pipe();
+    log.configure(true, AccessLogFormat::Text);
+    let path = "/".repeat(60 << 10);
+    let fitting = QUEUE_BYTES / path.len() + 1;
+    for _ in 0..fitting + BATCH + 10 {
+        log.request(RequestLog { path: path.clone(), ..request() });
+    }
+    assert!(log.lost() >= 9, "{}", log.lost());
+    let lost = log.lost();
+    log.request(RequestLog { path: path.clone(), ..forbidden() });
+    assert_eq!(log.lost(), lost, "there is room for refusals");
+    drop(log);
+    assert!(receiver.iter().flatten().count() > 0);
+}
+
+proptest! {
+    #[test]
+    fn no_header_breaks_out_of_its_line(value in "\\PC*|[\"\\\\\n\r\t\u{85} ]{1,20}") {
+        let entry = RequestLog { path: value.clone(), user_agent: Some(value.clone()), ..forbidden() };
+        let line = Line::Request(Box::new(entry));
+        let mut out = String::new();
+        line.format(AccessLogFormat::Text, &mut out);
+        prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
+        out.clear();
+        line.format(AccessLogFormat::Json, &mut out);
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        prop_assert_eq!(json["user_agent"].as_str(), Some(value.as_str()));
+        prop_assert_eq!(json["path"].as_str(), Some(value.as_str()));
     }
 }

@@ -29,6 +29,38 @@ pub(crate) const TCP_LABELS: &[&str] = &[
     "connection_security_policy",
 ];
 
+/// Labels of a series of requests, in the order in which [`crate::RequestLabels`] renders them (M-3).
+pub(crate) const REQUEST_LABELS: &[&str] = &[
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "request_protocol",
+    "response_code",
+    "grpc_response_status",
+    "response_flags",
+    "connection_security_policy",
+];
+
+/// Labels of a client workload's cluster (M-9, D-14).
+const CLUSTER_LABELS: &[&str] = &["cluster_name", "workload"];
+
 macro_rules! families {
     ($($ident:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
         $(
@@ -90,17 +122,54 @@ families! {
         "Maximum number of open file descriptors.";
 }
 
-macro_rules! tcp_families {
-    ($($ident:ident $name:literal $help:literal;)*) => {
+macro_rules! shared_label_families {
+    ($labels:expr; $($ident:ident $kind:ident $name:literal $help:literal;)*) => {
         $(pub(crate) const $ident: Family =
-            Family { name: $name, help: $help, kind: Kind::Counter, labels: TCP_LABELS };)*
+            Family { name: $name, help: $help, kind: Kind::$kind, labels: $labels };)*
     };
 }
 
-tcp_families! {
-    TCP_OPENED "istio_tcp_connections_opened_total" "TCP connections opened.";
-    TCP_CLOSED "istio_tcp_connections_closed_total" "TCP connections closed.";
-    TCP_FAILED "istio_tcp_connections_failed_total" "TCP connections that were refused or failed.";
-    TCP_SENT "istio_tcp_sent_bytes_total" "Bytes that servers sent to clients.";
-    TCP_RECEIVED "istio_tcp_received_bytes_total" "Bytes that servers received from clients.";
+shared_label_families! { REQUEST_LABELS;
+    REQUESTS Counter "istio_requests_total" "Requests.";
+    REQUEST_DURATION Histogram "istio_request_duration_milliseconds" "How long requests took, in milliseconds.";
+    REQUEST_BYTES Histogram "istio_request_bytes" "Sizes of requests, headers and body.";
+    RESPONSE_BYTES Histogram "istio_response_bytes" "Sizes of answers, headers and body.";
+    REQUEST_MESSAGES Counter "istio_request_messages_total" "gRPC messages that clients sent.";
+    RESPONSE_MESSAGES Counter "istio_response_messages_total" "gRPC messages that servers sent.";
+}
+
+families! {
+    CLUSTER_CLASSES Counter "envoy_cluster_upstream_rq_xx" ["cluster_name", "workload", "response_code_class"]
+        "Answers of a cluster to a client workload, by class of status.";
+}
+
+shared_label_families! { CLUSTER_LABELS;
+    CLUSTER_REQUESTS Counter "envoy_cluster_upstream_rq_total" "Requests sent to a cluster, each try on its own.";
+    CLUSTER_COMPLETED Counter "envoy_cluster_upstream_rq_completed" "Requests that the cluster answered.";
+    CLUSTER_PENDING Counter "envoy_cluster_upstream_rq_pending_total" "Requests that waited for a connection.";
+    CLUSTER_PENDING_OVERFLOW Counter "envoy_cluster_upstream_rq_pending_overflow"
+        "Requests that were refused because too many waited for a connection (http1MaxPendingRequests).";
+    CLUSTER_ACTIVE_OVERFLOW Counter "envoy_cluster_upstream_rq_active_overflow"
+        "Requests that were refused because too many were outstanding (http2MaxRequests).";
+    CLUSTER_RETRY Counter "envoy_cluster_upstream_rq_retry" "Requests that were tried again.";
+    CLUSTER_RETRY_OVERFLOW Counter "envoy_cluster_upstream_rq_retry_overflow"
+        "Requests that were not tried again because too many were (maxRetries).";
+    CLUSTER_TIMEOUT Counter "envoy_cluster_upstream_rq_timeout" "Requests that met the route's timeout.";
+    CLUSTER_PER_TRY_TIMEOUT Counter "envoy_cluster_upstream_rq_per_try_timeout" "Tries that met their own timeout.";
+    CLUSTER_CONNECTIONS Counter "envoy_cluster_upstream_cx_total" "Connections made to a cluster.";
+    CLUSTER_CONNECTION_OVERFLOW Counter "envoy_cluster_upstream_cx_overflow"
+        "Times that a connection was wanted beyond the limit (maxConnections).";
+    CLUSTER_CONNECT_FAILURE Counter "envoy_cluster_upstream_cx_connect_fail" "Connections that could not be made.";
+    CLUSTER_EJECTED Gauge "envoy_cluster_outlier_detection_ejections_active" "Endpoints that are ejected now.";
+    CLUSTER_EJECTIONS Counter "envoy_cluster_outlier_detection_ejections_enforced_total" "Ejections of endpoints.";
+    CLUSTER_EJECTION_OVERFLOW Counter "envoy_cluster_outlier_detection_ejections_overflow"
+        "Endpoints that were not ejected because too many were (maxEjectionPercent).";
+}
+
+shared_label_families! { TCP_LABELS;
+    TCP_OPENED Counter "istio_tcp_connections_opened_total" "TCP connections opened.";
+    TCP_CLOSED Counter "istio_tcp_connections_closed_total" "TCP connections closed.";
+    TCP_FAILED Counter "istio_tcp_connections_failed_total" "TCP connections that were refused or failed.";
+    TCP_SENT Counter "istio_tcp_sent_bytes_total" "Bytes that servers sent to clients.";
+    TCP_RECEIVED Counter "istio_tcp_received_bytes_total" "Bytes that servers received from clients.";
 }

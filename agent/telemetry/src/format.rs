@@ -1,104 +1,54 @@
 //! The text of one access log line.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::access::{AccessLogFormat, ConnectionLog, Direction};
+use crate::access::{AccessLogFormat, ConnectionLog, Direction, RequestLog};
 
 /// Appends one line, its end included.
-pub(crate) fn line(entry: &ConnectionLog, format: AccessLogFormat, out: &mut String) {
+pub(crate) fn line(fields: &Fields<'_>, format: AccessLogFormat, out: &mut String) {
     match format {
-        AccessLogFormat::Text => text(entry, out),
-        AccessLogFormat::Json => json(entry, out),
+        AccessLogFormat::Text => text(fields, out),
+        // Strings and numbers always serialise.
+        AccessLogFormat::Json => out.push_str(&serde_json::to_string(fields).unwrap_or_default()),
     }
     out.push('\n');
 }
 
-/// Istio's default text format for TCP (L-2): what HTTP would fill is `-`.
-fn text(entry: &ConnectionLog, out: &mut String) {
-    out.push('[');
-    start_time(entry.start, out);
-    let termination = termination(entry);
-    let termination = termination.as_deref().unwrap_or("-");
-    // Writing to a String cannot fail.
-    let _ = write!(out, "] \"- - -\" 0 {} - {termination} \"", entry.flags);
-    quoted(entry.details.as_deref().unwrap_or("-"), out);
-    let _ = write!(out, "\" {} {}", entry.bytes_received, entry.bytes_sent);
-    let _ = write!(out, " {} - \"-\" \"-\" \"-\" \"-\" \"", entry.duration.as_millis());
-    address(entry.upstream_remote, out);
-    let _ = write!(out, "\" {} ", entry.upstream_cluster);
-    address(entry.upstream_local, out);
-    let _ = write!(out, " {} {} - -", entry.downstream_local, entry.downstream_remote);
-}
-
-/// `%CONNECTION_TERMINATION_DETAILS%` as Envoy writes it for a connection that its RBAC filter closed.
-fn termination(entry: &ConnectionLog) -> Option<String> {
-    let policy = entry.policy.as_deref().filter(|policy| !policy.starts_with("dry-run:"));
-    (entry.flags == "DENY")
-        .then(|| format!("rbac_access_denied_matched_policy[{}]", policy.unwrap_or("none")))
-}
-
-fn start_time(start: SystemTime, out: &mut String) {
-    match jiff::Timestamp::try_from(start) {
-        Ok(time) => {
-            let _ = write!(out, "{}", time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ"));
-        }
-        Err(_) => out.push('-'),
-    }
-}
-
-fn address(address: Option<SocketAddr>, out: &mut String) {
-    match address {
-        Some(address) => {
-            let _ = write!(out, "{address}");
-        }
-        None => out.push('-'),
-    }
-}
-
-/// Text inside quotes: whatever a peer or an object's name put there, the line stays one line and the quotes
-/// stay balanced.
-fn quoted(text: &str, out: &mut String) {
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if c.is_control() => out.extend(c.escape_default()),
-            c => out.push(c),
-        }
-    }
-}
-
-/// L-3, in the order of Istio's format; keys that only HTTP fills are null.
-#[derive(Serialize)]
-struct Json<'a> {
-    start_time: String,
-    method: (),
-    path: (),
-    protocol: (),
+/// What a line says: L-3's keys in the order of Istio's format, then ours.
+#[derive(Debug, Serialize)]
+pub(crate) struct Fields<'a> {
+    #[serde(serialize_with = "as_time")]
+    start_time: SystemTime,
+    method: Option<&'a str>,
+    path: Option<&'a str>,
+    protocol: Option<&'a str>,
     response_code: u16,
     response_flags: &'a str,
-    response_code_details: (),
-    connection_termination_details: Option<String>,
+    response_code_details: Option<&'a str>,
+    connection_termination_details: Option<Cow<'a, str>>,
     upstream_transport_failure_reason: Option<&'a str>,
     bytes_received: u64,
     bytes_sent: u64,
-    duration: u128,
-    upstream_service_time: (),
-    x_forwarded_for: (),
-    user_agent: (),
-    request_id: (),
-    authority: (),
+    #[serde(serialize_with = "as_milliseconds")]
+    duration: Duration,
+    #[serde(serialize_with = "as_header")]
+    upstream_service_time: Option<Duration>,
+    x_forwarded_for: Option<&'a str>,
+    user_agent: Option<&'a str>,
+    request_id: Option<&'a str>,
+    authority: Option<&'a str>,
     upstream_host: Option<SocketAddr>,
-    upstream_cluster: &'a str,
+    upstream_cluster: Option<&'a str>,
     upstream_local_address: Option<SocketAddr>,
     downstream_local_address: SocketAddr,
     downstream_remote_address: SocketAddr,
-    requested_server_name: (),
-    route_name: (),
+    requested_server_name: Option<&'a str>,
+    route_name: Option<&'a str>,
     direction: &'static str,
     mesh_path: &'a str,
     source_principal: Option<&'a str>,
@@ -108,45 +58,176 @@ struct Json<'a> {
     policy: Option<&'a str>,
 }
 
-fn json(entry: &ConnectionLog, out: &mut String) {
-    let mut start = String::new();
-    start_time(entry.start, &mut start);
-    let json = Json {
-        start_time: start,
-        method: (),
-        path: (),
-        protocol: (),
-        response_code: 0,
-        response_flags: entry.flags,
-        response_code_details: (),
-        connection_termination_details: termination(entry),
-        upstream_transport_failure_reason: entry.details.as_deref(),
-        bytes_received: entry.bytes_received,
-        bytes_sent: entry.bytes_sent,
-        duration: entry.duration.as_millis(),
-        upstream_service_time: (),
-        x_forwarded_for: (),
-        user_agent: (),
-        request_id: (),
-        authority: (),
-        upstream_host: entry.upstream_remote,
-        upstream_cluster: &entry.upstream_cluster,
-        upstream_local_address: entry.upstream_local,
-        downstream_local_address: entry.downstream_local,
-        downstream_remote_address: entry.downstream_remote,
-        requested_server_name: (),
-        route_name: (),
-        direction: match entry.direction {
-            Direction::Outbound => "outbound",
-            Direction::Inbound => "inbound",
-        },
-        mesh_path: entry.path,
-        source_principal: entry.source_principal.as_deref(),
-        destination_principal: entry.destination_principal.as_deref(),
-        source_pod: entry.source_pod.as_deref(),
-        destination_pod: entry.destination_pod.as_deref(),
-        policy: entry.policy.as_deref(),
-    };
-    // Strings and numbers always serialise.
-    out.push_str(&serde_json::to_string(&json).unwrap_or_default());
+impl<'a> Fields<'a> {
+    /// Of a connection: what only HTTP fills is absent.
+    pub(crate) fn of_connection(entry: &'a ConnectionLog) -> Self {
+        Self {
+            start_time: entry.start,
+            method: None,
+            path: None,
+            protocol: None,
+            response_code: 0,
+            response_flags: entry.flags,
+            response_code_details: None,
+            connection_termination_details: termination(entry).map(Cow::Owned),
+            upstream_transport_failure_reason: entry.details.as_deref(),
+            bytes_received: entry.bytes_received,
+            bytes_sent: entry.bytes_sent,
+            duration: entry.duration,
+            upstream_service_time: None,
+            x_forwarded_for: None,
+            user_agent: None,
+            request_id: None,
+            authority: None,
+            upstream_host: entry.upstream_remote,
+            upstream_cluster: Some(&entry.upstream_cluster),
+            upstream_local_address: entry.upstream_local,
+            downstream_local_address: entry.downstream_local,
+            downstream_remote_address: entry.downstream_remote,
+            requested_server_name: None,
+            route_name: None,
+            direction: direction(entry.direction),
+            mesh_path: entry.path,
+            source_principal: entry.source_principal.as_deref(),
+            destination_principal: entry.destination_principal.as_deref(),
+            source_pod: entry.source_pod.as_deref(),
+            destination_pod: entry.destination_pod.as_deref(),
+            policy: entry.policy.as_deref(),
+        }
+    }
+
+    /// Of a request.
+    pub(crate) fn of_request(entry: &'a RequestLog) -> Self {
+        Self {
+            start_time: entry.start,
+            method: Some(&entry.method),
+            path: Some(&entry.path),
+            protocol: Some(entry.protocol),
+            response_code: entry.response_code,
+            response_flags: entry.flags,
+            response_code_details: entry.response_code_details.as_deref(),
+            connection_termination_details: entry.termination_details.as_deref().map(Cow::Borrowed),
+            upstream_transport_failure_reason: entry.transport_failure.as_deref(),
+            bytes_received: entry.bytes_received,
+            bytes_sent: entry.bytes_sent,
+            duration: entry.duration,
+            upstream_service_time: entry.upstream_service_time,
+            x_forwarded_for: entry.x_forwarded_for.as_deref(),
+            user_agent: entry.user_agent.as_deref(),
+            request_id: entry.request_id.as_deref(),
+            authority: entry.authority.as_deref(),
+            upstream_host: entry.upstream_host,
+            upstream_cluster: entry.upstream_cluster.as_deref(),
+            upstream_local_address: entry.upstream_local,
+            downstream_local_address: entry.downstream_local,
+            downstream_remote_address: entry.downstream_remote,
+            requested_server_name: entry.requested_server_name.as_deref(),
+            route_name: entry.route_name.as_deref(),
+            direction: direction(entry.direction),
+            mesh_path: entry.mesh_path,
+            source_principal: entry.source_principal.as_deref(),
+            destination_principal: entry.destination_principal.as_deref(),
+            source_pod: entry.source_pod.as_deref(),
+            destination_pod: entry.destination_pod.as_deref(),
+            policy: entry.policy.as_deref(),
+        }
+    }
+}
+
+fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+/// `%CONNECTION_TERMINATION_DETAILS%` as Envoy writes it for a connection that its RBAC filter closed.
+fn termination(entry: &ConnectionLog) -> Option<String> {
+    let policy = entry.policy.as_deref().filter(|policy| !policy.starts_with("dry-run:"));
+    (entry.flags == "DENY")
+        .then(|| format!("rbac_access_denied_matched_policy[{}]", policy.unwrap_or("none")))
+}
+
+/// Istio's default text format (L-2). What peers chose is escaped, quoted or not: it must not look like another
+/// field.
+fn text(fields: &Fields<'_>, out: &mut String) {
+    out.push('[');
+    out.push_str(&start_time(fields.start_time));
+    out.push_str("] \"");
+    escaped(fields.method, out);
+    out.push(' ');
+    escaped(fields.path, out);
+    // Writing to a String cannot fail.
+    let _ = write!(
+        out,
+        " {}\" {} {} {} {} \"",
+        fields.protocol.unwrap_or("-"),
+        fields.response_code,
+        fields.response_flags,
+        fields.response_code_details.unwrap_or("-"),
+        fields.connection_termination_details.as_deref().unwrap_or("-"),
+    );
+    escaped(fields.upstream_transport_failure_reason, out);
+    let duration = fields.duration.as_millis();
+    let _ = write!(out, "\" {} {} {duration} ", fields.bytes_received, fields.bytes_sent);
+    optional(fields.upstream_service_time.map(|time| time.as_millis()), out);
+    for header in [fields.x_forwarded_for, fields.user_agent, fields.request_id, fields.authority] {
+        out.push_str(" \"");
+        escaped(header, out);
+        out.push('"');
+    }
+    addresses(fields, out);
+}
+
+/// The end of the text format: upstream, addresses, SNI, route.
+fn addresses(fields: &Fields<'_>, out: &mut String) {
+    out.push_str(" \"");
+    optional(fields.upstream_host, out);
+    let _ = write!(out, "\" {} ", fields.upstream_cluster.unwrap_or("-"));
+    optional(fields.upstream_local_address, out);
+    let _ = write!(out, " {} {} ", fields.downstream_local_address, fields.downstream_remote_address);
+    escaped(fields.requested_server_name, out);
+    let _ = write!(out, " {}", fields.route_name.unwrap_or("-"));
+}
+
+fn start_time(start: SystemTime) -> String {
+    jiff::Timestamp::try_from(start)
+        .map_or_else(|_| "-".to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
+}
+
+fn optional(value: Option<impl std::fmt::Display>, out: &mut String) {
+    match value {
+        Some(value) => {
+            let _ = write!(out, "{value}");
+        }
+        None => out.push('-'),
+    }
+}
+
+/// Whatever a peer or an object's name put there, the line stays one line and its quotes stay balanced.
+fn escaped(text: Option<&str>, out: &mut String) {
+    for c in text.unwrap_or("-").chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+}
+
+fn as_time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&start_time(*time))
+}
+
+fn as_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(duration.as_millis())
+}
+
+/// `%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%` is a header, so that JSON shows a string.
+fn as_header<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(&time.as_millis()),
+        None => serializer.serialize_none(),
+    }
 }

@@ -1,6 +1,7 @@
 //! Metrics (Prometheus text 0.0.4, Istio's names and labels) and the access log.
 //!
-//! Series are looked up once per connection ([`Metrics::tcp`]); counting is an atomic addition on the handle.
+//! Series are looked up once per connection ([`Metrics::tcp`], [`Metrics::http`], [`Metrics::cluster`]); counting is an
+//! atomic addition on the handle.
 //! What is not counted but measured (map use, certificates, pods) is asked for when somebody scrapes
 //! ([`Metrics::on_scrape`]). The access log is written by a thread of its own through a bounded queue; what
 //! does not fit is counted.
@@ -10,12 +11,16 @@
 #![warn(missing_docs)]
 
 pub mod access;
+pub mod cluster;
 pub mod families;
 mod format;
+pub mod http;
 pub mod metrics;
 mod scrape;
 mod table;
 
-pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction};
+pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, RequestLog};
+pub use cluster::{ClusterCounters, ClusterEvent};
+pub use http::{RequestLabels, RequestProtocol, RequestSample, RequestSeries};
 pub use metrics::{Limits, Metrics, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
 pub use scrape::{Family, Kind, ScrapeSink};

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use weft_core::snapshot::WorkloadLabels;
 
+use crate::cluster::{ClusterCounters, ClusterTable};
 use crate::families;
+use crate::http::{RequestLabels, RequestSeries, RequestTable};
 use crate::scrape::{Family, ScrapeSink};
 use crate::table::{Cells, Single, Table};
 
 /// The name of the cluster in `source_cluster` and `destination_cluster` (M-6).
 const CLUSTER: &str = "Kubernetes";
-const UNKNOWN: &str = "unknown";
+/// M-4: what an absent value is called.
+pub(crate) const UNKNOWN: &str = "unknown";
 /// Reasons of refusals that no destination hears of.
 pub const SOURCE_REFUSALS: &[&str] = &["forged_source"];
 
@@ -27,7 +30,7 @@ pub enum Reporter {
 }
 
 impl Reporter {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
@@ -47,7 +50,7 @@ pub enum SecurityPolicy {
 }
 
 impl SecurityPolicy {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
             Self::None => "none",
@@ -112,7 +115,7 @@ impl TcpLabels {
 }
 
 /// The eight labels of one end.
-fn side<'a>(labels: Option<&'a WorkloadLabels>, principal: Option<&'a str>) -> [&'a str; 8] {
+pub(crate) fn side<'a>(labels: Option<&'a WorkloadLabels>, principal: Option<&'a str>) -> [&'a str; 8] {
     let principal = known(principal.unwrap_or(UNKNOWN));
     let Some(labels) = labels else {
         return [UNKNOWN, UNKNOWN, principal, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN];
@@ -130,7 +133,7 @@ fn side<'a>(labels: Option<&'a WorkloadLabels>, principal: Option<&'a str>) -> [
 }
 
 /// M-4: an absent value is the word `unknown`, never the empty string.
-fn known(value: &str) -> &str {
+pub(crate) fn known(value: &str) -> &str {
     if value.is_empty() { UNKNOWN } else { value }
 }
 
@@ -226,6 +229,11 @@ impl TcpSeries {
 pub struct Limits {
     /// TCP series; connections beyond are counted under labels that are all `unknown`.
     pub tcp_series: usize,
+    /// Series of requests, each outcome on its own: every one of them shows three histograms; requests beyond are
+    /// counted under labels that are all `unknown`.
+    pub request_series: usize,
+    /// Clusters of client workloads; what happens beyond is counted under `unknown`.
+    pub clusters: usize,
     /// Series of each family that names policies.
     pub policy_series: usize,
     /// A series that has no open connection and has not changed for this long is dropped.
@@ -234,7 +242,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tcp_series: 20_000, policy_series: 2_000, idle: Duration::from_secs(600) }
+        Self {
+            tcp_series: 20_000,
+            request_series: 4_000,
+            clusters: 4_000,
+            policy_series: 2_000,
+            idle: Duration::from_secs(600),
+        }
     }
 }
 
@@ -246,6 +260,8 @@ type PolicyTable = Table<(Arc<str>, Arc<str>), Single>;
 struct Inner {
     limits: Limits,
     tcp: Table<TcpLabels, TcpCells>,
+    requests: RequestTable,
+    clusters: ClusterTable,
     refused: PolicyTable,
     dry_run: PolicyTable,
     policy_cut: AtomicU64,
@@ -279,6 +295,8 @@ impl Metrics {
             inner: Arc::new(Inner {
                 limits,
                 tcp: Table::new(limits.tcp_series),
+                requests: RequestTable::new(limits.request_series),
+                clusters: ClusterTable::new(limits.clusters),
                 refused: Table::new(limits.policy_series),
                 dry_run: Table::new(limits.policy_series),
                 policy_cut: AtomicU64::new(0),
@@ -292,6 +310,16 @@ impl Metrics {
     /// The handle of a TCP series; created on first use.
     pub fn tcp(&self, labels: &TcpLabels) -> TcpSeries {
         TcpSeries { cells: self.inner.tcp.get(labels, || labels.overflow()) }
+    }
+
+    /// The handle of a series of requests; created on first use. Look it up once per connection and keep it.
+    pub fn http(&self, labels: &RequestLabels) -> RequestSeries {
+        self.inner.requests.get(labels)
+    }
+
+    /// The counters of a client workload's cluster: `namespace/name` of the workload, `outbound|PORT|SUBSET|HOST`.
+    pub fn cluster(&self, pod_workload: &str, cluster: &str) -> ClusterCounters {
+        self.inner.clusters.get(pod_workload, cluster)
     }
 
     /// A connection failed or was refused: `istio_tcp_connections_failed_total` with the same labels, and
@@ -351,6 +379,8 @@ impl Metrics {
     pub fn sweep(&self, now: Instant) {
         let idle = self.inner.limits.idle;
         self.inner.tcp.sweep(now, idle);
+        self.inner.requests.sweep(now, idle);
+        self.inner.clusters.sweep(now, idle);
         self.inner.refused.sweep(now, idle);
         self.inner.dry_run.sweep(now, idle);
     }
@@ -386,9 +416,13 @@ impl Metrics {
                 }
             }
         });
+        inner.requests.collect(sink);
+        inner.clusters.collect(sink);
         collect_policies(&inner.refused, &families::REFUSED, sink);
         collect_policies(&inner.dry_run, &families::DRY_RUN, sink);
-        let overflow = inner.tcp.overflow() + inner.refused.overflow() + inner.dry_run.overflow();
+        let policies = inner.refused.overflow() + inner.dry_run.overflow();
+        let overflow =
+            inner.tcp.overflow() + inner.requests.overflow() + inner.clusters.overflow() + policies;
         sink.set(&families::SERIES_OVERFLOW, &[], overflow as f64);
         sink.set(&families::POLICY_CUT, &[], inner.policy_cut.load(Ordering::Relaxed) as f64);
         sink.set(&families::PANICS, &[], inner.panics.load(Ordering::Relaxed) as f64);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prometheus::TextEncoder;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 /// Whether a family only ever counts up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Counts by size; its samples are given with [`ScrapeSink::histogram`].
+    Histogram,
 }
 
 /// A metric family: its name, its help text and the names of its labels.
@@ -21,7 +23,7 @@ pub struct Family {
     pub name: &'static str,
     /// One sentence.
     pub help: &'static str,
-    /// Counter or gauge.
+    /// Counter, gauge or histogram.
     pub kind: Kind,
     /// Names of the labels, in the order in which values are given.
     pub labels: &'static [&'static str],
@@ -35,14 +37,25 @@ pub struct ScrapeSink {
 
 impl ScrapeSink {
     /// Adds one sample. `values` are the labels' values in the order of `family.labels`; missing ones are
-    /// left out, surplus ones ignored.
+    /// left out, surplus ones ignored. A histogram takes the value as its only observation.
     pub fn set(&mut self, family: &Family, values: &[&str], value: f64) {
-        let pairs = family.labels.iter().zip(values).map(|(name, value)| label(name, value)).collect();
-        let mut metric = Metric::from_label(pairs);
+        let mut metric = labelled(family, values);
         match family.kind {
             Kind::Counter => metric.set_counter(counter(value)),
             Kind::Gauge => metric.set_gauge(gauge(value)),
+            Kind::Histogram => return self.histogram(family, values, vec![(f64::INFINITY, 1)], value),
         }
+        self.family(family).mut_metric().push(metric);
+    }
+
+    /// Adds one histogram: upper bounds with the counts up to them, the last one `+Inf`, and the sum of all values.
+    pub(crate) fn histogram(&mut self, family: &Family, values: &[&str], buckets: Vec<(f64, u64)>, sum: f64) {
+        let mut made = Histogram::default();
+        made.set_sample_count(buckets.last().map_or(0, |(_, count)| *count));
+        made.set_sample_sum(sum);
+        made.set_bucket(buckets.into_iter().map(bucket).collect());
+        let mut metric = labelled(family, values);
+        metric.set_histogram(made);
         self.family(family).mut_metric().push(metric);
     }
 
@@ -54,6 +67,7 @@ impl ScrapeSink {
             made.set_field_type(match family.kind {
                 Kind::Counter => MetricType::COUNTER,
                 Kind::Gauge => MetricType::GAUGE,
+                Kind::Histogram => MetricType::HISTOGRAM,
             });
             made
         })
@@ -72,6 +86,18 @@ impl ScrapeSink {
 
 fn values(metric: &Metric) -> impl Iterator<Item = &str> {
     metric.get_label().iter().map(LabelPair::value)
+}
+
+fn labelled(family: &Family, values: &[&str]) -> Metric {
+    let pairs = family.labels.iter().zip(values).map(|(name, value)| label(name, value)).collect();
+    Metric::from_label(pairs)
+}
+
+fn bucket((bound, count): (f64, u64)) -> Bucket {
+    let mut made = Bucket::default();
+    made.set_upper_bound(bound);
+    made.set_cumulative_count(count);
+    made
 }
 
 fn label(name: &str, value: &str) -> LabelPair {

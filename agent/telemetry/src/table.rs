@@ -63,6 +63,15 @@ impl<K: Hash + Eq + Clone, C: Cells> Table<K, C> {
         entries.entry(key).or_insert_with(fresh).cells.clone()
     }
 
+    /// The cells of `key`, whatever the limit says: for the few keys that stand for all others.
+    pub(crate) fn reserved(&self, key: &K) -> Arc<C> {
+        if let Some(entry) = self.read().get(key) {
+            return entry.cells.clone();
+        }
+        let fresh = || Entry { cells: Arc::default(), seen: 0, since: Instant::now() };
+        self.write().entry(key.clone()).or_insert_with(fresh).cells.clone()
+    }
+
     /// Drops series that nobody holds and that have not changed for `idle`.
     pub(crate) fn sweep(&self, now: Instant, idle: Duration) {
         self.write().retain(|_, entry| {
