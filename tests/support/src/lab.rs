@@ -175,6 +175,15 @@ impl Pod {
         Ok(server)
     }
 
+    /// Starts the HTTP application in the pod, which answers as `version`, and waits until it listens.
+    pub fn app(&self, version: &str, ports: &[u16]) -> Result<Process> {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        let mut server = self.spawn(&[&["app", "--version", version], ports.as_slice()].concat())?;
+        server.wait_for_line(Duration::from_secs(10), |line| line.contains("listening").then_some(()))?;
+        Ok(server)
+    }
+
     /// Runs `lab-peer` in the pod to its end and gives the last line of its output, which is JSON.
     pub fn peer(&self, args: &[&str]) -> Result<Value> {
         let mut process = self.spawn(args)?;

@@ -18,6 +18,7 @@ mod command;
 mod config;
 mod http;
 mod id;
+pub mod jwt;
 mod lab;
 mod metrics;
 mod netns;

@@ -2,6 +2,9 @@
 //! (servers live until they are killed) and prints JSON, one object on a line.
 #![forbid(unsafe_code)]
 
+mod app;
+mod body;
+mod browse;
 mod client;
 mod dial;
 mod hold;
@@ -26,6 +29,10 @@ struct Args {
 enum Mode {
     /// Serve: `KIND:PORT` each, IPv4 and IPv6. Kinds: echo, http, sink, small, who, server-first, source, stall, reset, urgent, drain.
     Serve(serve::ServeArgs),
+    /// An HTTP application (HTTP/1.1, HTTP/2, gRPC, WebSocket) that says who answers and fails as it is told to.
+    App(app::AppArgs),
+    /// HTTP requests, and counts of what became of them.
+    Http(browse::HttpArgs),
     /// One HTTP request.
     Get(client::GetArgs),
     /// One connection.
@@ -54,6 +61,8 @@ enum Mode {
 fn main() -> ExitCode {
     let done = match Args::parse().mode {
         Mode::Serve(args) => serve::run(&args),
+        Mode::App(args) => app::run(&args),
+        Mode::Http(args) => browse::run(&args),
         Mode::Get(args) => client::get(&args),
         Mode::Connect(args) => client::connect(&args),
         Mode::Echo(args) => client::echo(&args),

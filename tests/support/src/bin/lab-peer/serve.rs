@@ -77,7 +77,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
 }
 
 /// A listener for both families.
-fn listen(port: u16) -> std::io::Result<TcpListener> {
+pub(crate) fn listen(port: u16) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
