@@ -1,6 +1,7 @@
 //! The mesh on one machine, shown on real traffic.
 
 mod report;
+mod requests;
 mod steps;
 mod world;
 

@@ -7,12 +7,13 @@ use serde_json::Value;
 use weft_lab::{Agent, Capture, Pod, Process, poll_until};
 
 use super::report::{Report, Seen};
+use super::requests;
 use super::world::{
     BACKEND_VIPS, CART_CALLERS, CART_VIPS, ECHO, IN_MESH, NO_FRONTEND, PERMISSIVE, STRICT, WHO, World,
 };
 
 /// Longest wait for a change to take effect.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What the clients send; must never be seen between the nodes.
 const MARKER: &str = "a-secret-that-nobody-else-may-read";
 
@@ -30,6 +31,7 @@ pub(crate) fn play(world: &mut World, report: &mut Report) {
     peer_authentication(world, report);
     report.chapter("A namespace joins and leaves");
     namespace_label(world, report);
+    requests::play(world, report);
     report.chapter("The agent dies and comes back");
     agent_gone(world, report);
 }
@@ -170,7 +172,7 @@ fn look_at_packets(capture: Capture) -> Result<Seen> {
 }
 
 /// Waits for a line of the agent's output.
-fn log_line(agent: &Agent, wanted: impl Fn(&str) -> bool) -> Result<String> {
+pub(crate) fn log_line(agent: &Agent, wanted: impl Fn(&str) -> bool) -> Result<String> {
     poll_until(PATIENCE, || {
         let text = agent.process().stdout();
         text.lines().find(|line| wanted(line)).map(str::to_owned).context("there is no such line")

@@ -15,6 +15,7 @@ pub(crate) const CART_VIPS: [&str; 2] = ["172.20.0.20", "[fd00:172:20::20]"];
 
 pub(crate) const MESH: &str = include_str!("story/mesh.yaml");
 pub(crate) const SERVICES: &str = include_str!("story/services.yaml");
+pub(crate) const HTTP_SERVICES: &str = include_str!("story/http/services.yaml");
 pub(crate) const CART_CALLERS: &str = include_str!("story/cart-callers.yaml");
 pub(crate) const NO_FRONTEND: &str = include_str!("story/no-frontend.yaml");
 pub(crate) const STRICT: &str = include_str!("story/strict.yaml");
@@ -31,7 +32,21 @@ const PODS: &[(&str, &str, &str)] = &[
     ("b", "shop", "backend"),
     ("b", "open", "notice-board"),
     ("a", "legacy", "batch"),
+    ("a", "books", "productpage"),
 ];
+
+/// HTTP applications of namespace `books`: node, name, `app` (which is the service account as well), version.
+const APPS: &[(&str, &str, &str, &str)] = &[
+    ("a", "reviews-v1", "reviews", "v1"),
+    ("b", "reviews-v2", "reviews", "v2"),
+    ("b", "reviews-v3", "reviews", "v3"),
+    ("b", "ratings", "ratings", "v1"),
+];
+/// Port of the HTTP applications and of their Services.
+pub(crate) const WEB: u16 = 9080;
+/// Addresses of Services `reviews` and `ratings`.
+pub(crate) const REVIEWS_VIPS: [&str; 2] = ["172.20.0.40", "[fd00:172:20::40]"];
+pub(crate) const RATINGS_VIPS: [&str; 2] = ["172.20.0.50", "[fd00:172:20::50]"];
 
 /// Everything that the demo has running.
 #[derive(Debug)]
@@ -49,17 +64,26 @@ impl World {
         let spec = PODS.iter().fold(spec, |spec, (node, namespace, name)| {
             spec.pod(PodSpec::new(node, namespace, name).service_account(name))
         });
+        let spec = APPS.iter().fold(spec, |spec, (node, name, app, version)| {
+            let pod = PodSpec::new(node, "books", name).service_account(app);
+            spec.pod(pod.label("app", app).label("version", version))
+        });
         let lab = Lab::new(&spec).context("the nodes and pods cannot be made")?;
         lab.config().namespace("shop", &[IN_MESH])?;
         lab.config().namespace("open", &[IN_MESH])?;
+        lab.config().namespace("books", &[IN_MESH])?;
         lab.config().namespace("legacy", &[])?;
         lab.config().write("mesh.yaml", MESH)?;
         lab.config().write("services.yaml", SERVICES)?;
-        let servers = ["shop/cart", "shop/backend", "open/notice-board"]
+        lab.config().write("services-http.yaml", HTTP_SERVICES)?;
+        let mut servers = ["shop/cart", "shop/backend", "open/notice-board"]
             .iter()
             .map(|pod| lab.pod(pod)?.serve(&[&format!("who:{WHO}"), &format!("echo:{ECHO}"), "http:8080"]))
             .collect::<Result<Vec<_>>>()
             .context("the servers in the pods cannot be started")?;
+        for (_, name, _, version) in APPS {
+            servers.push(lab.pod(&format!("books/{name}"))?.app(version, &[WEB])?);
+        }
         let controller = lab.start_controller()?;
         let agents = ["a", "b"]
             .into_iter()
