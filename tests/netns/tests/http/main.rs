@@ -8,6 +8,7 @@
 
 mod failing;
 mod limits;
+mod readme;
 mod routing;
 mod security;
 mod site;
