@@ -3,6 +3,15 @@
 //! [`route`] chooses a rule, [`RouteDecision::choose`] one of its destinations, [`prepare`] says how the request
 //! leaves. All of it is pure: the proxy executes the answers, `explain` prints them.
 
+mod clusters;
+mod cors;
+mod fault;
+mod fields;
+mod hash;
+mod headers;
+pub(crate) mod pattern;
+mod retry;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +21,16 @@ use smallvec::SmallVec;
 
 use crate::Snapshot;
 use crate::resource::destination_rule::{ClientTls, ConnectionPool, HashKey, LoadBalancer, OutlierDetection};
-use crate::resource::virtual_service::{CorsPolicy, Fault, HeaderOperations, PerMillion};
+use crate::resource::virtual_service::{Fault, HeaderOperations, PerMillion};
 use crate::resource::{Labels, ObjectRef};
 use crate::snapshot::{CompiledService, Endpoint, Workload};
+
+pub use self::clusters::cluster_candidates;
+pub use self::cors::{Cors, CorsPolicy, cors};
+pub use self::fault::{FaultDraw, draw_fault, drawn};
+pub use self::hash::{Hash, hash, source_ip_hash};
+pub use self::headers::apply;
+pub use self::retry::TryOutcome;
 
 /// A request as the client sent it.
 #[derive(Debug, Clone, Copy)]

@@ -134,7 +134,8 @@ fn to_service(
     OutboundDecision::Endpoints { destination, candidates }
 }
 
-fn candidate(snapshot: &Snapshot, source: &Workload, addr: SocketAddr) -> Candidate {
+/// An address with how `source` reaches it.
+pub(crate) fn candidate(snapshot: &Snapshot, source: &Workload, addr: SocketAddr) -> Candidate {
     let workload = snapshot.workload_by_ip(&addr.ip()).cloned();
     let path = workload.as_ref().map_or(Path::Plaintext, |workload| path_to(snapshot, source, workload));
     Candidate { addr, path, workload }
