@@ -11,10 +11,12 @@
 
 pub mod compile;
 pub mod decide;
+pub mod http_path;
 pub mod identity;
 pub mod kernel_view;
 pub mod names;
 pub mod problem;
+pub mod re2;
 pub mod resource;
 pub mod snapshot;
 #[cfg(test)]

@@ -13,10 +13,12 @@ use smallvec::SmallVec;
 
 use crate::problem::Origin;
 
+pub mod authorization;
 pub mod destination_rule;
 pub mod request_authentication;
 pub mod virtual_service;
 
+pub use authorization::{HttpKey, PathMatch, PathTemplate};
 pub use destination_rule::DestinationRule;
 pub use request_authentication::RequestAuthentication;
 pub use virtual_service::VirtualService;
@@ -479,8 +481,8 @@ pub struct Operation {
     pub hosts: Match<StringMatch>,
     /// `methods` / `notMethods`: HTTP only.
     pub methods: Match<StringMatch>,
-    /// `paths` / `notPaths`: HTTP only; the text as written (templates are compiled by the L7 part).
-    pub paths: Match<Arc<str>>,
+    /// `paths` / `notPaths`: HTTP only.
+    pub paths: Match<PathMatch>,
 }
 
 impl Operation {
@@ -513,10 +515,10 @@ pub enum Condition {
     Sni(Match<StringMatch>),
     /// A key that only HTTP can answer (`request.headers[x]`, `request.auth.claims[x]`, …).
     Http {
-        /// The key as written.
-        key: Arc<str>,
-        /// Its values as written.
-        values: Match<Arc<str>>,
+        /// The key.
+        key: HttpKey,
+        /// Its values.
+        values: Match<StringMatch>,
     },
 }
 
@@ -581,9 +583,12 @@ pub struct MeshHttp {
     /// `defaultHttpRetryPolicy`.
     pub default_retries: Option<virtual_service::Retries>,
     /// `extensionProviders` of ext_authz, by name (AP-17).
-    pub ext_authz: Vec<ExtAuthz>,
+    pub ext_authz: Vec<Arc<ExtAuthz>>,
     /// `enableAutoMtls: false`.
     pub auto_mtls_off: bool,
+    /// `defaultConfig.gatewayTopology.numTrustedProxies`: addresses of `x-forwarded-for` that proxies in front of
+    /// the mesh added (AP-8).
+    pub trusted_proxies: u32,
 }
 
 /// `pathNormalization.normalization` (H-10, E44).

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::compile::policy::PolicySet;
 use crate::compile::routing::Routing;
 use crate::compile::sharded::{IpMap, Named, Registry};
+use crate::resource::request_authentication::JwtRule;
 use crate::resource::{Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol};
 use crate::{Identity, Problem};
 
@@ -179,6 +180,19 @@ pub struct LocalWorkload {
     pub bypass: bool,
     /// Target ports that a Service declares, with what they speak, sorted by port.
     pub declared_ports: Vec<(u16, PortProtocol)>,
+    /// Its RequestAuthentications' rules, sorted by issuer (RA-1).
+    pub request_authentication: Arc<[Arc<JwtPolicy>]>,
+    /// Mesh-wide settings that decisions on requests need.
+    pub http: Arc<MeshHttp>,
+}
+
+/// A rule of a RequestAuthentication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtPolicy {
+    /// The object.
+    pub object: ObjectRef,
+    /// The rule.
+    pub rule: JwtRule,
 }
 
 /// One address behind a Service port.

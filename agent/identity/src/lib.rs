@@ -14,6 +14,7 @@
 pub mod ca;
 pub mod csr_api;
 mod embedded;
+pub mod jwt;
 mod random;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

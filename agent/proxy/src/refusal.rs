@@ -82,6 +82,7 @@ mod tests {
             peer_authentication: EffectiveMode { mode: MtlsMode::Strict, object },
             authorization: AuthorizationDecision {
                 outcome: AuthorizationOutcome::None,
+                external: Vec::new(),
                 action: None,
                 object: None,
                 rule: None,

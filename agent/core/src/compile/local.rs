@@ -207,6 +207,8 @@ impl Compiler {
             pass_when_agent_gone: facts.pass_when_agent_gone,
             bypass: membership::is_bypassed(annotations),
             declared_ports: self.declared_ports(record, &services),
+            request_authentication: self.jwt_rules_of(&key.namespace, &workload.pod_labels),
+            http: self.mesh.http.clone(),
         };
         LocalRecord { workload: Arc::new(local), services }
     }
@@ -380,6 +382,8 @@ fn same(old: &LocalWorkload, new: &LocalWorkload) -> bool {
         pass_when_agent_gone,
         bypass,
         declared_ports,
+        request_authentication,
+        http,
     } = old;
     Arc::ptr_eq(policies, &new.policies)
         && *workload == new.workload
@@ -390,4 +394,6 @@ fn same(old: &LocalWorkload, new: &LocalWorkload) -> bool {
         && *pass_when_agent_gone == new.pass_when_agent_gone
         && *bypass == new.bypass
         && *declared_ports == new.declared_ports
+        && *request_authentication == new.request_authentication
+        && *http == new.http
 }

@@ -82,6 +82,9 @@ impl Compiler {
             self.policies.set_trust_domains(trusted(new));
             self.dirty.local.all = true;
         }
+        if old.http != new.http {
+            self.dirty.local.all = true;
+        }
         if old.root_namespace != new.root_namespace {
             self.dirty.local.all = true;
             self.dirty.peer_authentications.extend(self.namespaces.keys().cloned());

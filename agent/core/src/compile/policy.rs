@@ -3,7 +3,9 @@
 //! A [`PolicySet`] has up to three layers: the policies of the whole mesh, those of the workload's namespace,
 //! and those whose selector matches. The first two are shared between all pods that they concern.
 
+mod http;
 mod index;
+mod keys;
 mod matcher;
 pub(super) mod report;
 
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use self::index::Index;
+use self::keys::Reads;
 pub(crate) use self::matcher::{Subject, TrustDomains};
 use crate::resource::{AuthorizationPolicy, Condition, PolicyAction, Rule, Source};
 
@@ -67,28 +70,49 @@ pub(crate) struct Hit<'p> {
 #[derive(Debug, Default)]
 struct ClassIndex {
     policies: Vec<Arc<AuthorizationPolicy>>,
+    /// What decides on connections.
+    connections: RuleIndex,
+    /// What decides on requests; `None` where no rule needs HTTP, which leaves no difference.
+    requests: Option<RuleIndex>,
+}
+
+/// Rules with their index.
+#[derive(Debug, Default)]
+struct RuleIndex {
     /// Policy and index of the rule, by the index's rule identifiers.
     rules: Vec<(u32, u32)>,
     index: Index,
 }
 
-impl ClassIndex {
-    fn new(action: PolicyAction, policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
+impl RuleIndex {
+    fn new(reads: Reads, policies: &[Arc<AuthorizationPolicy>], counts: impl Fn(&Rule) -> bool) -> Self {
         let evaluable = || {
             policies.iter().enumerate().flat_map(|(at, policy)| {
                 let rules = policy.rules.iter().enumerate();
-                let rules = rules.filter(move |(_, rule)| matcher::is_evaluable(action, rule));
+                let rules = rules.filter(|(_, rule)| counts(rule));
                 rules.map(move |(index, rule)| ((at as u32, index as u32), rule))
             })
         };
         let rules = evaluable().map(|(at, _)| at).collect();
-        let index = Index::new(evaluable().map(|(_, rule)| rule));
-        Self { policies, rules, index }
+        let index = Index::new(reads, evaluable().map(|(_, rule)| rule));
+        Self { rules, index }
+    }
+}
+
+impl ClassIndex {
+    fn new(action: PolicyAction, policies: Vec<Arc<AuthorizationPolicy>>) -> Self {
+        let connections =
+            RuleIndex::new(Reads::Connections, &policies, |rule| matcher::is_evaluable(action, rule));
+        let needs_http = policies.iter().flat_map(|policy| &policy.rules).any(matcher::needs_http);
+        let requests = needs_http.then(|| RuleIndex::new(Reads::Requests, &policies, |_| true));
+        Self { policies, connections, requests }
     }
 
     fn candidates<'p>(&'p self, subject: &Subject<'_>) -> impl Iterator<Item = Hit<'p>> {
-        self.index.candidates(subject).filter_map(|id| {
-            let (policy, rule) = self.rules.get(id as usize)?;
+        let requests = self.requests.as_ref().filter(|_| subject.is_request());
+        let of = requests.unwrap_or(&self.connections);
+        of.index.candidates(subject).filter_map(|id| {
+            let (policy, rule) = of.rules.get(id as usize)?;
             Some(Hit { policy: self.policies.get(*policy as usize)?, rule: *rule as usize })
         })
     }
@@ -176,6 +200,12 @@ impl PolicySet {
         &self.layers
     }
 
+    /// Whether an answer may depend on what only HTTP says.
+    pub fn reads_http(&self) -> bool {
+        let mut classes = self.layers.iter().flat_map(|layer| layer.classes.iter().flatten());
+        classes.any(|class| class.requests.is_some())
+    }
+
     /// Whether no policy of any kind is to be evaluated.
     pub fn is_empty(&self) -> bool {
         self.layers.iter().all(|layer| layer.classes.iter().all(Option::is_none))
@@ -223,18 +253,22 @@ impl PolicySet {
         firsts.min_by(|a, b| order(a.policy).cmp(&order(b.policy)))
     }
 
+    /// The first matching rule of each policy of a class, in the order of reporting.
+    pub(crate) fn first_matches(&self, class: Class, subject: &Subject<'_>) -> Vec<Hit<'_>> {
+        let layers = self.layers.iter().filter_map(|layer| layer.class(class));
+        let mut found: Vec<_> = layers.flat_map(|index| index.matches(subject)).collect();
+        found.sort_by(|a, b| order(a.policy).cmp(&order(b.policy)).then(a.rule.cmp(&b.rule)));
+        found.dedup_by(|a, b| Arc::ptr_eq(a.policy, b.policy));
+        found
+    }
+
     /// Every policy of a class that matches, in the order of reporting.
     pub(crate) fn matching_policies(
         &self,
         class: Class,
         subject: &Subject<'_>,
     ) -> Vec<&Arc<AuthorizationPolicy>> {
-        let layers = self.layers.iter().filter_map(|layer| layer.class(class));
-        let mut found: Vec<_> =
-            layers.flat_map(|index| index.matches(subject)).map(|hit| hit.policy).collect();
-        found.sort_by(|a, b| order(a).cmp(&order(b)));
-        found.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        found
+        self.first_matches(class, subject).into_iter().map(|hit| hit.policy).collect()
     }
 }
 

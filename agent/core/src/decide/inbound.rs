@@ -1,10 +1,16 @@
-//! May this connection reach that workload? PeerAuthentication, then AuthorizationPolicy.
+//! May this connection, or this request, reach that workload? PeerAuthentication, then AuthorizationPolicy.
+//!
+//! On a port that speaks HTTP the connection is only asked for its identity ([`connection`]), and each request is
+//! decided by itself ([`request`]); everywhere else the connection is decided as a whole ([`inbound`]).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use super::http::{LocalReply, Request};
+use super::request_authentication::Authentication;
 use crate::Identity;
 use crate::compile::policy::{Class, Hit, PolicySet, Subject};
-use crate::resource::{AuthorizationPolicy, Kind, MtlsMode, ObjectRef, PolicyAction};
+use crate::resource::{AuthorizationPolicy, ExtAuthz, Kind, MeshHttp, MtlsMode, ObjectRef, PolicyAction};
 use crate::snapshot::{EffectiveMode, LocalWorkload};
 
 /// A new connection as the inbound side sees it.
@@ -20,14 +26,25 @@ pub struct InboundConnection<'a> {
     pub sni: Option<&'a str>,
 }
 
-/// What becomes of the connection.
+/// A request as the inbound side sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct InboundRequest<'a> {
+    /// The connection that it came on.
+    pub connection: InboundConnection<'a>,
+    /// The request, its path normalised.
+    pub request: Request<'a>,
+    /// What its tokens say.
+    pub authentication: &'a Authentication,
+}
+
+/// What becomes of the connection or the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It reaches the application.
+    /// It reaches the application, unless an external authoriser that is to be asked refuses.
     Allow,
     /// Closed without a byte: plaintext where STRICT asks for an identity.
     DenyPeerAuthentication,
-    /// Closed without a byte: an AuthorizationPolicy says so.
+    /// An AuthorizationPolicy says so: a connection is closed without a byte, a request answered with 403.
     DenyAuthorization,
 }
 
@@ -51,11 +68,25 @@ pub struct DryRun {
     pub outcome: AuthorizationOutcome,
 }
 
+/// An external authoriser that has to be asked about a request (AP-17).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalCheck {
+    /// Whom to ask.
+    pub provider: Arc<ExtAuthz>,
+    /// The policy that wants it asked.
+    pub object: ObjectRef,
+    /// Index of its rule that matched.
+    pub rule: usize,
+}
+
 /// The policies' part of a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthorizationDecision {
-    /// The outcome.
+    /// What DENY and ALLOW say; Deny as well where a CUSTOM policy names a provider that does not exist.
     pub outcome: AuthorizationOutcome,
+    /// The authorisers that CUSTOM policies want asked, each once, before the outcome counts (AP-1): all must
+    /// allow. Always empty for connections.
+    pub external: Vec<ExternalCheck>,
     /// Action of the policy that decided; ALLOW for "ALLOW policies exist and none matched".
     pub action: Option<PolicyAction>,
     /// The policy that decided; `None` where the lack of a match did.
@@ -78,34 +109,94 @@ pub struct InboundDecision {
     pub authorization: AuthorizationDecision,
 }
 
-/// Decides on a new (or, after a change of policy, an established) connection.
+/// Decides on a new (or, after a change of policy, an established) connection that speaks something but HTTP.
 pub fn inbound(workload: &LocalWorkload, connection: &InboundConnection<'_>) -> InboundDecision {
+    decide(workload, connection, |policies| {
+        let subject = Subject::new(connection, policies.trust_domains());
+        let custom = || policies.first_match(Class::Enforced(PolicyAction::Custom), &subject);
+        // Nobody outside can be asked about a connection.
+        let refused = custom().map(|hit| AuthorizationDecision::by(AuthorizationOutcome::Deny, hit));
+        let decision = refused.unwrap_or_else(|| enforced(policies, &subject));
+        (subject, decision)
+    })
+}
+
+/// Decides on a connection that speaks HTTP, before its first request: PeerAuthentication alone.
+pub fn connection(workload: &LocalWorkload, connection: &InboundConnection<'_>) -> InboundDecision {
     let peer_authentication = workload.peer_authentication.of_port(connection.destination.port()).clone();
-    let authenticated = match peer_authentication.mode {
-        MtlsMode::Strict => connection.identity.is_some(),
-        // PA-6: nothing here tells DISABLE from PERMISSIVE.
-        MtlsMode::Permissive | MtlsMode::Disable => true,
+    let verdict = match admits(&peer_authentication, connection) {
+        true => Verdict::Allow,
+        false => Verdict::DenyPeerAuthentication,
     };
-    if !authenticated {
-        let authorization = AuthorizationDecision::without_policy();
-        return InboundDecision {
-            verdict: Verdict::DenyPeerAuthentication,
-            peer_authentication,
-            authorization,
+    InboundDecision { verdict, peer_authentication, authorization: AuthorizationDecision::without_policy() }
+}
+
+/// Decides on a request.
+pub fn request(workload: &LocalWorkload, request: &InboundRequest<'_>) -> InboundDecision {
+    let mesh = &workload.http;
+    decide(workload, &request.connection, |policies| {
+        let subject = Subject::of_request(request, policies.trust_domains(), mesh.trusted_proxies);
+        let decision = match external(policies, &subject, mesh) {
+            Err(unknown) => AuthorizationDecision::by(AuthorizationOutcome::Deny, unknown),
+            Ok(external) => AuthorizationDecision { external, ..enforced(policies, &subject) },
         };
-    }
-    let authorization = authorize(&workload.policies, connection);
+        (subject, decision)
+    })
+}
+
+fn decide<'s>(
+    workload: &'s LocalWorkload,
+    connection: &InboundConnection<'_>,
+    authorize: impl FnOnce(&'s PolicySet) -> (Subject<'s>, AuthorizationDecision),
+) -> InboundDecision {
+    let peer_authentication = workload.peer_authentication.of_port(connection.destination.port()).clone();
+    let policies = &*workload.policies;
+    let admitted = admits(&peer_authentication, connection);
+    let authorization = if admitted && !policies.is_empty() {
+        let (subject, decision) = authorize(policies);
+        AuthorizationDecision { dry_run: dry_run(policies, &subject), ..decision }
+    } else {
+        AuthorizationDecision::without_policy()
+    };
     let verdict = match authorization.outcome {
+        _ if !admitted => Verdict::DenyPeerAuthentication,
         AuthorizationOutcome::Allow | AuthorizationOutcome::None => Verdict::Allow,
         AuthorizationOutcome::Deny => Verdict::DenyAuthorization,
     };
     InboundDecision { verdict, peer_authentication, authorization }
 }
 
+/// Whether PeerAuthentication lets the connection in.
+fn admits(mode: &EffectiveMode, connection: &InboundConnection<'_>) -> bool {
+    match mode.mode {
+        MtlsMode::Strict => connection.identity.is_some(),
+        // PA-6: nothing here tells DISABLE from PERMISSIVE.
+        MtlsMode::Permissive | MtlsMode::Disable => true,
+    }
+}
+
+impl InboundDecision {
+    /// The answer to a request that policy refuses (AP-19); `None` where it does not.
+    pub fn refusal(&self) -> Option<LocalReply> {
+        match self.verdict {
+            Verdict::Allow | Verdict::DenyPeerAuthentication => None,
+            Verdict::DenyAuthorization => Some(LocalReply {
+                status: 403,
+                headers: Vec::new(),
+                body: Arc::from(&b"RBAC: access denied"[..]),
+                flag: "-",
+                details: "rbac_access_denied",
+                by: "authorization",
+            }),
+        }
+    }
+}
+
 impl AuthorizationDecision {
     fn without_policy() -> Self {
         Self {
             outcome: AuthorizationOutcome::None,
+            external: Vec::new(),
             action: None,
             object: None,
             rule: None,
@@ -116,31 +207,55 @@ impl AuthorizationDecision {
     fn by(outcome: AuthorizationOutcome, hit: Hit<'_>) -> Self {
         Self {
             outcome,
+            external: Vec::new(),
             action: Some(hit.policy.action),
             object: Some(object_of(hit.policy)),
             rule: Some(hit.rule),
             dry_run: Vec::new(),
         }
     }
-}
 
-/// Evaluates the policies of a workload.
-fn authorize(policies: &PolicySet, connection: &InboundConnection<'_>) -> AuthorizationDecision {
-    if policies.is_empty() {
-        return AuthorizationDecision::without_policy();
-    }
-    let subject = Subject::new(connection, policies.trust_domains());
-    let mut decision = enforced(policies, &subject);
-    decision.dry_run = dry_run(policies, &subject);
-    decision
-}
-
-/// CUSTOM, then DENY, then ALLOW (AP-1).
-fn enforced(policies: &PolicySet, subject: &Subject<'_>) -> AuthorizationDecision {
-    for action in [PolicyAction::Custom, PolicyAction::Deny] {
-        if let Some(hit) = policies.first_match(Class::Enforced(action), subject) {
-            return AuthorizationDecision::by(AuthorizationOutcome::Deny, hit);
+    /// The rule that refused, as access logs name it (AP-23): `ns[foo]-policy[deny-admin]-rule[0]`, or `none` where
+    /// no ALLOW policy matched.
+    pub fn matched_policy(&self) -> String {
+        match (&self.object, self.rule) {
+            (Some(object), Some(rule)) => {
+                format!("ns[{}]-policy[{}]-rule[{rule}]", object.namespace, object.name)
+            }
+            (Some(_) | None, _) => "none".into(),
         }
+    }
+
+    /// `response_code_details` of a refused request (E39).
+    pub fn details(&self) -> String {
+        format!("rbac_access_denied_matched_policy[{}]", self.matched_policy())
+    }
+}
+
+/// The providers that CUSTOM policies want asked; the hit whose provider nobody knows is the error (AP-17).
+fn external<'p>(
+    policies: &'p PolicySet,
+    subject: &Subject<'_>,
+    mesh: &MeshHttp,
+) -> Result<Vec<ExternalCheck>, Hit<'p>> {
+    let mut checks: Vec<ExternalCheck> = Vec::new();
+    for hit in policies.first_matches(Class::Enforced(PolicyAction::Custom), subject) {
+        let wanted = hit.policy.provider.as_deref().unwrap_or_default();
+        let Some(provider) = mesh.ext_authz.iter().find(|provider| *provider.name == *wanted) else {
+            return Err(hit);
+        };
+        if !checks.iter().any(|check| check.provider.name == provider.name) {
+            let (provider, object) = (provider.clone(), object_of(hit.policy));
+            checks.push(ExternalCheck { provider, object, rule: hit.rule });
+        }
+    }
+    Ok(checks)
+}
+
+/// DENY, then ALLOW (AP-1).
+fn enforced(policies: &PolicySet, subject: &Subject<'_>) -> AuthorizationDecision {
+    if let Some(hit) = policies.first_match(Class::Enforced(PolicyAction::Deny), subject) {
+        return AuthorizationDecision::by(AuthorizationOutcome::Deny, hit);
     }
     let allow = Class::Enforced(PolicyAction::Allow);
     if let Some(hit) = policies.first_match(allow, subject) {

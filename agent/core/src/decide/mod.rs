@@ -6,8 +6,10 @@
 pub mod http;
 pub mod inbound;
 pub mod outbound;
+pub mod request_authentication;
 
 pub use inbound::{
-    AuthorizationDecision, AuthorizationOutcome, DryRun, InboundConnection, InboundDecision, Verdict,
+    AuthorizationDecision, AuthorizationOutcome, DryRun, ExternalCheck, InboundConnection, InboundDecision,
+    InboundRequest, Verdict,
 };
 pub use outbound::{Candidate, Destination, OutboundDecision, Path};

@@ -5,8 +5,8 @@ mod wire;
 use std::sync::Arc;
 
 use weft_core::resource::{
-    AuthorizationPolicy, Condition, Kind, Match, NamespaceMatch, Operation, PolicyAction, Resource, Rule,
-    Source,
+    AuthorizationPolicy, Condition, HttpKey, Kind, Match, NamespaceMatch, Operation, PathMatch, PathTemplate,
+    PolicyAction, Resource, Rule, Source,
 };
 
 use super::Read;
@@ -347,7 +347,7 @@ impl Reader<'_, '_> {
             ports: self.ports(("ports", &wire.ports), ("notPorts", &wire.not_ports), at),
             hosts: self.patterns(("hosts", &wire.hosts), ("notHosts", &wire.not_hosts), at),
             methods: self.patterns(("methods", &wire.methods), ("notMethods", &wire.not_methods), at),
-            paths: self.texts(("paths", &wire.paths), ("notPaths", &wire.not_paths), at, validate::path),
+            paths: self.paths(("paths", &wire.paths), ("notPaths", &wire.not_paths), at),
         };
         let lists = [
             &wire.hosts,
@@ -400,10 +400,10 @@ impl Reader<'_, '_> {
             "destination.ip" => Condition::DestinationIp(self.blocks(any, not, at)),
             "destination.port" => Condition::DestinationPort(self.ports(any, not, at)),
             "connection.sni" => Condition::Sni(self.patterns(any, not, at)),
-            _ if is_http_key(key) => {
-                Condition::Http { key: self.interner.text(key), values: self.texts(any, not, at, |_| Ok(())) }
-            }
             _ => {
+                if let Some(key) = HttpKey::parse(key) {
+                    return Some(Condition::Http { key, values: self.patterns(any, not, at) });
+                }
                 let message = format!("There is no attribute `{key}`.");
                 self.report.reject(
                     at.field("key"),
@@ -448,15 +448,15 @@ impl Reader<'_, '_> {
         matched(any, not, at, self.report, validate::port_value)
     }
 
-    fn texts(
-        &mut self,
-        any: Named<'_>,
-        not: Named<'_>,
-        at: &Path<'_>,
-        check: fn(&str) -> Result<(), Invalid>,
-    ) -> Match<Arc<str>> {
+    fn paths(&mut self, any: Named<'_>, not: Named<'_>, at: &Path<'_>) -> Match<PathMatch> {
         let Self { interner, report, .. } = self;
-        matched(any, not, at, report, |text| check(text).map(|()| interner.text(text)))
+        matched(any, not, at, report, |text| {
+            validate::path(text)?;
+            Ok(match PathTemplate::parse(text) {
+                Some(template) => PathMatch::Template(template),
+                None => PathMatch::Text(validate::string_match(text, interner)),
+            })
+        })
     }
 }
 
@@ -476,19 +476,4 @@ fn matched<T>(
         any: each(&any.1.items, &at.field(any.0), report, &mut read),
         not: each(&not.1.items, &at.field(not.0), report, &mut read),
     }
-}
-
-/// Attributes that only HTTP can answer.
-fn is_http_key(key: &str) -> bool {
-    if matches!(key, "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter") {
-        return true;
-    }
-    let maps = ["request.headers", "request.auth.claims", "experimental.envoy.filters."];
-    // A map is asked for one of its entries: `request.headers[name]`.
-    maps.iter().any(|map| key.starts_with(map)) && is_map_key(key)
-}
-
-fn is_map_key(key: &str) -> bool {
-    let (Some(open), Some(inner)) = (key.find('['), key.strip_suffix(']')) else { return false };
-    inner.get(open + 1..).is_some_and(|inner| !inner.is_empty())
 }

@@ -1,4 +1,4 @@
-//! One rule against one connection, without HTTP (AP-4 to AP-8, AP-13).
+//! One rule against one connection or request (AP-4 to AP-8, AP-13).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,8 +6,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+use super::http::{HttpSubject, remote_ip};
 use crate::Identity;
-use crate::decide::InboundConnection;
+use crate::decide::inbound::{InboundConnection, InboundRequest};
 use crate::names;
 use crate::resource::{
     Condition, Match, NamespaceMatch, Operation, PolicyAction, Rule, ServiceAccountMatch, Source, StringMatch,
@@ -49,24 +50,45 @@ impl TrustDomains {
     }
 }
 
-/// A connection, prepared for many rules.
+/// A connection, or a request on it, prepared for many rules.
 #[derive(Debug)]
 pub(crate) struct Subject<'a> {
-    pub(crate) connection: &'a InboundConnection<'a>,
-    pub(crate) principals: SmallVec<[String; 1]>,
+    pub(super) connection: &'a InboundConnection<'a>,
+    pub(super) principals: SmallVec<[String; 1]>,
+    /// The client behind proxies (AP-8); the direct peer without HTTP.
+    pub(super) remote_ip: IpAddr,
+    pub(super) http: Option<HttpSubject<'a>>,
 }
 
 impl<'a> Subject<'a> {
     pub(crate) fn new(connection: &'a InboundConnection<'a>, trust_domains: &TrustDomains) -> Self {
         let principals = connection.identity.map(|identity| trust_domains.principals(identity));
-        Self { connection, principals: principals.unwrap_or_default() }
+        let principals = principals.unwrap_or_default();
+        Self { connection, principals, remote_ip: connection.source_ip, http: None }
+    }
+
+    pub(crate) fn of_request(
+        request: &'a InboundRequest<'a>,
+        trust_domains: &TrustDomains,
+        trusted_proxies: u32,
+    ) -> Self {
+        let InboundRequest { connection, request, authentication } = request;
+        let remote_ip = remote_ip(request.headers, connection.source_ip, trusted_proxies);
+        let http = Some(HttpSubject::new(request, authentication));
+        Self { remote_ip, http, ..Self::new(connection, trust_domains) }
+    }
+
+    /// Whether it is a request, not just a connection.
+    pub(super) fn is_request(&self) -> bool {
+        self.http.is_some()
     }
 
     /// Whether a rule of a policy with this action applies.
     ///
-    /// A rule that HTTP alone can answer never applies in ALLOW; elsewhere its HTTP part counts as met (AP-13).
+    /// Without HTTP, a rule that HTTP alone can answer never applies in ALLOW; elsewhere its HTTP part counts as
+    /// met (AP-13).
     pub(crate) fn matches(&self, action: PolicyAction, rule: &Rule) -> bool {
-        if !is_evaluable(action, rule) {
+        if self.http.is_none() && !is_evaluable(action, rule) {
             return false;
         }
         (rule.from.is_empty() || rule.from.iter().any(|source| self.source(source)))
@@ -81,47 +103,51 @@ impl<'a> Subject<'a> {
             service_accounts,
             ip_blocks,
             remote_ip_blocks,
-            request_principals: _,
+            request_principals,
         } = source;
         holds(principals, |pattern| self.principal(pattern))
             && holds(namespaces, |pattern| self.namespace(pattern))
             && holds(service_accounts, |account| self.service_account(account))
             && holds(ip_blocks, |block| self.source_ip(block))
-            && holds(remote_ip_blocks, |block| self.source_ip(block))
+            && holds(remote_ip_blocks, |block| block.contains(&self.remote_ip))
+            && self.http.as_ref().is_none_or(|http| http.request_principals(request_principals))
     }
 
     fn operation(&self, operation: &Operation) -> bool {
         holds(&operation.ports, |port| *port == self.connection.destination.port())
+            && self.http.as_ref().is_none_or(|http| http.operation(operation))
     }
 
     fn condition(&self, condition: &Condition) -> bool {
         let identity = self.connection.identity;
         match condition {
-            Condition::SourceIp(blocks) | Condition::RemoteIp(blocks) => {
-                holds(blocks, |block| self.source_ip(block))
-            }
+            Condition::SourceIp(blocks) => holds(blocks, |block| self.source_ip(block)),
+            Condition::RemoteIp(blocks) => holds(blocks, |block| block.contains(&self.remote_ip)),
             Condition::SourceNamespace(values) => holds(values, |pattern| self.namespace(pattern)),
             Condition::SourcePrincipal(values) => holds(values, |pattern| self.principal(pattern)),
             Condition::SourceServiceAccount(values) => holds(values, |account| self.service_account(account)),
-            Condition::SourceTrustDomain(values) => {
-                holds(values, |pattern| identity.is_some_and(|id| string(pattern, id.trust_domain())))
-            }
+            Condition::SourceTrustDomain(values) => holds(values, |pattern| {
+                identity.is_some_and(|id| string(pattern, id.trust_domain().as_bytes()))
+            }),
             Condition::DestinationIp(blocks) => {
                 holds(blocks, |block| block.contains(&self.connection.destination.ip()))
             }
             Condition::DestinationPort(ports) => {
                 holds(ports, |port| *port == self.connection.destination.port())
             }
-            Condition::Sni(values) => {
-                holds(values, |pattern| self.connection.sni.is_some_and(|sni| string(pattern, sni)))
+            Condition::Sni(values) => holds(values, |pattern| {
+                self.connection.sni.is_some_and(|sni| string(pattern, sni.as_bytes()))
+            }),
+            // Without HTTP reached for DENY, AUDIT and CUSTOM only: the condition is dropped, the rest applies
+            // (AP-13).
+            Condition::Http { key, values } => {
+                self.http.as_ref().is_none_or(|http| http.condition(key, values))
             }
-            // Reached for DENY, AUDIT and CUSTOM only: the condition is dropped, the rest applies (AP-13).
-            Condition::Http { .. } => true,
         }
     }
 
     fn principal(&self, pattern: &StringMatch) -> bool {
-        self.principals.iter().any(|principal| string(pattern, principal))
+        self.principals.iter().any(|principal| string(pattern, principal.as_bytes()))
     }
 
     fn namespace(&self, pattern: &NamespaceMatch) -> bool {
@@ -176,16 +202,16 @@ pub(crate) fn needs_identity(rule: &Rule) -> bool {
 }
 
 /// Positive values are ORed, an empty list is no condition; none of the negative ones may match (AP-4).
-fn holds<T>(values: &Match<T>, matches: impl Fn(&T) -> bool) -> bool {
+pub(super) fn holds<T>(values: &Match<T>, matches: impl Fn(&T) -> bool) -> bool {
     (values.any.is_empty() || values.any.iter().any(&matches)) && !values.not.iter().any(&matches)
 }
 
 /// AP-5.
-fn string(pattern: &StringMatch, value: &str) -> bool {
+pub(super) fn string(pattern: &StringMatch, value: &[u8]) -> bool {
     match pattern {
-        StringMatch::Exact(text) => **text == *value,
-        StringMatch::Prefix(text) => value.starts_with(&**text),
-        StringMatch::Suffix(text) => value.ends_with(&**text),
+        StringMatch::Exact(text) => text.as_bytes() == value,
+        StringMatch::Prefix(text) => value.starts_with(text.as_bytes()),
+        StringMatch::Suffix(text) => value.ends_with(text.as_bytes()),
         StringMatch::Present => !value.is_empty(),
     }
 }

@@ -85,7 +85,7 @@ fn rule_fields(at: usize, rule: &Rule, fields: &mut Vec<(String, String)>) {
         }
     }
     for (index, condition) in rule.when.iter().enumerate() {
-        if let Condition::Http { key, .. } = condition {
+        if let Condition::Http { key, values: _ } = condition {
             fields.push((format!("spec.rules[{at}].when[{index}]"), key.to_string()));
         }
     }

@@ -388,7 +388,7 @@ fn condition() -> impl Strategy<Value = Condition> {
         values(block()).prop_map(Condition::DestinationIp),
         values(port()).prop_map(Condition::DestinationPort),
         values(sni_pattern()).prop_map(Condition::Sni),
-        Just(Condition::Http { key: "request.headers[x]".into(), values: any(["1".into()]) }),
+        Just(Condition::Http { key: HttpKey::Header("x".into()), values: any([pattern("1")]) }),
     ]
 }
 
