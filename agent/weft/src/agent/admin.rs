@@ -233,11 +233,20 @@ fn explanation(facts: &Facts, asked: &Asked) -> Answer {
     let (Some(from), Some(to)) = (asked.parameter("from"), asked.parameter("to")) else {
         return words(StatusCode::BAD_REQUEST, "The parameters `from` and `to` are missing.");
     };
+    let text = |name: &str| asked.parameter(name).map(Into::into);
+    let number = |name: &str| asked.parameter(name).and_then(|value| value.parse().ok());
     let question = Question {
         from: from.into(),
         to: to.into(),
         plaintext: asked.parameter("plaintext").is_some_and(|value| value != "false"),
-        sni: asked.parameter("sni").map(Into::into),
+        sni: text("sni"),
+        alpn: text("alpn"),
+        method: text("method"),
+        headers: asked.parameters("header").map(Into::into).collect(),
+        body_size: number("body-size"),
+        token: text("jwt"),
+        at: text("at"),
+        seed: number("seed"),
     };
     let learned = &facts.state.load().learned;
     match explain(&facts.config.snapshot(), learned, &question) {

@@ -8,7 +8,7 @@ use clap::Args;
 use weft_core::kernel_view::LearnedPorts;
 
 use super::{ADMIN_SOCKET, Ended, OutputOption, client};
-use crate::explain::{Explanation, Question, explain};
+use crate::explain::{DestinationView, Explanation, Question, RequestView, ResponseView, explain};
 use crate::{config, output};
 
 #[derive(Debug, Args)]
@@ -25,48 +25,105 @@ pub(super) struct Options {
     /// What it dials: a URL, HOST:PORT or IP:PORT.
     #[arg(long, value_name = "TO")]
     to: String,
+    #[command(flatten)]
+    request: RequestOptions,
     /// The client does not use mTLS.
     #[arg(long)]
     plaintext: bool,
     /// Server name of the client's own TLS.
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
-    /// End with status 1 when the connection is denied.
+    /// Protocols that the client's own TLS offers, separated by commas.
+    #[arg(long, value_name = "LIST")]
+    alpn: Option<String>,
+    /// The request arrives at this Gateway.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    at: Option<String>,
+    /// Pick one where the mesh chooses at random, the same one for the same number.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// End with status 1 when the connection or the request is denied.
     #[arg(long)]
     fail_on_deny: bool,
     #[command(flatten)]
     output: OutputOption,
 }
 
+/// What the client asks for.
+#[derive(Debug, Args)]
+struct RequestOptions {
+    /// Method of the request; GET when absent.
+    #[arg(short = 'X', long = "method", value_name = "METHOD")]
+    method: Option<String>,
+    /// A header of the request, `name: value`; `Host` sets the authority. May be repeated.
+    #[arg(short = 'H', long = "header", value_name = "HEADER")]
+    headers: Vec<String>,
+    /// Bytes of the request's body.
+    #[arg(long, value_name = "N")]
+    body_size: Option<u64>,
+    /// A file with a token, which is sent as `Authorization: Bearer`.
+    #[arg(long, value_name = "FILE")]
+    jwt: Option<PathBuf>,
+}
+
 pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
-    let answer = if options.config.is_empty() { ask(options)? } else { offline(options)? };
+    let question = question(options)?;
+    let answer =
+        if options.config.is_empty() { ask(options, &question)? } else { offline(options, &question)? };
     let denied = answer.verdict == "deny";
     output::print(options.output.output, &answer, render)?;
     Ok(if options.fail_on_deny && denied { Ended::BadNews } else { Ended::Fine })
 }
 
-fn offline(options: &Options) -> anyhow::Result<Explanation> {
-    let loaded = config::load(&options.config)?;
-    let question = Question {
+fn question(options: &Options) -> anyhow::Result<Question> {
+    let request = &options.request;
+    let token = match &request.jwt {
+        Some(path) => Some(
+            std::fs::read_to_string(path)
+                .with_context(|| format!("the token in {} (--jwt) cannot be read", path.display()))?,
+        ),
+        None => None,
+    };
+    Ok(Question {
         from: options.from.clone(),
         to: options.to.clone(),
         plaintext: options.plaintext,
         sni: options.sni.clone(),
-    };
-    Ok(explain(&loaded.snapshot, &LearnedPorts::default(), &question)?)
+        alpn: options.alpn.clone(),
+        method: request.method.clone(),
+        headers: request.headers.clone(),
+        body_size: request.body_size,
+        token,
+        at: options.at.clone(),
+        seed: options.seed,
+    })
 }
 
-fn ask(options: &Options) -> anyhow::Result<Explanation> {
+fn offline(options: &Options, question: &Question) -> anyhow::Result<Explanation> {
+    let loaded = config::load(&options.config)?;
+    Ok(explain(&loaded.snapshot, &LearnedPorts::default(), question)?)
+}
+
+fn ask(options: &Options, question: &Question) -> anyhow::Result<Explanation> {
     let socket = options.socket.clone().unwrap_or_else(|| ADMIN_SOCKET.into());
-    let mut path =
-        format!("/explain?from={}&to={}", client::encode(&options.from), client::encode(&options.to));
-    if options.plaintext {
-        path.push_str("&plaintext=true");
-    }
-    if let Some(sni) = &options.sni {
-        let _ = write!(path, "&sni={}", client::encode(sni));
-    }
+    let path = format!("/explain?{}", query(question));
     serde_json::from_str(&client::get(&socket, &path)?).context("the agent's answer is not of this version")
+}
+
+/// The question as the agent's admin socket reads it.
+fn query(question: &Question) -> String {
+    let Question { from, to, plaintext, sni, alpn, method, headers, body_size, token, at, seed } = question;
+    let text = |name: &'static str, value: &Option<String>| value.clone().map(|value| (name, value));
+    let number = |name: &'static str, value: &Option<u64>| value.map(|value| (name, value.to_string()));
+    let mut pairs = vec![("from", from.clone()), ("to", to.clone())];
+    pairs.extend(plaintext.then(|| ("plaintext", "true".to_owned())));
+    pairs.extend([text("sni", sni), text("alpn", alpn), text("method", method)].into_iter().flatten());
+    pairs.extend(headers.iter().map(|header| ("header", header.clone())));
+    pairs.extend([number("body-size", body_size), text("jwt", token)].into_iter().flatten());
+    pairs.extend([text("at", at), number("seed", seed)].into_iter().flatten());
+    let pairs: Vec<_> =
+        pairs.iter().map(|(name, value)| format!("{name}={}", client::encode(value))).collect();
+    pairs.join("&")
 }
 
 /// The answer for people.
@@ -77,7 +134,60 @@ fn render(answer: &Explanation) -> String {
     for (at, step) in answer.steps.iter().enumerate() {
         let _ = writeln!(out, "{:>3}. {step}", at + 1);
     }
-    let endpoints = answer.destinations.iter().flat_map(|destination| &destination.endpoints);
+    if let Some(request) = &answer.request {
+        render_request(request, &mut out);
+    }
+    if let Some(response) = &answer.response {
+        render_response(response, &mut out);
+    }
+    if !answer.response_headers.is_empty() {
+        out.push_str("\nANSWER OF THE APPLICATION\n");
+        for (name, value) in &answer.response_headers {
+            let _ = match value {
+                Some(value) => writeln!(out, "  + {name}: {value}"),
+                None => writeln!(out, "  - {name}"),
+            };
+        }
+    }
+    render_destinations(&answer.destinations, &mut out);
+    out
+}
+
+fn render_request(request: &RequestView, out: &mut String) {
+    let differs = |value: &Option<String>| value.clone().unwrap_or_else(|| "(by destination)".into());
+    let _ = writeln!(out, "\nREQUEST AS IT LEAVES\n  {} {}", request.method, differs(&request.path));
+    let _ = writeln!(out, "  host: {}", differs(&request.authority));
+    for (name, value) in &request.headers {
+        let _ = writeln!(out, "  {name}: {value}");
+    }
+}
+
+fn render_response(response: &ResponseView, out: &mut String) {
+    let _ = writeln!(out, "\nANSWER OF THE MESH ({})\n  {}", response.by, response.status);
+    for (name, value) in &response.headers {
+        let _ = writeln!(out, "  {name}: {value}");
+    }
+    if !response.body.is_empty() {
+        let _ = writeln!(out, "  {}", response.body);
+    }
+}
+
+fn render_destinations(destinations: &[DestinationView], out: &mut String) {
+    if let [_, _, ..] = destinations {
+        let rows = destinations.iter().map(|destination| {
+            [
+                format!("{}:{}", destination.host, destination.port),
+                output::or_dash(destination.subset.as_deref()),
+                destination.weight.to_string(),
+                destination.load_balancer.clone(),
+                destination.tls.clone(),
+                output::or_dash(destination.verdict.as_deref()),
+            ]
+        });
+        let header = ["DESTINATION", "SUBSET", "WEIGHT", "LOAD BALANCER", "TLS", "VERDICT"];
+        let _ = write!(out, "\n{}", output::table(header, rows));
+    }
+    let endpoints = destinations.iter().flat_map(|destination| &destination.endpoints);
     let rows: Vec<[String; 5]> = endpoints
         .map(|endpoint| {
             [
@@ -92,5 +202,4 @@ fn render(answer: &Explanation) -> String {
     if !rows.is_empty() {
         let _ = write!(out, "\n{}", output::table(["ENDPOINT", "POD", "NODE", "READY", "PATH"], rows));
     }
-    out
 }

@@ -1,22 +1,27 @@
-//! One endpoint: how it is reached, and whether its inbound side lets the connection in.
+//! One endpoint: how it is reached, and whether its server's side lets the connection or the request in.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_core::Snapshot;
+use http::HeaderMap;
 use weft_core::decide::{Candidate, InboundConnection, Path};
-use weft_core::kernel_view::{DirectPair, LearnedPorts, kernel_view};
+use weft_core::kernel_view::{DirectPair, kernel_view};
 use weft_core::snapshot::{LocalWorkload, Workload};
 
-use super::source::Source;
-use super::{AuthorizationView, EndpointView, PeerAuthenticationView, authorization};
+use super::question::AskedRequest;
+use super::{
+    AuthorizationView, EndpointView, Inquiry, PeerAuthenticationView, RequestAuthenticationView,
+    ResponseView, authorization, reply,
+};
 
-/// What becomes of the connection.
+/// What becomes of the connection or the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Allow,
     Deny,
+    /// The mesh answers HTTP itself.
+    Respond,
     Passthrough,
     Unreachable,
 }
@@ -32,19 +37,9 @@ impl Outcome {
         match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
+            Self::Respond => "respond",
             Self::Passthrough => "passthrough",
             Self::Unreachable => "unreachable",
-        }
-    }
-
-    pub(super) fn sentence(self, like_this: usize, all: usize) -> String {
-        let others =
-            if like_this < all { format!(" by {like_this} of {all} endpoints") } else { String::new() };
-        match self {
-            Self::Allow => format!("The connection is allowed{others}."),
-            Self::Deny => "The connection is denied: it is closed without a byte.".into(),
-            Self::Passthrough => "The connection goes to its original address, unrouted.".into(),
-            Self::Unreachable => "The connection is closed: there is nobody to send it to.".into(),
         }
     }
 }
@@ -57,7 +52,11 @@ pub(super) struct Hop {
     pub(super) outcome: Outcome,
     pub(super) path: &'static str,
     pub(super) peer_authentication: Option<PeerAuthenticationView>,
+    pub(super) request_authentication: Option<RequestAuthenticationView>,
     pub(super) authorization: AuthorizationView,
+    pub(super) response: Option<ResponseView>,
+    /// What the application receives, where the server's side changes headers.
+    pub(super) headers: Option<HeaderMap>,
     sentences: Vec<String>,
 }
 
@@ -77,6 +76,7 @@ impl Hop {
         self.path == other.path
             && self.outcome == other.outcome
             && self.peer_authentication == other.peer_authentication
+            && self.request_authentication == other.request_authentication
             && self.authorization == other.authorization
     }
 }
@@ -95,16 +95,9 @@ pub(super) fn describe(hops: &[Hop], steps: &mut Vec<String>) {
     }
 }
 
-/// What stays the same for every endpoint.
-pub(super) struct Asked<'a> {
-    pub(super) snapshot: &'a Snapshot,
-    pub(super) learned: &'a LearnedPorts,
-    pub(super) source: &'a Source,
-    pub(super) sni: Option<&'a str>,
-}
-
-impl Asked<'_> {
-    pub(super) fn hop(&self, candidate: &Candidate) -> Hop {
+impl Inquiry<'_> {
+    /// Decides for one endpoint; about `request`, where it is one.
+    pub(super) fn hop(&self, candidate: &Candidate, request: Option<&AskedRequest>) -> Hop {
         let (path, how) = self.path(candidate);
         let mut hop = Hop {
             addr: candidate.addr,
@@ -112,10 +105,13 @@ impl Asked<'_> {
             outcome: Outcome::Allow,
             path,
             peer_authentication: None,
+            request_authentication: None,
             authorization: AuthorizationView::default(),
+            response: None,
+            headers: None,
             sentences: vec![how],
         };
-        self.admit(candidate, &mut hop);
+        self.admit(candidate, request, &mut hop);
         hop
     }
 
@@ -128,10 +124,16 @@ impl Asked<'_> {
         match &candidate.path {
             Path::SameNode(local) => self.same_node(local, candidate.addr.port(), &name),
             Path::Hbone(_) => ("hbone", format!("{name} is reached by mTLS through its port 15008 (HBONE).")),
-            Path::Plaintext => {
-                ("plaintext", format!("{name} is not in the mesh: it is reached in plaintext."))
-            }
+            Path::Plaintext => ("plaintext", self.why_plaintext(candidate, &name)),
         }
+    }
+
+    fn why_plaintext(&self, candidate: &Candidate, name: &str) -> String {
+        let workload = candidate.workload.as_ref();
+        if workload.is_some_and(|workload| workload.in_mesh() && !self.snapshot.bypassed(&workload.key)) {
+            return format!("{name} is in the mesh, but tls.mode DISABLE asks for plaintext.");
+        }
+        format!("{name} is not in the mesh: it is reached in plaintext.")
     }
 
     fn same_node(&self, destination: &LocalWorkload, port: u16, name: &str) -> (&'static str, String) {
@@ -154,8 +156,8 @@ impl Asked<'_> {
         ("node", text)
     }
 
-    /// The inbound side of the endpoint.
-    fn admit(&self, candidate: &Candidate, hop: &mut Hop) {
+    /// The server's side of the endpoint.
+    fn admit(&self, candidate: &Candidate, request: Option<&AskedRequest>, hop: &mut Hop) {
         let Some(workload) = candidate.workload.as_ref().filter(|workload| workload.in_mesh()) else {
             hop.sentences
                 .push(format!("{} is not in the mesh: no policy is enforced there.", name_of(candidate)));
@@ -179,13 +181,20 @@ impl Asked<'_> {
             identity,
             source_ip: self.source.address_towards(candidate.addr),
             destination: candidate.addr,
-            sni: self.sni,
+            sni: self.question.sni.as_deref(),
         };
-        let admission = authorization::connection(local, &connection);
+        let admission = match request {
+            Some(request) => authorization::request(local, &connection, &request.as_request()),
+            None => authorization::connection(local, &connection),
+        };
         hop.outcome = admission.outcome;
         hop.sentences.extend(admission.sentences);
         hop.peer_authentication = Some(admission.peer_authentication);
+        hop.request_authentication = admission.request_authentication;
         hop.authorization = admission.authorization;
+        let grpc = request.is_some_and(AskedRequest::is_grpc);
+        hop.response = admission.response.map(|response| reply::in_terms_of_client(response, grpc));
+        hop.headers = admission.headers;
     }
 }
 

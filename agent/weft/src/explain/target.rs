@@ -14,6 +14,8 @@ use super::Unanswerable;
 pub(super) enum Scheme {
     Http,
     Https,
+    /// `tcp://`: bytes, whatever the port is declared as.
+    Tcp,
     /// Just host and port.
     None,
 }
@@ -27,12 +29,16 @@ pub(super) enum To {
     Stranger(String),
 }
 
-/// Host and port of the question.
+/// Host, port and path of the question.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) scheme: Scheme,
     pub(super) to: To,
     pub(super) port: u16,
+    /// Host and port as they were written: what a client sends as `Host`.
+    pub(super) authority: String,
+    /// Path and query as they were written (no tidying, but `/` where there is none).
+    pub(super) path: String,
     /// The Service that has the address, when an address was given.
     addressed: Option<Arc<CompiledService>>,
 }
@@ -43,21 +49,27 @@ impl Target {
         text: &str,
         namespace: Option<&str>,
     ) -> Result<Self, Unanswerable> {
-        let (scheme, authority) = split_scheme(text)?;
+        let (scheme, rest) = split_scheme(text)?;
+        let (authority, path) = split_path(rest, scheme);
         let (host, port) = split_port(authority, scheme)
             .ok_or_else(|| Unanswerable(format!("--to {text}: write a URL, HOST:PORT or IP:PORT.")))?;
+        let mut target = Self {
+            scheme,
+            to: To::Stranger(host.to_owned()),
+            port,
+            authority: authority.to_owned(),
+            path,
+            addressed: None,
+        };
         let bare = host.trim_matches(['[', ']']);
         if let Ok(ip) = bare.parse::<IpAddr>() {
             let ip = ip.to_canonical();
-            let addressed = snapshot.service_by_vip(&ip).cloned();
-            return Ok(Self { scheme, to: To::Address(ip), port, addressed });
+            target.addressed = snapshot.service_by_vip(&ip).cloned();
+            target.to = To::Address(ip);
+        } else if let Some(service) = service_key(host, namespace)?.and_then(|key| snapshot.service(&key)) {
+            target.to = To::Service(service.clone());
         }
-        let to = match service_key(host, namespace)? {
-            Some(key) => snapshot.service(&key).cloned(),
-            None => None,
-        };
-        let to = to.map_or_else(|| To::Stranger(host.to_owned()), To::Service);
-        Ok(Self { scheme, to, port, addressed: None })
+        Ok(target)
     }
 
     pub(super) fn service(&self) -> Option<&Arc<CompiledService>> {
@@ -113,22 +125,32 @@ fn split_scheme(text: &str) -> Result<(Scheme, &str), Unanswerable> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Ok((Scheme::None, text));
     };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
     match scheme.to_ascii_lowercase().as_str() {
-        "http" => Ok((Scheme::Http, authority)),
-        "https" => Ok((Scheme::Https, authority)),
-        "tcp" => Ok((Scheme::None, authority)),
+        "http" => Ok((Scheme::Http, rest)),
+        "https" => Ok((Scheme::Https, rest)),
+        "tcp" => Ok((Scheme::Tcp, rest)),
         _ => Err(Unanswerable(format!(
             "--to {text}: the scheme `{scheme}` is not known; use http, https or tcp."
         ))),
     }
 }
 
+/// What stands behind the authority is the path, as it is: tidying it is the mesh's business.
+fn split_path(rest: &str, scheme: Scheme) -> (&str, String) {
+    let at = match scheme {
+        Scheme::Http | Scheme::Https => rest.find(['/', '?', '#', '\\']),
+        Scheme::Tcp | Scheme::None => rest.find('/'),
+    };
+    let (authority, path) = rest.split_at_checked(at.unwrap_or(rest.len())).unwrap_or((rest, ""));
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    (authority, format!("{slash}{path}"))
+}
+
 fn split_port(authority: &str, scheme: Scheme) -> Option<(&str, u16)> {
     let default = match scheme {
         Scheme::Http => Some(80),
         Scheme::Https => Some(443),
-        Scheme::None => None,
+        Scheme::Tcp | Scheme::None => None,
     };
     // An IPv6 address without brackets has colons of its own and no port.
     let bare_v6 = authority.parse::<std::net::Ipv6Addr>().is_ok() || authority.ends_with(']');
@@ -161,6 +183,32 @@ fn service_key(host: &str, namespace: Option<&str>) -> Result<Option<NamespacedN
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Target {
+        /// A target without a configuration.
+        pub(in crate::explain) fn nowhere(authority: &str, path: &str) -> Self {
+            Self {
+                scheme: Scheme::Http,
+                to: To::Stranger(authority.into()),
+                port: 80,
+                authority: authority.into(),
+                path: path.into(),
+                addressed: None,
+            }
+        }
+    }
+
+    #[test]
+    fn the_path_stays_as_it_was_written() {
+        for (text, authority, path) in [
+            ("shop:80/a/../b?x=1", "shop:80", "/a/../b?x=1"),
+            ("shop", "shop", "/"),
+            ("shop?x=/y", "shop", "/?x=/y"),
+            ("shop//%2e%2e\\a#b", "shop", "//%2e%2e\\a#b"),
+        ] {
+            assert_eq!(split_path(text, Scheme::Http), (authority, path.to_owned()), "{text}");
+        }
+    }
 
     #[test]
     fn splits_host_and_port() {

@@ -1,0 +1,268 @@
+//! Requests: the client's side.
+//!
+//! A straight line through what the client's proxy does: normalise the path, choose a rule, CORS, faults, then the
+//! destinations, each with the request as it leaves and the server's side of every endpoint.
+
+use std::net::SocketAddr;
+
+use weft_core::decide::http::{
+    Action, Caller, Cors, FaultDraw, Forward, Outgoing, RouteDecision, Target, apply, cors, draw_fault,
+    prepare, route,
+};
+use weft_core::http_path::normalise;
+use weft_core::resource::virtual_service::{HeaderOperations, PerMillion};
+
+use super::chance::Chance;
+use super::destination::Exchange;
+use super::gather::gather;
+use super::hop::Outcome;
+use super::question::AskedRequest;
+use super::reach::{Reach, dialled};
+use super::{Explanation, Inquiry, ResponseView, ServiceView, Unanswerable, reply, rule};
+
+/// Fills in the answer to a question about a request.
+pub(super) fn explain(inquiry: &Inquiry<'_>, answer: &mut Explanation) -> Result<(), Unanswerable> {
+    let mut asked = AskedRequest::of(inquiry.question, inquiry.target)?;
+    if asked.is_grpc() {
+        answer.protocol = "grpc".into();
+    }
+    let dialled = dialled(inquiry, &mut answer.steps);
+    if let Some(refusal) = tidy(inquiry, &mut asked, answer) {
+        respond(answer, refusal);
+    } else if inquiry.source.in_mesh {
+        clients_side(inquiry, &dialled, asked, answer);
+    } else {
+        answer.steps.push("Nothing captures this client: no rule of the client's side applies.".into());
+        unrouted(inquiry, &dialled, asked, answer);
+    }
+    Ok(())
+}
+
+fn clients_side(
+    inquiry: &Inquiry<'_>,
+    dialled: &[SocketAddr],
+    asked: AskedRequest,
+    answer: &mut Explanation,
+) {
+    let original = dialled.first().copied();
+    let original = original.unwrap_or_else(|| SocketAddr::new(super::unspecified(), inquiry.target.port));
+    let workload = &inquiry.source.workload;
+    let caller = Caller { workload, original, labels: &workload.pod_labels };
+    let decision = route(inquiry.snapshot, &caller, &asked.as_request());
+    rule::describe(inquiry, &caller, &asked, &decision, answer);
+    let of_service =
+        decision.service.as_ref().and_then(|(service, at)| Some((service, service.ports.get(*at)?)));
+    if let Some((service, port)) = of_service {
+        answer.service = Some(ServiceView { host: service.host.to_string(), port: port.port });
+    }
+    let added = match decision.cors.as_ref().map(|policy| cors(policy, &asked.as_request())) {
+        Some(Cors::Preflight(preflight)) => {
+            answer.steps.push("corsPolicy: this is a preflight, which the mesh answers.".into());
+            return respond(answer, reply::view(&preflight, asked.is_grpc()));
+        }
+        Some(Cors::Headers(headers)) => headers,
+        Some(Cors::None) | None => Vec::new(),
+    };
+    let added = added.into_iter().map(|(name, value)| (name.to_string(), value));
+    match &decision.action {
+        Action::Respond(local) => {
+            let mut response = reply::view(local, asked.is_grpc());
+            response.headers.extend(added);
+            respond(answer, response);
+        }
+        Action::Passthrough => unrouted(inquiry, dialled, asked, answer),
+        Action::Forward(forward) => {
+            let added = added.map(|(name, value)| (name, Some(value))).collect();
+            let request = Routed { inquiry, decision: &decision, asked: &asked, dialled, added };
+            request.forward(forward, answer);
+        }
+    }
+}
+
+/// H-10: rules see the normalised path, and so does the application.
+fn tidy(inquiry: &Inquiry<'_>, asked: &mut AskedRequest, answer: &mut Explanation) -> Option<ResponseView> {
+    let level = inquiry.snapshot.mesh().http.path_normalization;
+    let tidied = match normalise(level, &asked.target) {
+        Ok(tidied) => tidied.into_owned(),
+        Err(bad) => {
+            answer.steps.push(format!("{bad}: refused."));
+            return Some(reply::plain(400, "", "bad_request", asked.is_grpc()));
+        }
+    };
+    if tidied != asked.target {
+        answer.steps.push(format!("Path normalisation turns {} into {tidied}.", asked.target));
+        asked.target = tidied;
+    }
+    None
+}
+
+fn respond(answer: &mut Explanation, response: ResponseView) {
+    answer.verdict = Outcome::Respond.as_str().into();
+    answer.steps.push(format!("The mesh answers itself: {}.", reply::told(&response)));
+    answer.response = Some(response);
+}
+
+/// Without a rule of the client's side, the request goes where the connection goes.
+fn unrouted(inquiry: &Inquiry<'_>, dialled: &[SocketAddr], asked: AskedRequest, answer: &mut Explanation) {
+    let reach = Reach::of(inquiry, dialled, &mut answer.steps);
+    let service = inquiry.target.service().is_some();
+    if reach.candidates.is_empty() && reach.unready.is_empty() {
+        super::connection::nowhere(answer, reach.otherwise);
+        return;
+    }
+    let exchange = Exchange { request: Some(asked), ..Exchange::default() };
+    let view = inquiry.unrouted_view();
+    let mut destination = inquiry.endpoints(view, &reach.candidates, reach.unready, exchange);
+    if destination.outcome == Outcome::Respond && !inquiry.source.in_mesh {
+        destination.outcome = Outcome::Unreachable;
+        destination.response = None;
+    }
+    if destination.outcome == Outcome::Allow && inquiry.source.in_mesh && service {
+        // The dialled Service does not have the name that the request gives.
+        destination.outcome = Outcome::Passthrough;
+    }
+    gather(answer, vec![destination]);
+}
+
+/// A request for which a rule decided.
+struct Routed<'a> {
+    inquiry: &'a Inquiry<'a>,
+    decision: &'a RouteDecision,
+    asked: &'a AskedRequest,
+    dialled: &'a [SocketAddr],
+    /// What CORS adds to the answer.
+    added: Vec<(String, Option<String>)>,
+}
+
+impl Routed<'_> {
+    fn forward(&self, forward: &Forward, answer: &mut Explanation) {
+        rule::forwarding(forward, self.asked, answer);
+        let mut chance = self.inquiry.question.seed.map(Chance::new);
+        let fault = self.fault(forward, chance.as_mut());
+        if let Some(delay) = fault.delay {
+            answer.steps.push(format!("fault.delay: the request waits for {} ms.", delay.as_millis()));
+        }
+        let total: u64 = forward.targets.iter().map(|target| u64::from(target.weight)).sum();
+        let targets: Vec<&Target> = match &mut chance {
+            Some(chance) => forward.choose(&mut |n| chance.below(n)).into_iter().collect(),
+            None => forward.targets.iter().collect(),
+        };
+        if targets.len() < forward.targets.len() {
+            answer.steps.push("--seed picks one of the rule's destinations.".into());
+        }
+        let destinations = targets.into_iter().map(|target| {
+            let alone = forward.targets.len() == 1;
+            let weight = if alone { 100.0 } else { share(target.weight, total) };
+            self.destination(target, weight)
+        });
+        if let Some(status) = fault.abort {
+            answer.destinations = destinations.map(|destination| destination.view).collect();
+            answer.steps.push("fault.abort: the mesh answers instead of the application.".into());
+            respond(answer, reply::abort(status, self.asked.is_grpc()));
+            return;
+        }
+        let destinations = destinations.collect();
+        gather(answer, destinations);
+    }
+
+    /// What happens for certain; with `--seed` one draw.
+    fn fault(&self, forward: &Forward, chance: Option<&mut Chance>) -> FaultDraw {
+        let Some(fault) = &forward.fault else { return FaultDraw::default() };
+        match chance {
+            Some(chance) => draw_fault(fault, &mut |n| chance.below(n)),
+            None => FaultDraw {
+                delay: fault.delay.filter(|(share, _)| *share >= PerMillion::ALL).map(|(_, delay)| delay),
+                abort: fault.abort.filter(|(share, _)| *share >= PerMillion::ALL).map(|(_, status)| status),
+            },
+        }
+    }
+
+    fn destination(&self, target: &Target, weight: f64) -> super::destination::Destination {
+        let outgoing = prepare(self.decision, target, &self.asked.as_request());
+        let mut response_headers = response_changes(&outgoing.response_headers);
+        response_headers.extend(self.added.iter().cloned());
+        let exchange = Exchange { request: Some(self.leaving(&outgoing)), response_headers };
+        match &target.cluster {
+            Ok(cluster) => self.inquiry.cluster(cluster, weight, self.dialled, exchange),
+            Err(name) => self.inquiry.missing(name, weight, &exchange),
+        }
+    }
+
+    /// The request with all changes made.
+    fn leaving(&self, outgoing: &Outgoing) -> AskedRequest {
+        let mut request = self.asked.clone();
+        if let Some(authority) = &outgoing.authority {
+            request.authority.clone_from(authority);
+        }
+        if let Some(target) = &outgoing.target {
+            request.target.clone_from(target);
+        }
+        for operations in &outgoing.request_headers {
+            apply(&operations.request, &mut request.headers);
+        }
+        request
+    }
+}
+
+/// In per cent of the rule, with four decimals.
+fn share(weight: u32, total: u64) -> f64 {
+    let parts = (u64::from(weight) * 1_000_000).checked_div(total).unwrap_or(0);
+    u32::try_from(parts).map_or(100.0, |parts| f64::from(parts) / 10_000.0)
+}
+
+/// What the later changes leave of the earlier ones (E31, E32); `None` as value removes.
+fn response_changes(operations: &[std::sync::Arc<HeaderOperations>]) -> Vec<(String, Option<String>)> {
+    let mut changes: Vec<(String, Option<String>)> = Vec::new();
+    let forget = |changes: &mut Vec<(String, Option<String>)>, name: &str| {
+        changes.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+    };
+    for operations in operations {
+        for name in &operations.response.remove {
+            forget(&mut changes, name);
+            changes.push((name.to_lowercase(), None));
+        }
+        for (name, value) in &operations.response.set {
+            forget(&mut changes, name);
+            changes.push((name.to_lowercase(), Some(value.to_string())));
+        }
+        let added = operations.response.add.iter();
+        changes.extend(added.map(|(name, value)| (name.to_lowercase(), Some(value.to_string()))));
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use weft_core::resource::virtual_service::HeaderChanges;
+
+    use super::*;
+
+    #[test]
+    fn shares_are_in_per_cent() {
+        assert!((share(1, 3) - 33.3333).abs() < 1e-9);
+        assert!((share(20, 100) - 20.0).abs() < 1e-9);
+        assert!((share(5, 0)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn later_changes_of_the_answer_win() {
+        let pair = |name: &str, value: &str| (Arc::from(name), Arc::from(value));
+        let first = HeaderChanges {
+            set: vec![pair("x-a", "1")],
+            add: vec![pair("X-B", "1")],
+            remove: vec!["server".into()],
+        };
+        let second =
+            HeaderChanges { set: vec![pair("x-a", "2")], add: vec![pair("x-b", "2")], remove: Vec::new() };
+        let operations: Vec<_> = [first, second]
+            .into_iter()
+            .map(|response| Arc::new(HeaderOperations { response, ..HeaderOperations::default() }))
+            .collect();
+        let changes = response_changes(&operations);
+        let expected = [("server", None), ("x-b", Some("1")), ("x-a", Some("2")), ("x-b", Some("2"))];
+        let changes: Vec<_> = changes.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        assert_eq!(changes, expected);
+    }
+}
