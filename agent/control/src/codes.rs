@@ -30,6 +30,8 @@ const fn info(code: &'static str, name: &'static str) -> Code {
 
 /// An Istio object that Istio's own admission would reject.
 pub const SCHEMA_VALIDATION: Code = error("IST0106", "SchemaValidationError");
+/// An Istio object that Istio's own admission would accept with a warning.
+pub const SCHEMA_WARNING: Code = warning("IST0133", "SchemaWarning");
 /// A document that is no YAML or JSON.
 pub const INVALID_DOCUMENT: Code = error("WEFT0001", "InvalidDocument");
 /// A Kubernetes object with a field that cannot be read.
@@ -56,10 +58,13 @@ pub const COMPILER_FAILED: Code = error("WEFT0011", "CompilerFailed");
 pub const EMPTY_SELECTOR: Code = warning("WEFT0012", "EmptySelector");
 /// A value that is read but has no effect.
 pub const NO_EFFECT: Code = warning("WEFT0013", "NoEffect");
+/// A field that is valid, but that this version of the mesh does not execute.
+pub const FIELD_NOT_APPLIED: Code = info("WEFT0014", "FieldNotApplied");
 
 /// The whole table, for the reference documentation and for `weft analyze --help`.
 pub const ALL: &[Code] = &[
     SCHEMA_VALIDATION,
+    SCHEMA_WARNING,
     INVALID_DOCUMENT,
     INVALID_FIELD,
     NOT_AN_OBJECT,
@@ -73,6 +78,7 @@ pub const ALL: &[Code] = &[
     COMPILER_FAILED,
     EMPTY_SELECTOR,
     NO_EFFECT,
+    FIELD_NOT_APPLIED,
 ];
 
 #[cfg(test)]

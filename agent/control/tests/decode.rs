@@ -17,6 +17,7 @@ fn render(decoded: &[Decoded]) -> String {
             Outcome::Accepted(resource) => writeln!(text, "accepted {resource:#?}").unwrap(),
             Outcome::Rejected(Some(key)) => writeln!(text, "rejected {:?} {}", key.kind, key.name).unwrap(),
             Outcome::Rejected(None) => writeln!(text, "rejected").unwrap(),
+            Outcome::Refused => writeln!(text, "refused").unwrap(),
             Outcome::Ignored => writeln!(text, "ignored").unwrap(),
         }
         for problem in problems {
@@ -54,6 +55,11 @@ fn invalid_policies() {
 }
 
 #[test]
+fn validated_kinds() {
+    golden("validated.yaml");
+}
+
+#[test]
 fn invalid_core_kinds() {
     golden("invalid-core.yaml");
 }
@@ -88,7 +94,8 @@ fn a_file_that_is_no_text_is_one_finding() {
 /// The same objects, written in YAML and in JSON, are the same.
 #[test]
 fn json_and_yaml_agree() {
-    for name in ["core.yaml", "policies.yaml", "invalid-core.yaml", "invalid-policies.yaml"] {
+    for name in ["core.yaml", "policies.yaml", "invalid-core.yaml", "invalid-policies.yaml", "validated.yaml"]
+    {
         let (text, _) = data(name);
         let text = String::from_utf8(text).unwrap();
         for document in text.split("\n---\n") {
@@ -123,6 +130,7 @@ fn every_example() -> Vec<(Vec<u8>, Format)> {
         "broken.yaml",
         "lines.jsonl",
         "concatenated.json",
+        "validated.yaml",
     ];
     names.into_iter().map(data).collect()
 }
@@ -140,7 +148,7 @@ proptest! {
 
     #[test]
     fn no_mutation_makes_it_panic(
-        example in 0..6_usize,
+        example in 0..7_usize,
         edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<u8>()), 1..8),
     ) {
         let (mut text, format) = every_example().swap_remove(example);

@@ -2,6 +2,8 @@
 
 use weft_core::resource::Kind;
 
+use super::validated::Validated;
+
 /// What becomes of an object of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
@@ -11,6 +13,8 @@ pub(crate) enum Class {
     ConfigMap,
     /// The mesh has no use for it.
     Ignored,
+    /// An Istio kind that this version does not execute, and validates all the same (C-4).
+    Validated(Validated),
     /// An Istio kind that this version does not execute (C-4).
     NotApplied,
     /// The kind exists, but not in this version; the text names the ones that do.
@@ -34,21 +38,19 @@ const OTHER_CORE_KINDS: &[&str] = &[
     "Secret",
 ];
 
-const OTHER_NETWORKING_KINDS: &[&str] = &[
-    "DestinationRule",
-    "EnvoyFilter",
-    "Gateway",
-    "ProxyConfig",
-    "ServiceEntry",
-    "Sidecar",
-    "VirtualService",
-    "WorkloadEntry",
-    "WorkloadGroup",
-];
+const OTHER_NETWORKING_KINDS: &[&str] = &["DestinationRule", "VirtualService"];
 
 /// Decides by `apiVersion` and `kind`.
 pub(crate) fn classify(api_version: &str, kind: &str) -> Class {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    if let Some(validated) = Validated::of(group, kind) {
+        let (versions, known) = validated.versions();
+        return if versions.contains(&version) {
+            Class::Validated(validated)
+        } else {
+            Class::UnknownVersion(known)
+        };
+    }
     match group {
         "" => core(version, kind),
         "discovery.k8s.io" => match (kind, version) {

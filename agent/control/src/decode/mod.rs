@@ -20,6 +20,7 @@ mod report;
 mod request_authentication;
 mod service;
 mod validate;
+mod validated;
 mod virtual_service;
 mod yaml;
 
@@ -47,6 +48,8 @@ pub enum Outcome {
     Accepted(Box<Resource>),
     /// It is not in force. With its key known, a version that was in force before stays so.
     Rejected(Option<ResourceKey>),
+    /// It is invalid, and of a kind that the mesh has no use for.
+    Refused,
     /// The mesh has no use for it.
     Ignored,
 }
@@ -79,7 +82,7 @@ impl ObjectCounts {
         self.read += 1;
         match outcome {
             Outcome::Accepted(_) => self.accepted += 1,
-            Outcome::Rejected(_) => self.rejected += 1,
+            Outcome::Rejected(_) | Outcome::Refused => self.rejected += 1,
             Outcome::Ignored => self.ignored += 1,
         }
     }
@@ -207,6 +210,7 @@ impl Decoder {
             Class::Read(kind) => self.read(kind, body, place),
             Class::ConfigMap if mesh::is_mesh_config(body) => self.read(Kind::MeshConfig, body, place),
             Class::ConfigMap | Class::Ignored => Decoded { outcome: Outcome::Ignored, problems: Vec::new() },
+            Class::Validated(of) => validated::decode(of, kind, body, place),
             Class::NotApplied => not_applied(body, kind, place),
             Class::UnknownVersion(known) => {
                 let message =

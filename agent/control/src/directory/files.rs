@@ -374,6 +374,7 @@ impl Files {
             first,
             entries: 0,
             ignored: 0,
+            refused: 0,
             nameless: 0,
         };
         for Decoded { outcome, problems } in decoded.drain(..) {
@@ -382,6 +383,7 @@ impl Files {
             }
             match outcome {
                 Outcome::Ignored => page.ignored += 1,
+                Outcome::Refused => page.refused += 1,
                 Outcome::Rejected(None) => page.nameless += 1,
                 Outcome::Rejected(Some(key)) => {
                     page.entries += 1;

@@ -39,6 +39,8 @@ pub(super) struct Page {
     pub(super) first: u32,
     pub(super) entries: u32,
     pub(super) ignored: u32,
+    /// Invalid objects of kinds that the mesh has no use for: nothing of the mesh's hides behind them.
+    pub(super) refused: u32,
     pub(super) nameless: u32,
 }
 
@@ -67,7 +69,7 @@ impl FileState {
         let mut counts = ObjectCounts::default();
         for page in &self.pages {
             counts.ignored += page.ignored as usize;
-            counts.rejected += page.nameless as usize;
+            counts.rejected += (page.nameless + page.refused) as usize;
         }
         for entry in &self.entries {
             match entry.standing {
