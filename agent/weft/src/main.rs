@@ -7,6 +7,7 @@ mod agent;
 mod cli;
 mod config;
 mod controller;
+mod dump;
 mod explain;
 mod logging;
 mod output;

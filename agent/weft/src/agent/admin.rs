@@ -16,9 +16,10 @@ use weft_telemetry::Metrics;
 
 use super::http::{Answer, Asked, Handler, text, words};
 use super::node::{NodeState, PodState, SharedDatapath, SharedProxy, lock};
+use crate::dump::Dump;
 use crate::explain::{Question, explain};
 use crate::logging::LogLevel;
-use crate::view::{CertificateStatus, ConfigStatus, Dump, KernelStatus, MapStatus, Status, WorkloadStatus};
+use crate::view::{CertificateStatus, ConfigStatus, KernelStatus, MapStatus, Status, WorkloadStatus};
 
 /// A pod that waits longer than this to be enrolled makes the node not ready.
 const PENDING_LIMIT: Duration = Duration::from_secs(30);

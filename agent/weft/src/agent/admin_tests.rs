@@ -107,6 +107,20 @@ async fn status_dump_and_explain_over_the_socket() {
 }
 
 #[tokio::test]
+async fn a_request_is_explained_over_the_socket() {
+    let bed = Bed::start();
+    let question = "/explain?from=shop/cart&to=http://198.51.100.1/a%3Fb&method=POST&header=X-A%3A%201&header=x-b%3A2&body-size=7&seed=1";
+    let (status, body) = bed.ask(Method::GET, question).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&json["protocol"], &json["verdict"]), (&"http".into(), &"passthrough".into()));
+    let (status, body) =
+        bed.ask(Method::GET, "/explain?from=shop/cart&to=http://198.51.100.1/&header=x").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body.contains("-H"), "{body}");
+}
+
+#[tokio::test]
 async fn wrong_questions_get_words() {
     let bed = Bed::start();
     for (method, path, status) in [
