@@ -132,6 +132,7 @@ impl Compiler {
         self.settle_namespaces();
         self.settle_selectors();
         self.settle_services();
+        self.settle_routing();
         self.settle_peer_authentications();
         self.settle_local();
         self.settle_address_findings();

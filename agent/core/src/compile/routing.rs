@@ -1,52 +1,364 @@
 //! VirtualServices and DestinationRules, indexed by host.
+//!
+//! A changed object is compiled again by itself, with those that delegate to it; the indexes are persistent, so that
+//! a change costs the same in a large mesh as in a small one. Which Service a decision ends at is looked up when it
+//! is taken: only subsets are compiled with their Services.
 
-use std::collections::BTreeMap;
+mod delegate;
+pub(crate) mod hosts;
+pub(crate) mod policies;
+mod report;
+pub(crate) mod retry;
+pub(crate) mod rules;
+pub(crate) mod subsets;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use self::hosts::HostIndex;
+use self::policies::RuleIndex;
+use self::retry::Retry;
+use self::rules::CompiledVirtualService;
+use self::subsets::SubsetTable;
 use super::Compiler;
-use crate::resource::{DestinationRule, NamespacedName, VirtualService};
+use super::findings::Topic;
+use super::sharded::Sharded;
+use crate::decide::http::ClusterPolicy;
+use crate::resource::virtual_service::{HttpAction, Retries};
+use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
+use crate::snapshot::{CompiledService, Workload};
+
+/// The VirtualServices of one host, the oldest first.
+type HostServices = Arc<[Arc<CompiledVirtualService>]>;
+
+/// What decisions on requests read beside Services and workloads.
+#[derive(Debug, Clone)]
+pub(crate) struct Routing {
+    pub(crate) virtual_services: HostIndex<HostServices>,
+    pub(crate) rules: RuleIndex,
+    /// Services by their full host.
+    pub(crate) services: Sharded<Arc<str>, Arc<CompiledService>>,
+    /// The names of the Services of one namespace, sorted.
+    pub(crate) namespaces: Sharded<Arc<str>, Arc<BTreeSet<NamespacedName>>>,
+    /// Services that a DestinationRule divides.
+    pub(crate) subsets: Sharded<NamespacedName, Arc<SubsetTable>>,
+    pub(crate) default_retry: Retry,
+    pub(crate) default_policy: Arc<ClusterPolicy>,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Self {
+            virtual_services: HostIndex::default(),
+            rules: RuleIndex::default(),
+            services: Sharded::default(),
+            namespaces: Sharded::default(),
+            subsets: Sharded::default(),
+            default_retry: Retry::default_of(None),
+            default_policy: Arc::new(policies::default_policy()),
+        }
+    }
+}
 
 /// The objects as the compiler keeps them, and what was compiled of them last.
 #[derive(Debug, Default)]
 pub(super) struct RoutingState {
     virtual_services: BTreeMap<NamespacedName, Arc<VirtualService>>,
+    compiled: HashMap<NamespacedName, Arc<CompiledVirtualService>>,
+    /// Delegate → those that name it.
+    roots: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
+    rules_of_host: HashMap<Arc<str>, BTreeSet<NamespacedName>>,
+    mesh_retries: Option<Retries>,
+    dirty: RoutingDirty,
+    routing: Routing,
     published: Arc<Routing>,
 }
 
-/// What decisions on requests read beside Services and workloads.
 #[derive(Debug, Default)]
-pub struct Routing {}
+struct RoutingDirty {
+    /// The published form is not the present one.
+    any: bool,
+    virtual_services: BTreeSet<NamespacedName>,
+    /// Hosts of DestinationRules.
+    hosts: BTreeSet<Arc<str>>,
+    /// Services that changed.
+    services: BTreeSet<NamespacedName>,
+    /// Services of which a subset may have changed.
+    subsets: BTreeSet<NamespacedName>,
+}
 
 impl RoutingState {
     /// The compiled form.
     pub(super) fn published(&self) -> Arc<Routing> {
         self.published.clone()
     }
+
+    /// A Service was compiled.
+    pub(super) fn note_service(&mut self, key: &NamespacedName) {
+        self.dirty.services.insert(key.clone());
+    }
+
+    /// A pod behind a Service changed its labels or addresses.
+    pub(super) fn note_endpoint(&mut self, key: NamespacedName) {
+        if self.routing.subsets.get(&key).is_some() {
+            self.dirty.subsets.insert(key);
+        }
+    }
+
+    /// Whether pods are to be reported with [`Self::note_endpoint`].
+    pub(super) fn has_subsets(&self) -> bool {
+        !self.routing.subsets.is_empty()
+    }
+
+    /// A VirtualService is compiled again with those that delegate to it.
+    fn mark_virtual_service(&mut self, key: &NamespacedName) {
+        self.dirty.virtual_services.extend(self.roots.get(key).into_iter().flatten().cloned());
+        self.dirty.virtual_services.insert(key.clone());
+    }
+
+    /// Brings the index of delegates up to date.
+    fn file_delegates(&mut self, old: Option<&VirtualService>, new: Option<&VirtualService>) {
+        if let Some(service) = old {
+            for name in delegates(service) {
+                if let Some(roots) = self.roots.get_mut(name) {
+                    roots.remove(&service.meta.key);
+                    if roots.is_empty() {
+                        self.roots.remove(name);
+                    }
+                }
+            }
+        }
+        if let Some(service) = new {
+            for name in delegates(service) {
+                self.roots.entry(name.clone()).or_default().insert(service.meta.key.clone());
+            }
+        }
+    }
+
+    fn replace_compiled(&mut self, key: &NamespacedName, new: Option<Arc<CompiledVirtualService>>) {
+        let old = match &new {
+            Some(new) => self.compiled.insert(key.clone(), new.clone()),
+            None => self.compiled.remove(key),
+        };
+        let hosts_of = |compiled: &Arc<CompiledVirtualService>| compiled.source.hosts.clone();
+        let hosts: BTreeSet<_> = old.iter().chain(&new).flat_map(hosts_of).collect();
+        for host in hosts {
+            let index = &mut self.routing.virtual_services;
+            let others = index.get(&host).into_iter().flat_map(|list| list.iter());
+            let mut list: Vec<_> = others.filter(|known| known.source.meta.key != *key).cloned().collect();
+            list.extend(new.clone().filter(|new| new.source.hosts.contains(&host)));
+            list.sort_by(|a, b| a.source.meta.precedence().cmp(&b.source.meta.precedence()));
+            index.set(&host, (!list.is_empty()).then(|| list.into()));
+        }
+    }
+
+    /// Compiles the DestinationRules of one host; answers whether it has, or had, subsets.
+    fn settle_host(&mut self, host: &Arc<str>) -> bool {
+        let keys = self.rules_of_host.get(host).into_iter().flatten();
+        let rules: Vec<_> = keys.filter_map(|key| self.destination_rules.get(key)).cloned().collect();
+        let divides = |by_namespace: &HashMap<Arc<str>, policies::HostRules>| {
+            by_namespace
+                .values()
+                .flat_map(|rules| rules.iter())
+                .any(|rule| rule.subset_labels().next().is_some())
+        };
+        let before = self.routing.rules.get(host).is_some_and(|rules| divides(rules));
+        let compiled = policies::compile(&rules);
+        let after = divides(&compiled);
+        self.routing.rules.set(host, (!compiled.is_empty()).then(|| Arc::new(compiled)));
+        before || after
+    }
+
+    /// The labels of all subsets that any DestinationRule defines for a host.
+    fn subsets_of(&self, host: &str) -> BTreeSet<Arc<Labels>> {
+        let covering = self.routing.rules.covering(host);
+        let rules = covering.iter().flat_map(|found| found.value.values()).flat_map(|rules| rules.iter());
+        rules.flat_map(|rule| rule.subset_labels().cloned()).collect()
+    }
+
+    /// Brings the indexes of Services up to date. `lookup` answers the Service as it is now.
+    fn settle_services<'s>(
+        &mut self,
+        keys: &BTreeSet<NamespacedName>,
+        lookup: impl Fn(&NamespacedName) -> Option<&'s Arc<CompiledService>>,
+    ) {
+        let mut membership = BTreeMap::<Arc<str>, Vec<(&NamespacedName, bool)>>::new();
+        for key in keys {
+            let host: Arc<str> = super::services::host(key).into();
+            let known = self.routing.services.get(&*host);
+            let now = lookup(key);
+            if known.is_some() != now.is_some() {
+                membership.entry(key.namespace.clone()).or_default().push((key, now.is_some()));
+            }
+            match now {
+                Some(service) if known.is_some_and(|known| Arc::ptr_eq(known, service)) => {}
+                Some(service) => self.routing.services.insert(service.host.clone(), service.clone()),
+                None => self.routing.services.remove(&*host),
+            }
+        }
+        for (namespace, changes) in membership {
+            let mut names = self.routing.namespaces.get(&*namespace).cloned().unwrap_or_default();
+            let set = Arc::make_mut(&mut names);
+            for (key, exists) in changes {
+                if exists {
+                    set.insert(key.clone());
+                } else {
+                    set.remove(key);
+                }
+            }
+            match names.is_empty() {
+                true => self.routing.namespaces.remove(&*namespace),
+                false => self.routing.namespaces.insert(namespace, names),
+            }
+        }
+    }
+
+    /// Compiles the subsets of one Service.
+    fn settle_subsets<'p>(
+        &mut self,
+        key: &NamespacedName,
+        service: Option<&CompiledService>,
+        workload_of: impl Fn(&std::net::IpAddr) -> Option<&'p Arc<Workload>>,
+    ) {
+        let old = self.routing.subsets.get(key).cloned();
+        let table = service.map(|service| {
+            let labels_of = |ip: &std::net::IpAddr| workload_of(ip).map(|workload| &*workload.pod_labels);
+            SubsetTable::new(service, self.subsets_of(&service.host), labels_of, old.as_deref())
+        });
+        let table = table.filter(|table| !table.is_empty());
+        if table.as_ref() == old.as_deref() {
+            return;
+        }
+        self.dirty.any = true;
+        match table {
+            Some(table) => self.routing.subsets.insert(key.clone(), Arc::new(table)),
+            None => self.routing.subsets.remove(key),
+        }
+    }
+}
+
+fn delegates(service: &VirtualService) -> impl Iterator<Item = &NamespacedName> {
+    service.http.iter().filter_map(|rule| match &rule.action {
+        HttpAction::Delegate(name) => Some(name),
+        HttpAction::Route(_) | HttpAction::Redirect(_) | HttpAction::DirectResponse(_) => None,
+    })
 }
 
 impl Compiler {
     pub(super) fn upsert_virtual_service(&mut self, service: VirtualService) {
         let key = service.meta.key.clone();
-        let new = self.routing.virtual_services.insert(key, Arc::new(service)).is_none();
-        self.objects += usize::from(new);
+        let new = Arc::new(service);
+        let old = self.routing.virtual_services.insert(key.clone(), new.clone());
+        if old.as_ref() == Some(&new) {
+            return;
+        }
+        self.routing.file_delegates(old.as_deref(), Some(&new));
+        self.routing.mark_virtual_service(&key);
+        self.objects += usize::from(old.is_none());
         self.dirty.any = true;
     }
 
     pub(super) fn delete_virtual_service(&mut self, name: &NamespacedName) {
-        let known = self.routing.virtual_services.remove(name).is_some();
-        self.count(known, -1);
+        let old = self.routing.virtual_services.remove(name);
+        if let Some(old) = &old {
+            self.routing.file_delegates(Some(old), None);
+            self.routing.mark_virtual_service(name);
+        }
+        self.count(old.is_some(), -1);
     }
 
     pub(super) fn upsert_destination_rule(&mut self, rule: DestinationRule) {
         let key = rule.meta.key.clone();
-        let new = self.routing.destination_rules.insert(key, Arc::new(rule)).is_none();
-        self.objects += usize::from(new);
+        let new = Arc::new(rule);
+        let old = self.routing.destination_rules.insert(key.clone(), new.clone());
+        if old.as_ref() == Some(&new) {
+            return;
+        }
+        self.unfile_rule(old.as_deref());
+        self.routing.rules_of_host.entry(new.host.clone()).or_default().insert(key);
+        self.routing.dirty.hosts.insert(new.host.clone());
+        self.objects += usize::from(old.is_none());
         self.dirty.any = true;
     }
 
     pub(super) fn delete_destination_rule(&mut self, name: &NamespacedName) {
-        let known = self.routing.destination_rules.remove(name).is_some();
-        self.count(known, -1);
+        let old = self.routing.destination_rules.remove(name);
+        self.unfile_rule(old.as_deref());
+        self.count(old.is_some(), -1);
+    }
+
+    fn unfile_rule(&mut self, old: Option<&DestinationRule>) {
+        let Some(old) = old else { return };
+        self.routing.dirty.hosts.insert(old.host.clone());
+        if let Some(keys) = self.routing.rules_of_host.get_mut(&old.host) {
+            keys.remove(&old.meta.key);
+            if keys.is_empty() {
+                self.routing.rules_of_host.remove(&old.host);
+            }
+        }
+    }
+
+    /// Compiles what changed of the routing; Services are compiled before.
+    pub(super) fn settle_routing(&mut self) {
+        let dirty = std::mem::take(&mut self.routing.dirty);
+        let changed =
+            !(dirty.virtual_services.is_empty() && dirty.hosts.is_empty() && dirty.services.is_empty());
+        self.routing.dirty.any = changed;
+        for key in &dirty.virtual_services {
+            self.settle_virtual_service(key);
+        }
+        let services = &self.services;
+        self.routing.settle_services(&dirty.services, |key| services.get(key));
+        let mut divided = dirty.subsets;
+        divided.extend(dirty.services);
+        for host in &dirty.hosts {
+            if self.routing.settle_host(host) {
+                divided.extend(self.services_covered(host));
+            }
+        }
+        for key in divided {
+            let service = self.services.get(&key).map(|service| &**service);
+            let by_ip = &self.by_ip.owners;
+            self.routing.settle_subsets(&key, service, |ip| by_ip.get(ip));
+        }
+        self.settle_default_retry();
+        if std::mem::take(&mut self.routing.dirty.any) {
+            self.routing.published = Arc::new(self.routing.routing.clone());
+        }
+    }
+
+    fn settle_virtual_service(&mut self, key: &NamespacedName) {
+        let Some(service) = self.routing.virtual_services.get(key).cloned() else {
+            self.routing.replace_compiled(key, None);
+            self.findings.set(Kind::VirtualService, key, Topic::Object, Vec::new());
+            return;
+        };
+        let (rules, refused) = delegate::merged(&service, &self.routing.virtual_services);
+        let compiled = Arc::new(rules::compile(&service, &rules));
+        self.routing.replace_compiled(key, Some(compiled));
+        self.findings.set(Kind::VirtualService, key, Topic::Object, report::problems(&service, &refused));
+    }
+
+    fn services_covered(&self, host: &str) -> Vec<NamespacedName> {
+        let services = match host.strip_prefix('*') {
+            None => self.routing.routing.services.get(host).into_iter().cloned().collect::<Vec<_>>(),
+            Some(suffix) => {
+                let covered = |service: &&Arc<CompiledService>| service.host.ends_with(suffix);
+                self.services.values().filter(covered).cloned().collect()
+            }
+        };
+        services.into_iter().map(|service| service.key.clone()).collect()
+    }
+
+    fn settle_default_retry(&mut self) {
+        let wanted = self.mesh.http.default_retries.as_ref();
+        if self.routing.mesh_retries.as_ref() != wanted {
+            self.routing.mesh_retries = wanted.cloned();
+            self.routing.routing.default_retry = Retry::default_of(wanted);
+            self.routing.dirty.any = true;
+        }
     }
 }

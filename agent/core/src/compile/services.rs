@@ -144,6 +144,7 @@ impl Compiler {
             let state = self.namespaces.get(&key.namespace);
             let new = state.and_then(|state| compile(state, &key, old.as_deref()));
             self.replace_service(&key, old, new);
+            self.routing.note_service(&key);
         }
     }
 
@@ -267,10 +268,15 @@ fn compile(
     });
     let host = match old {
         Some(old) => old.host.clone(),
-        None => format!("{}.{}.svc.{}", key.name, key.namespace, names::CLUSTER_DOMAIN).into(),
+        None => host(key).into(),
     };
     let vips = record.service.vips.clone();
     Some(CompiledService { key: key.clone(), host, vips, ports: ports.collect() })
+}
+
+/// The full host of a Service.
+pub(super) fn host(key: &NamespacedName) -> String {
+    format!("{}.{}.svc.{}", key.name, key.namespace, names::CLUSTER_DOMAIN)
 }
 
 /// The endpoints of one port, sorted by address.

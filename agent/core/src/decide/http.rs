@@ -7,10 +7,20 @@ mod clusters;
 mod cors;
 mod fault;
 mod fields;
+mod format;
+mod forward;
 mod hash;
 mod headers;
+mod hosts;
+mod matching;
+mod owner;
 pub(crate) mod pattern;
+mod prepare;
+mod redirect;
 mod retry;
+mod route;
+mod timeout;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +29,6 @@ use std::time::Duration;
 use http::HeaderMap;
 use smallvec::SmallVec;
 
-use crate::Snapshot;
 use crate::resource::destination_rule::{ClientTls, ConnectionPool, HashKey, LoadBalancer, OutlierDetection};
 use crate::resource::virtual_service::{Fault, HeaderOperations, PerMillion};
 use crate::resource::{Labels, ObjectRef};
@@ -28,9 +37,16 @@ use crate::snapshot::{CompiledService, Endpoint, Workload};
 pub use self::clusters::cluster_candidates;
 pub use self::cors::{Cors, CorsPolicy, cors};
 pub use self::fault::{FaultDraw, draw_fault, drawn};
+pub(crate) use self::forward::cluster_of;
 pub use self::hash::{Hash, hash, source_ip_hash};
 pub use self::headers::apply;
+pub(crate) use self::headers::is_host;
+pub(crate) use self::matching::Field;
+pub use self::prepare::{Applied, prepare};
 pub use self::retry::TryOutcome;
+pub use self::route::{route, route_traced};
+pub(crate) use self::trace::Observer;
+pub use self::trace::{Ignored, Skipped, Trace};
 
 /// A request as the client sent it.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +87,8 @@ pub struct RuleRef {
     pub matched: Option<usize>,
     /// Route name of the access log (V-14).
     pub name: Option<Arc<str>>,
+    /// Where a delegate's rule matched: the VirtualService that delegates, with the index of its rule (V-29).
+    pub root: Option<(ObjectRef, usize)>,
 }
 
 /// A cluster in Envoy's sense: a port and a subset of one host with the client's policy for it.
@@ -232,6 +250,22 @@ pub struct RouteDecision {
     pub cors: Option<Arc<CorsPolicy>>,
     /// What becomes of it.
     pub action: Action,
+    /// The VirtualService that owns the host, also where none of its rules matched (404).
+    pub owner: Option<ObjectRef>,
+    /// The matched rule, for [`prepare`].
+    pub applied: Option<Applied>,
+}
+
+impl RouteDecision {
+    /// The route's name in access logs (V-14): the rule's own, else what Istio calls its defaults.
+    pub fn route_name(&self) -> Option<&str> {
+        match (&self.rule, &self.action) {
+            (Some(rule), _) => rule.name.as_deref(),
+            (None, Action::Forward(_)) => Some("default"),
+            (None, Action::Passthrough) => Some("allow_any"),
+            (None, Action::Respond(reply)) => (reply.by == "block_all").then_some("block_all"),
+        }
+    }
 }
 
 /// A request as it leaves for the application, for one target.
@@ -248,20 +282,25 @@ pub struct Outgoing {
 }
 
 impl Forward {
-    /// Chooses by weight. `random(n)` answers a number below `n`. `None` when every target has weight 0.
+    /// Chooses by weight. `random(n)` answers a number below `n`. `None` when there is no target.
     pub fn choose(&self, random: &mut dyn FnMut(u64) -> u64) -> Option<&Target> {
-        if let [only] = self.targets.as_slice() {
-            return Some(only);
-        }
-        let total: u64 = self.targets.iter().map(|target| u64::from(target.weight)).sum();
-        let mut left = if total == 0 { return None } else { random(total) };
-        self.targets.iter().find(|target| {
-            let weight = u64::from(target.weight);
-            let chosen = left < weight;
-            left = left.saturating_sub(weight);
-            chosen
-        })
+        choose(&self.targets, random)
     }
+}
+
+/// Chooses one of several targets by weight (V-16). `random(n)` answers a number below `n`.
+pub fn choose<'a>(targets: &'a [Target], random: &mut dyn FnMut(u64) -> u64) -> Option<&'a Target> {
+    if let [only] = targets {
+        return Some(only);
+    }
+    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
+    let mut left = if total == 0 { return None } else { random(total) };
+    targets.iter().find(|target| {
+        let weight = u64::from(target.weight);
+        let chosen = left < weight;
+        left = left.saturating_sub(weight);
+        chosen
+    })
 }
 
 /// The gRPC status for an HTTP status of a local reply (E47).
@@ -276,67 +315,5 @@ pub fn grpc_status(http: u16) -> u8 {
     }
 }
 
-/// Decides on a request that `caller` makes.
-pub fn route(snapshot: &Snapshot, caller: &Caller<'_>, request: &Request<'_>) -> RouteDecision {
-    let name = request.authority.split(':').next().unwrap_or_default();
-    let namespace = &caller.workload.key.namespace;
-    let (service, of) = name.split_once('.').unwrap_or((name, namespace));
-    let of = of.split('.').next().unwrap_or_default();
-    let found = snapshot.service(&crate::resource::NamespacedName::new(of, service));
-    let port = found.and_then(|service| {
-        let at = service.ports.iter().position(|port| port.port == caller.original.port())?;
-        Some((service.clone(), at))
-    });
-    let action = match &port {
-        Some((service, at)) => default_action(service, *at),
-        None => Action::Passthrough,
-    };
-    RouteDecision { service: port, rule: None, cors: None, action }
-}
-
-fn default_action(service: &Arc<CompiledService>, at: usize) -> Action {
-    let Some(port) = service.ports.get(at) else { return Action::Passthrough };
-    let cluster = Cluster {
-        name: format!("outbound|{}||{}", port.port, service.host).into(),
-        host: service.host.clone(),
-        port: port.port,
-        subset: None,
-        service: service.clone(),
-        service_port: at,
-        endpoints: port.endpoints.clone(),
-        policy: Arc::new(ClusterPolicy {
-            object: None,
-            load_balancer: LoadBalancer::LeastRequest,
-            connection_pool: ConnectionPool::default(),
-            outlier_detection: None,
-            tls: None,
-        }),
-    };
-    let target = Target { cluster: Ok(Arc::new(cluster)), weight: 1, headers: Arc::default() };
-    let retry = RetryPolicy {
-        attempts: 2,
-        on: RetryOn {
-            connect_failure: true,
-            refused_stream: true,
-            reset_before_request: true,
-            ..RetryOn::default()
-        },
-        on_text: Arc::default(),
-        per_try_timeout: None,
-        backoff: Duration::from_millis(25),
-        ignore_previous_hosts: true,
-        default: true,
-    };
-    Action::Forward(Forward {
-        targets: SmallVec::from_iter([target]),
-        timeout: None,
-        retry: Arc::new(retry),
-        fault: None,
-        mirrors: SmallVec::new(),
-    })
-}
-
-/// How a request leaves for one of the rule's targets.
-pub fn prepare(_decision: &RouteDecision, _target: &Target, _request: &Request<'_>) -> Outgoing {
-    Outgoing::default()
-}
+#[cfg(test)]
+mod tests;

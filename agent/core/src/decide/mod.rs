@@ -3,11 +3,13 @@
 //! [`inbound`] answers whether a connection may reach a local workload; [`outbound`] answers where a captured
 //! connection goes. The proxy executes the answers, `explain` prints them.
 
+pub mod connection;
 pub mod http;
 pub mod inbound;
 pub mod outbound;
 pub mod request_authentication;
 
+pub use connection::{ConnectionDecision, route_connection, route_connection_traced};
 pub use inbound::{
     AuthorizationDecision, AuthorizationOutcome, DryRun, ExternalCheck, InboundConnection, InboundDecision,
     InboundRequest, Verdict,

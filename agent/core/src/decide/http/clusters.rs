@@ -25,7 +25,9 @@ pub fn cluster_candidates(
     // A client of one address family may have no route in the other.
     let dialable = |addr: &SocketAddr| addr.is_ipv4() == original.is_ipv4();
     let ready = cluster.endpoints.iter().filter(|endpoint| endpoint.ready && dialable(&endpoint.addr));
-    ready.filter_map(|endpoint| with_tls(mode, outbound::candidate(snapshot, source, endpoint.addr))).collect()
+    ready
+        .filter_map(|endpoint| with_tls(mode, outbound::candidate(snapshot, source, endpoint.addr)))
+        .collect()
 }
 
 fn dialled_headless(cluster: &Cluster, original: SocketAddr) -> bool {

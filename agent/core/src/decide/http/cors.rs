@@ -40,7 +40,8 @@ pub fn cors(policy: &CorsPolicy, request: &Request<'_>) -> Cors {
         let ignored = preflight && policy.written.ignore_unmatched_preflights;
         return if ignored { Cors::Preflight(answer(Vec::new())) } else { Cors::None };
     }
-    let mut headers = vec![(Arc::from(ALLOW_ORIGIN), String::from_utf8_lossy(origin.as_bytes()).into_owned())];
+    let mut headers =
+        vec![(Arc::from(ALLOW_ORIGIN), String::from_utf8_lossy(origin.as_bytes()).into_owned())];
     if policy.written.allow_credentials == Some(true) {
         headers.push((ALLOW_CREDENTIALS.into(), "true".into()));
     }
@@ -63,5 +64,12 @@ fn push_list(headers: &mut Vec<(Arc<str>, String)>, name: &str, values: &[Arc<st
 }
 
 fn answer(headers: Vec<(Arc<str>, String)>) -> LocalReply {
-    LocalReply { status: 200, headers, body: Arc::default(), flag: "-", details: "cors_preflight", by: "cors" }
+    LocalReply {
+        status: 200,
+        headers,
+        body: Arc::default(),
+        flag: "-",
+        details: "cors_preflight",
+        by: "cors",
+    }
 }

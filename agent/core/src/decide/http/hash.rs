@@ -92,7 +92,8 @@ fn set_cookie(
         let _ = write!(cookie, "; Path={path}");
     }
     for (name, value) in attributes {
-        let _ = if value.is_empty() { write!(cookie, "; {name}") } else { write!(cookie, "; {name}={value}") };
+        let _ =
+            if value.is_empty() { write!(cookie, "; {name}") } else { write!(cookie, "; {name}={value}") };
     }
     cookie.push_str("; HttpOnly");
     cookie

@@ -48,6 +48,11 @@ impl Pattern {
         }
     }
 
+    /// Whether any value matches: then only being there counts.
+    pub(crate) fn is_present(&self) -> bool {
+        matches!(self, Self::Present)
+    }
+
     /// Whether a value matches.
     pub(crate) fn matches(&self, value: &[u8]) -> bool {
         match self {

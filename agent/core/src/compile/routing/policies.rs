@@ -1,0 +1,201 @@
+//! DestinationRules, compiled: one policy for each port and subset (D-1 to D-5).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::hosts::HostIndex;
+use super::rules::Visibility;
+use crate::decide::http::ClusterPolicy;
+use crate::resource::destination_rule::{DestinationRule, LoadBalancer, PolicyBlocks, TrafficPolicy};
+use crate::resource::{Kind, Labels, ObjectRef};
+
+/// The rules for one host in one namespace: those for selected clients first, then by age (D-3).
+pub(crate) type HostRules = Arc<[Arc<CompiledDestinationRule>]>;
+
+/// DestinationRules of one namespace, host and audience, merged (D-2).
+#[derive(Debug)]
+pub(crate) struct CompiledDestinationRule {
+    visibility: Visibility,
+    selector: Option<Labels>,
+    top: Policies,
+    subsets: HashMap<Arc<str>, CompiledSubset>,
+}
+
+/// A subset with its policies.
+#[derive(Debug)]
+pub(crate) struct CompiledSubset {
+    pub(crate) labels: Arc<Labels>,
+    policies: Policies,
+}
+
+/// A policy for each port that has its own, and one for the others.
+#[derive(Debug)]
+struct Policies {
+    default: Arc<ClusterPolicy>,
+    ports: Box<[(u16, Arc<ClusterPolicy>)]>,
+}
+
+impl Policies {
+    fn of_port(&self, port: u16) -> &Arc<ClusterPolicy> {
+        self.ports.iter().find(|(number, _)| *number == port).map_or(&self.default, |(_, policy)| policy)
+    }
+}
+
+impl CompiledDestinationRule {
+    /// The policy of one port for the whole host.
+    pub(crate) fn policy(&self, port: u16) -> &Arc<ClusterPolicy> {
+        self.top.of_port(port)
+    }
+
+    /// A subset, and its policy for one port.
+    pub(crate) fn subset(&self, name: &str, port: u16) -> Option<(&CompiledSubset, &Arc<ClusterPolicy>)> {
+        let subset = self.subsets.get(name)?;
+        Some((subset, subset.policies.of_port(port)))
+    }
+
+    /// The labels of all subsets.
+    pub(super) fn subset_labels(&self) -> impl Iterator<Item = &Arc<Labels>> {
+        self.subsets.values().map(|subset| &subset.labels)
+    }
+}
+
+/// All rules by host, then by namespace.
+pub(crate) type RuleIndex = HostIndex<Arc<HashMap<Arc<str>, HostRules>>>;
+
+/// Who asks for a rule.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) labels: &'a Labels,
+}
+
+/// The rule that a client has for a host of a Service in `service`: its own namespace's before the Service's before
+/// the root namespace's; in the first of them that has any, the most specific host (D-1).
+pub(crate) fn find<'a>(
+    index: &'a RuleIndex,
+    client: Client<'_>,
+    host: &'a str,
+    [service, root]: [&str; 2],
+) -> Option<&'a Arc<CompiledDestinationRule>> {
+    let covering = index.covering(host);
+    if covering.is_empty() {
+        return None;
+    }
+    let in_namespace = |namespace: &str| {
+        covering.iter().find_map(|found| {
+            let rules = found.value.get(namespace)?;
+            rules.iter().find(|rule| applies(rule, client, namespace))
+        })
+    };
+    [client.namespace, service, root].into_iter().find_map(in_namespace)
+}
+
+fn applies(rule: &CompiledDestinationRule, client: Client<'_>, namespace: &str) -> bool {
+    // Rules with a selector are never exported; others of the client's own namespace are its own (D-3).
+    let own = client.namespace == namespace;
+    match &rule.selector {
+        Some(selector) => own && selector.is_subset_of(client.labels),
+        None => own || rule.visibility.reaches(client.namespace),
+    }
+}
+
+/// What a client gets for whom no object says anything.
+pub(crate) fn default_policy() -> ClusterPolicy {
+    policy_of(None, &PolicyBlocks::default())
+}
+
+/// The rules of one host by namespace, merged.
+pub(super) fn compile(rules: &[Arc<DestinationRule>]) -> HashMap<Arc<str>, HostRules> {
+    let mut by_namespace = BTreeMap::<Arc<str>, Vec<&DestinationRule>>::new();
+    for rule in rules {
+        by_namespace.entry(rule.meta.key.namespace.clone()).or_default().push(rule);
+    }
+    by_namespace.into_iter().map(|(namespace, rules)| (namespace, merge(rules))).collect()
+}
+
+fn merge(mut rules: Vec<&DestinationRule>) -> HostRules {
+    rules.sort_by(|a, b| {
+        let first = |rule: &DestinationRule| rule.workload_selector.is_none();
+        first(a).cmp(&first(b)).then_with(|| a.meta.precedence().cmp(&b.meta.precedence()))
+    });
+    let mut groups = Vec::<(Visibility, Vec<&DestinationRule>)>::new();
+    for rule in rules {
+        let visibility = Visibility::new(&rule.export_to);
+        let same = groups.iter_mut().find(|(known, members)| {
+            let selector = members.first().map(|member| &member.workload_selector);
+            *known == visibility && selector == Some(&rule.workload_selector)
+        });
+        match same {
+            Some((_, members)) => members.push(rule),
+            None => groups.push((visibility, vec![rule])),
+        }
+    }
+    groups.into_iter().map(|(visibility, members)| Arc::new(compile_group(visibility, &members))).collect()
+}
+
+/// `members` are sorted by age: the first policy and the first subset of a name count (D-2).
+fn compile_group(visibility: Visibility, members: &[&DestinationRule]) -> CompiledDestinationRule {
+    let leading = members.iter().find(|rule| rule.policy.is_some()).or(members.first());
+    let top = leading.and_then(|rule| rule.policy.clone()).unwrap_or_default();
+    let object = leading.map(|rule| reference(rule));
+    let mut subsets = HashMap::new();
+    for rule in members {
+        for subset in &rule.subsets {
+            subsets.entry(subset.name.clone()).or_insert_with(|| CompiledSubset {
+                labels: Arc::new(subset.labels.clone()),
+                policies: subset_policies(&top, subset.policy.as_ref(), &reference(rule)),
+            });
+        }
+    }
+    CompiledDestinationRule {
+        visibility,
+        selector: members.first().and_then(|rule| rule.workload_selector.clone()),
+        top: policies(&top, object.as_ref()),
+        subsets,
+    }
+}
+
+fn reference(rule: &DestinationRule) -> ObjectRef {
+    ObjectRef::new(Kind::DestinationRule, rule.meta.key.namespace.clone(), rule.meta.key.name.clone())
+}
+
+fn policies(top: &TrafficPolicy, object: Option<&ObjectRef>) -> Policies {
+    let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(object, blocks));
+    Policies {
+        default: policy(&top.blocks),
+        // Wholesale: a block that the port leaves out is the default, not the destination's (D-5).
+        ports: top.ports.iter().map(|(port, blocks)| (*port, policy(blocks))).collect(),
+    }
+}
+
+/// Subset's port before subset before port before top: the subset overrides block by block (D-4).
+fn subset_policies(top: &TrafficPolicy, own: Option<&TrafficPolicy>, object: &ObjectRef) -> Policies {
+    let Some(own) = own else { return policies(top, Some(object)) };
+    let merged = |base: &PolicyBlocks| {
+        let blocks = PolicyBlocks {
+            load_balancer: own.blocks.load_balancer.clone().or_else(|| base.load_balancer.clone()),
+            connection_pool: own.blocks.connection_pool.clone().or_else(|| base.connection_pool.clone()),
+            outlier_detection: own
+                .blocks
+                .outlier_detection
+                .clone()
+                .or_else(|| base.outlier_detection.clone()),
+            tls: own.blocks.tls.clone().or_else(|| base.tls.clone()),
+        };
+        Arc::new(policy_of(Some(object), &blocks))
+    };
+    let own_ports = own.ports.iter().map(|(port, blocks)| (*port, Arc::new(policy_of(Some(object), blocks))));
+    let others = top.ports.iter().filter(|(port, _)| own.ports.iter().all(|(own, _)| own != port));
+    let others = others.map(|(port, blocks)| (*port, merged(blocks)));
+    Policies { default: merged(&top.blocks), ports: own_ports.chain(others).collect() }
+}
+
+fn policy_of(object: Option<&ObjectRef>, blocks: &PolicyBlocks) -> ClusterPolicy {
+    ClusterPolicy {
+        object: object.cloned(),
+        load_balancer: blocks.load_balancer.clone().unwrap_or(LoadBalancer::LeastRequest),
+        connection_pool: blocks.connection_pool.clone().unwrap_or_default(),
+        outlier_detection: blocks.outlier_detection.clone(),
+        tls: blocks.tls.clone(),
+    }
+}

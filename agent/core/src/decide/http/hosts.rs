@@ -1,0 +1,126 @@
+//! Which Service does a Host name? (X-3, X-13, S-40)
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::fields;
+use crate::Snapshot;
+use crate::compile::routing::rules::CompiledVirtualService;
+use crate::names::CLUSTER_DOMAIN;
+use crate::resource::PortProtocol;
+use crate::snapshot::CompiledService;
+
+/// The port on which hosts that no Service has are served (V-1).
+const HTTP_PORT: u16 = 80;
+
+/// A Service's port that a request names.
+#[derive(Debug, Clone)]
+pub(super) struct Named {
+    pub(super) service: Arc<CompiledService>,
+    /// Index of the port.
+    pub(super) port: usize,
+    /// The client named one endpoint by its address, and dialled it: no rule sends it elsewhere (S-40).
+    pub(super) endpoint: bool,
+}
+
+/// The host of an authority as it is compared: in lower case, without port and final dot.
+pub(super) fn normal(authority: &str) -> String {
+    let host = fields::host(authority);
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+/// The Service that a host names for clients of `namespace`, where it has the port that the client dialled.
+pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: SocketAddr) -> Option<Named> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return by_address(snapshot, ip.to_canonical(), original);
+    }
+    if let Some(service) = by_name(snapshot, namespace, host) {
+        return with_port(service, original);
+    }
+    // One pod of a headless Service.
+    let (_, of) = host.split_once('.')?;
+    let service = by_name(snapshot, namespace, of).filter(|service| service.vips.is_empty())?;
+    with_port(service, original)
+}
+
+fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'s Arc<CompiledService>> {
+    let services = &snapshot.routing.services;
+    if let Some(service) = services.get(host) {
+        return Some(service);
+    }
+    let mut labels = host.split('.');
+    let full = match (labels.next(), labels.next(), labels.next(), labels.next()) {
+        (Some(_), None, ..) => format!("{host}.{namespace}.svc.{CLUSTER_DOMAIN}"),
+        (_, Some(_), None, _) => format!("{host}.svc.{CLUSTER_DOMAIN}"),
+        (_, _, Some("svc"), None) => format!("{host}.{CLUSTER_DOMAIN}"),
+        _ => return None,
+    };
+    services.get(full.as_str())
+}
+
+fn with_port(service: &Arc<CompiledService>, original: SocketAddr) -> Option<Named> {
+    let named = |port| Named { service: service.clone(), port, endpoint: false };
+    let by_number = service.ports.iter().position(|port| port.port == original.port());
+    // Clients of a headless Service dial its pods: on the target port.
+    let headless = || if service.vips.is_empty() { port_of_endpoint(service, original) } else { None };
+    by_number.or_else(headless).map(named)
+}
+
+fn port_of_endpoint(service: &CompiledService, address: SocketAddr) -> Option<usize> {
+    service
+        .ports
+        .iter()
+        .position(|port| port.endpoints.binary_search_by_key(&address, |endpoint| endpoint.addr).is_ok())
+}
+
+fn by_address(snapshot: &Snapshot, ip: IpAddr, original: SocketAddr) -> Option<Named> {
+    if let Some(service) = snapshot.service_by_vip(&ip) {
+        return with_port(service, original);
+    }
+    if ip != original.ip().to_canonical() {
+        return None;
+    }
+    let pod = snapshot.workload_by_ip(&ip)?;
+    let names = snapshot.routing.namespaces.get(&*pod.key.namespace)?;
+    names.iter().find_map(|name| {
+        let service = snapshot.service(name)?;
+        let port = port_of_endpoint(service, original)?;
+        Some(Named { service: service.clone(), port, endpoint: true })
+    })
+}
+
+/// Whether some Service has a host that ends so.
+pub(super) fn meets_service(snapshot: &Snapshot, suffix: &str) -> bool {
+    let routing = &snapshot.routing;
+    let tail = format!(".svc.{CLUSTER_DOMAIN}");
+    if tail.ends_with(suffix) {
+        return !routing.services.is_empty();
+    }
+    let Some(head) = suffix.strip_suffix(tail.as_str()) else { return false };
+    match head.rsplit_once('.') {
+        Some(("", namespace)) => routing.namespaces.get(namespace).is_some(),
+        Some((_, namespace)) => {
+            let names = routing.namespaces.get(namespace);
+            let hosts =
+                names.into_iter().flat_map(|names| names.iter()).filter_map(|name| snapshot.service(name));
+            hosts.into_iter().any(|service| service.host.ends_with(suffix))
+        }
+        None => routing.namespaces.iter().any(|(namespace, _)| namespace.ends_with(head)),
+    }
+}
+
+/// Whether a VirtualService acts on hosts that no Service has, on one port: on those of the Services that it names
+/// as well, else on 80 (V-1).
+pub(super) fn serves_port(snapshot: &Snapshot, service: &CompiledVirtualService, port: u16) -> bool {
+    let named = service.source.hosts.iter().filter_map(|host| snapshot.routing.services.get(&**host));
+    let ports = named.flat_map(|service| service.ports.iter()).filter(|port| may_be_http(port.protocol));
+    let mut ports = ports.map(|port| port.port).peekable();
+    if ports.peek().is_none() {
+        return port == HTTP_PORT;
+    }
+    ports.any(|number| number == port)
+}
+
+fn may_be_http(protocol: PortProtocol) -> bool {
+    protocol.is_http() || protocol == PortProtocol::Undeclared
+}

@@ -1,0 +1,99 @@
+//! Which VirtualService owns the host of a request? (X-4, X-5, V-1)
+
+use std::sync::Arc;
+
+use super::hosts::{self, Named};
+use super::matching::{Evaluated, Scope, evaluate};
+use super::trace::{Ignored, Observer};
+use crate::compile::routing::rules::{CompiledRule, CompiledVirtualService};
+use crate::resource::ObjectRef;
+
+/// What the owner says.
+#[derive(Debug)]
+pub(super) enum Owned {
+    /// A rule of it, by one of its matches.
+    Rule(Arc<CompiledRule>, Option<usize>),
+    /// Nothing: 404.
+    NoRoute(ObjectRef),
+}
+
+/// What the VirtualServices say about a request for a Service, or for a host that no Service has.
+pub(super) fn owner(
+    scope: &Scope<'_>,
+    host: &str,
+    named: Option<&Named>,
+    observer: &mut impl Observer,
+) -> Option<Owned> {
+    match named {
+        // A host that a VirtualService names as it stands is that, also where it is another form of a Service.
+        Some(named) if *host != *named.service.host => {
+            exact(scope, host, observer).or_else(|| of_service(scope, &named.service.host, observer))
+        }
+        Some(named) => of_service(scope, &named.service.host, observer),
+        None => of_stranger(scope, host, observer),
+    }
+}
+
+fn of_service(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
+    let mut owned = None;
+    for found in scope.snapshot.routing.virtual_services.covering(host) {
+        for service in found.value.iter() {
+            consider(scope, service, None, &mut owned, observer);
+        }
+    }
+    owned
+}
+
+fn exact(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
+    let mut owned = None;
+    for service in scope.snapshot.routing.virtual_services.get(host)?.iter() {
+        let refused = other_port(scope, service);
+        consider(scope, service, refused, &mut owned, observer);
+    }
+    owned
+}
+
+fn of_stranger(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
+    let mut owned = None;
+    for found in scope.snapshot.routing.virtual_services.covering(host) {
+        let for_services = found.suffix.is_some_and(|suffix| hosts::meets_service(scope.snapshot, suffix));
+        for service in found.value.iter() {
+            let refused = for_services.then_some(Ignored::ForServices).or_else(|| other_port(scope, service));
+            consider(scope, service, refused, &mut owned, observer);
+        }
+    }
+    owned
+}
+
+fn other_port(scope: &Scope<'_>, service: &CompiledVirtualService) -> Option<Ignored> {
+    let serves = hosts::serves_port(scope.snapshot, service, scope.port);
+    (!serves).then_some(Ignored::OtherPort)
+}
+
+/// Asks one VirtualService, unless the host has its owner.
+fn consider(
+    scope: &Scope<'_>,
+    service: &CompiledVirtualService,
+    refused: Option<Ignored>,
+    owned: &mut Option<Owned>,
+    observer: &mut impl Observer,
+) {
+    let refused = unavailable(scope, service).or(refused);
+    if let Some(why) = refused.or_else(|| owned.is_some().then_some(Ignored::NotOwner)) {
+        observer.ignored(&service.object, why);
+        return;
+    }
+    match evaluate(scope, service, observer) {
+        Evaluated::Hit(rule, matched) => *owned = Some(Owned::Rule(rule, matched)),
+        Evaluated::Miss => *owned = Some(Owned::NoRoute(service.object.clone())),
+        Evaluated::Inert => observer.ignored(&service.object, Ignored::NoRuleForClient),
+    }
+}
+
+fn unavailable(scope: &Scope<'_>, service: &CompiledVirtualService) -> Option<Ignored> {
+    if !service.mesh {
+        return Some(Ignored::NotMesh);
+    }
+    let namespace = &scope.caller.workload.key.namespace;
+    (!service.visibility.reaches(namespace)).then_some(Ignored::NotExported)
+}
