@@ -38,8 +38,6 @@ const OTHER_CORE_KINDS: &[&str] = &[
     "Secret",
 ];
 
-const OTHER_NETWORKING_KINDS: &[&str] = &["DestinationRule", "VirtualService"];
-
 /// Decides by `apiVersion` and `kind`.
 pub(crate) fn classify(api_version: &str, kind: &str) -> Class {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
@@ -59,8 +57,7 @@ pub(crate) fn classify(api_version: &str, kind: &str) -> Class {
             _ => Class::UnknownKind,
         },
         "security.istio.io" => security(version, kind),
-        "networking.istio.io" if OTHER_NETWORKING_KINDS.contains(&kind) => Class::NotApplied,
-        "networking.istio.io" => Class::UnknownKind,
+        "networking.istio.io" => networking(version, kind),
         _ if group.ends_with(".istio.io") => Class::NotApplied,
         _ => Class::Ignored,
     }
@@ -80,11 +77,23 @@ fn core(version: &str, kind: &str) -> Class {
     if version == "v1" || class == Class::UnknownKind { class } else { Class::UnknownVersion("v1") }
 }
 
+fn networking(version: &str, kind: &str) -> Class {
+    let class = match kind {
+        "DestinationRule" => Class::Read(Kind::DestinationRule),
+        "VirtualService" => Class::Read(Kind::VirtualService),
+        _ => return Class::UnknownKind,
+    };
+    match version {
+        "v1" | "v1beta1" | "v1alpha3" => class,
+        _ => Class::UnknownVersion("networking.istio.io/v1, v1beta1 or v1alpha3"),
+    }
+}
+
 fn security(version: &str, kind: &str) -> Class {
     let class = match kind {
         "AuthorizationPolicy" => Class::Read(Kind::AuthorizationPolicy),
         "PeerAuthentication" => Class::Read(Kind::PeerAuthentication),
-        "RequestAuthentication" => Class::NotApplied,
+        "RequestAuthentication" => Class::Read(Kind::RequestAuthentication),
         _ => return Class::UnknownKind,
     };
     match version {

@@ -12,6 +12,7 @@ mod intern;
 mod kinds;
 mod mesh;
 mod meta;
+mod networking;
 mod peer;
 mod place;
 mod pod;
