@@ -162,7 +162,7 @@ fn refused_by_application(destination: SocketAddr, error: &DialError) -> Failure
 /// The address in whose name the application is reached: the client's own, of the application's family.
 ///
 /// A client of the other family is represented by its pod's other address, failing that by the pod itself.
-fn preserved(client: IpAddr, source: Option<&Arc<Workload>>, destination: IpAddr) -> IpAddr {
+pub(crate) fn preserved(client: IpAddr, source: Option<&Arc<Workload>>, destination: IpAddr) -> IpAddr {
     if client.is_ipv4() == destination.is_ipv4() {
         return client;
     }

@@ -127,6 +127,7 @@ impl Proxy {
             kernel: Box::new((onward, tuples)),
             loads,
             counters: Counters::default(),
+            http: http::upstream::State::default(),
             workers,
         };
         let shared = Arc::new(shared);

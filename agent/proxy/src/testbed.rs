@@ -163,6 +163,7 @@ impl Bed {
             kernel: Box::new(kernel.clone()),
             loads: Arc::new(Loads::new(1)),
             counters: Counters::default(),
+            http: crate::http::upstream::State::default(),
             workers: channels(1).0,
         });
         let worker = Worker::new(0, shared);

@@ -27,6 +27,7 @@ use weft_telemetry::{AccessLog, Metrics};
 
 use crate::counters::Counters;
 use crate::hbone::{Baggage, Pool};
+use crate::http::upstream;
 use crate::labels::SeriesCache;
 use crate::learn::Learned;
 use crate::listener::{self, Handed, Role};
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) loads: Arc<Loads>,
     pub(crate) counters: Counters,
+    /// Limits, load and ejections of the clusters of each client workload (D-14).
+    pub(crate) http: upstream::State,
     pub(crate) workers: Vec<UnboundedSender<Command>>,
 }
 
@@ -114,6 +117,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) live: Rc<Registry>,
     pub(crate) tunnels: Rc<Pool>,
+    pub(crate) upstreams: upstream::Upstreams,
     pub(crate) series: SeriesCache,
     pub(crate) learned: Rc<Learned>,
     pub(crate) baggage: Baggage,
@@ -151,6 +155,7 @@ impl Worker {
             index,
             live: Rc::default(),
             tunnels: Rc::default(),
+            upstreams: upstream::Upstreams::default(),
             series: SeriesCache::default(),
             learned: Rc::new(Learned::new(shared.context.learned.clone())),
             baggage: Baggage::default(),
@@ -219,6 +224,7 @@ impl Worker {
             self.accepting.borrow_mut().remove(&pod.key).into_iter().flatten().for_each(|task| task.abort());
         }
         self.tunnels.forget(&pod.key);
+        self.upstreams.forget(self, &pod.key);
         self.learned.forget(&pod.key);
         let worker = self.clone();
         self.spawn(async move { drain::drain(&worker, Some(&pod), grace, Cut::PodRemoved).await });

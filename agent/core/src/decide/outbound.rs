@@ -135,7 +135,7 @@ fn to_service(
 }
 
 /// An address with how `source` reaches it.
-pub(crate) fn candidate(snapshot: &Snapshot, source: &Workload, addr: SocketAddr) -> Candidate {
+pub fn candidate(snapshot: &Snapshot, source: &Workload, addr: SocketAddr) -> Candidate {
     let workload = snapshot.workload_by_ip(&addr.ip()).cloned();
     let path = workload.as_ref().map_or(Path::Plaintext, |workload| path_to(snapshot, source, workload));
     Candidate { addr, path, workload }

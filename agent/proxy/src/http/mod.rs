@@ -5,3 +5,5 @@
 //! Bodies stream; nothing is buffered but what a retry may need.
 
 pub(crate) mod body;
+pub(crate) mod stream;
+pub(crate) mod upstream;

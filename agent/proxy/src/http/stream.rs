@@ -1,0 +1,158 @@
+//! A stream of a tunnel as something that HTTP can be spoken on.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::{Reason, RecvStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::relay::H2Stream;
+
+/// Bytes of one DATA frame that we send.
+const LARGEST_WRITE: usize = 256 * 1024;
+
+/// The stream, with the chunk that was received last.
+pub(crate) struct TunnelIo {
+    stream: H2Stream,
+    /// Still counted against the stream's window: released as it is taken.
+    chunk: Bytes,
+    ended: bool,
+}
+
+impl TunnelIo {
+    /// Both directions of a stream that is open.
+    pub(crate) fn new(stream: H2Stream) -> Self {
+        Self { stream, chunk: Bytes::new(), ended: false }
+    }
+
+    /// What was received and not taken yet.
+    pub(crate) fn received(&self) -> &Bytes {
+        &self.chunk
+    }
+
+    /// Receives more in addition to what was not taken yet; `false` at the end of the stream.
+    pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        match ready!(self.poll_chunk(cx)) {
+            Ok(Some(more)) if self.chunk.is_empty() => self.chunk = more,
+            Ok(Some(more)) => {
+                let mut both = BytesMut::with_capacity(self.chunk.len() + more.len());
+                both.extend_from_slice(&self.chunk);
+                both.extend_from_slice(&more);
+                self.chunk = both.freeze();
+            }
+            Ok(None) => return Poll::Ready(Ok(false)),
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// The stream, and what was received and not taken.
+    pub(crate) fn into_parts(self) -> (H2Stream, Bytes) {
+        (self.stream, self.chunk)
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        while !self.ended {
+            match ready!(self.stream.recv.poll_data(cx)) {
+                // An end of stream may come in an empty frame.
+                Some(Ok(chunk)) if chunk.is_empty() => {}
+                Some(Ok(chunk)) => return Poll::Ready(Ok(Some(chunk))),
+                Some(Err(error)) if is_clean(&error) => self.ended = true,
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => self.ended = true,
+            }
+        }
+        Poll::Ready(Ok(None))
+    }
+
+    /// Room for at most `wanted` bytes, which the peer's window leaves.
+    fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let send = &mut self.stream.send;
+        send.reserve_capacity(wanted);
+        while send.capacity() == 0 {
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        Poll::Ready(Ok(send.capacity().min(wanted)))
+    }
+}
+
+/// NO_ERROR and CANCEL from a peer are a clean end, as ztunnel has it.
+fn is_clean(error: &h2::Error) -> bool {
+    let clean = |reason| reason == Reason::NO_ERROR || reason == Reason::CANCEL;
+    error.is_remote() && error.is_reset() && error.reason().is_some_and(clean)
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+impl AsyncRead for TunnelIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.chunk.is_empty() {
+            match ready!(this.poll_chunk(cx))? {
+                Some(chunk) => this.chunk = chunk,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let count = this.chunk.len().min(buf.remaining());
+        buf.put_slice(this.chunk.get(..count).unwrap_or_default());
+        this.chunk.advance(count);
+        if this.chunk.is_empty() {
+            // Also an empty chunk keeps the frame's buffer alive.
+            this.chunk = Bytes::new();
+        }
+        // Fails only for more than was received.
+        let _ = this.stream.recv.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(this.poll_room(wanted.min(LARGEST_WRITE), cx))?;
+        let mut frame = BytesMut::with_capacity(room);
+        for slice in slices {
+            let count = slice.len().min(room - frame.len());
+            frame.extend_from_slice(slice.get(..count).unwrap_or_default());
+        }
+        let count = frame.len();
+        this.stream.send.send_data(frame.freeze(), false).map_err(broken)?;
+        // Room that is not used belongs to the other streams of the tunnel.
+        this.stream.send.reserve_capacity(0);
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Fails where the stream is over already.
+        let _ = self.get_mut().stream.send.send_data(Bytes::new(), true);
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,241 @@
+//! Connections of a pool and the tasks that keep them going.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, sleep_until};
+
+use super::super::body::Body;
+use super::dial::{Dial, Opened, open};
+use super::exchange::Exchange;
+use super::limits::{Slot, Ticket};
+use super::pool::{Pool, Settings};
+use crate::account::Failure;
+use crate::worker::Worker;
+
+/// What a stream's receiver may be sent ahead, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all streams of a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The longest list of headers of an answer, in bytes.
+const HEADER_LIST: u32 = 64 * 1024;
+/// Headers of an answer, at most.
+const HEADERS: usize = 200;
+/// Bytes of a stream that wait to be sent.
+const SEND_BUFFER: usize = 256 * 1024;
+/// A timer that is set to no time.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// What a connection's driver and its users share.
+pub(super) struct Usage {
+    /// Requests that are under way.
+    streams: Cell<u32>,
+    /// Requests so far.
+    served: Cell<u32>,
+    idle_since: Cell<Instant>,
+    born: Instant,
+    idle_timeout: Cell<Option<Duration>>,
+    max_age: Cell<Option<Duration>>,
+    /// Its place among the connections of a cluster.
+    ticket: Option<Arc<Ticket>>,
+    /// Ends with the connection, after its driver: the request that it was upgraded by.
+    until_closed: RefCell<Option<Exchange>>,
+}
+
+impl Usage {
+    fn new(slot: Option<Slot>, settings: &Settings) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Self {
+            streams: Cell::new(0),
+            served: Cell::new(0),
+            idle_since: Cell::new(now),
+            born: now,
+            idle_timeout: Cell::new(settings.idle_timeout),
+            max_age: Cell::new(settings.max_age),
+            ticket: slot.map(Ticket::new),
+            until_closed: RefCell::new(None),
+        })
+    }
+
+    /// A request begins.
+    pub(super) fn begin(&self) {
+        self.streams.set(self.streams.get() + 1);
+        self.served.set(self.served.get().saturating_add(1));
+    }
+
+    /// A request is over.
+    pub(super) fn end(&self) {
+        self.streams.set(self.streams.get().saturating_sub(1));
+        if self.streams.get() == 0 {
+            self.idle_since.set(Instant::now());
+        }
+    }
+
+    /// Requests that are under way.
+    pub(super) fn streams(&self) -> u32 {
+        self.streams.get()
+    }
+
+    /// Whether it takes no more requests.
+    pub(super) fn is_retired(&self, settings: &Settings) -> bool {
+        let old = self.max_age.get().is_some_and(|age| self.born.elapsed() >= age);
+        old || settings.max_requests_per_connection.is_some_and(|most| self.served.get() >= most)
+    }
+
+    /// Its place.
+    pub(super) fn ticket(&self) -> Option<&Arc<Ticket>> {
+        self.ticket.as_ref()
+    }
+
+    /// Keeps a request's accounts open until the connection is closed.
+    pub(super) fn keep_until_closed(&self, exchange: Exchange) {
+        *self.until_closed.borrow_mut() = Some(exchange);
+    }
+
+    /// When to look again whether it has been idle, or has lived, for too long; `Err` when it has.
+    fn deadline(&self) -> Result<Instant, ()> {
+        let now = Instant::now();
+        let from = |since: Instant, time: Option<Duration>| since.checked_add(time.unwrap_or(NEVER));
+        let old = from(self.born, self.max_age.get()).unwrap_or(now + NEVER);
+        if self.streams.get() > 0 {
+            // What is under way is finished, however old the connection is.
+            let rest = self.idle_timeout.get().unwrap_or(NEVER);
+            return Ok(now + rest.min(if old > now { old - now } else { rest }));
+        }
+        let over = from(self.idle_since.get(), self.idle_timeout.get()).unwrap_or(now + NEVER).min(old);
+        if over <= now { Err(()) } else { Ok(over) }
+    }
+}
+
+/// An HTTP/1.1 connection. Whoever has it has it alone; dropped, it is closed.
+pub(super) struct Single {
+    /// Takes the requests.
+    pub(super) sender: http1::SendRequest<Body>,
+    /// How it is used.
+    pub(super) usage: Rc<Usage>,
+}
+
+/// An HTTP/2 connection.
+pub(super) struct Shared {
+    /// Takes the requests.
+    pub(super) sender: http2::SendRequest<Body>,
+    /// How it is used.
+    pub(super) usage: Rc<Usage>,
+}
+
+/// Opens an HTTP/1.1 connection.
+pub(super) async fn single(
+    worker: &Rc<Worker>,
+    pool: &Rc<Pool>,
+    dial: &Dial,
+    (slot, settings): (Option<Slot>, &Settings),
+) -> Result<Single, Failure> {
+    let opened = open(worker, dial).await?;
+    let io = TokioIo::new(opened.wire);
+    let mut builder = http1::Builder::new();
+    builder.preserve_header_case(true).max_headers(HEADERS);
+    let (sender, connection) = builder.handshake(io).await.map_err(|error| no_handshake(dial, &error))?;
+    let usage = Usage::new(slot, settings);
+    let rest = Rest { held: opened.held, closed: opened.closed, usage: usage.clone() };
+    drive(worker, pool, connection.with_upgrades(), rest);
+    Ok(Single { sender, usage })
+}
+
+/// Opens an HTTP/2 connection.
+pub(super) async fn shared(
+    worker: &Rc<Worker>,
+    pool: &Rc<Pool>,
+    dial: &Dial,
+    (slot, settings): (Option<Slot>, &Settings),
+) -> Result<Shared, Failure> {
+    let Opened { wire, held, closed } = open(worker, dial).await?;
+    let mut builder = http2::Builder::new(Tasks(worker.clone()));
+    builder
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .max_send_buf_size(SEND_BUFFER);
+    let (sender, connection) =
+        builder.handshake(TokioIo::new(wire)).await.map_err(|error| no_handshake(dial, &error))?;
+    let usage = Usage::new(slot, settings);
+    drive(worker, pool, connection, Rest { held, closed, usage: usage.clone() });
+    Ok(Shared { sender, usage })
+}
+
+fn no_handshake(dial: &Dial, error: &hyper::Error) -> Failure {
+    Failure::new("UF", "http", format!("{} does not speak HTTP: {error}", dial.endpoint))
+}
+
+/// Runs the tasks of HTTP/2 connections on their worker.
+#[derive(Clone)]
+struct Tasks(Rc<Worker>);
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// What is left to do when a connection's driver has ended.
+struct Rest {
+    held: super::dial::Held,
+    closed: tokio::sync::oneshot::Receiver<()>,
+    usage: Rc<Usage>,
+}
+
+/// Keeps a connection going until it ends, is idle for too long, or its place is taken away.
+fn drive(
+    worker: &Rc<Worker>,
+    pool: &Rc<Pool>,
+    connection: impl Future<Output = hyper::Result<()>> + 'static,
+    rest: Rest,
+) {
+    pool.opened();
+    let pool = Rc::downgrade(pool);
+    worker.spawn(async move {
+        until_over(connection, &rest.usage).await;
+        pool.upgrade().inspect(|pool| pool.sweep());
+        // Also an upgraded connection ends; the sender is only ever dropped.
+        let _ = rest.closed.await;
+        if let Some(ticket) = rest.usage.ticket() {
+            ticket.close();
+        }
+        pool.upgrade().inspect(|pool| pool.closed());
+        drop(rest.usage.until_closed.take());
+        drop(rest.held);
+    });
+}
+
+async fn until_over(connection: impl Future<Output = hyper::Result<()>>, usage: &Usage) {
+    let mut connection = pin!(connection);
+    let mut timer = pin!(sleep_until(usage.deadline().unwrap_or_else(|()| Instant::now())));
+    poll_fn(|cx| {
+        // The users of the connection see an error of it themselves.
+        if connection.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if usage.ticket.as_ref().is_some_and(|ticket| ticket.poll_evicted(cx)) {
+            return Poll::Ready(());
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            match usage.deadline() {
+                Ok(next) => timer.as_mut().reset(next),
+                Err(()) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Waits until an HTTP/1.1 connection takes another request; `false` when it never will.
+pub(super) async fn until_ready(connection: &mut Single) -> bool {
+    poll_fn(|cx: &mut Context<'_>| Pin::new(&mut connection.sender).poll_ready(cx)).await.is_ok()
+}

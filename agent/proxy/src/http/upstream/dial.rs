@@ -1,0 +1,205 @@
+//! Opens what HTTP is spoken on: a socket or a stream of a tunnel.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use weft_core::Identity;
+use weft_core::snapshot::Workload;
+
+use super::super::stream::TunnelIo;
+use crate::account::{Facts, Failure, Route, Side};
+use crate::hbone::client::{self, TunnelStream};
+use crate::hbone::pool;
+use crate::labels::Service;
+use crate::net::{self, Purpose};
+use crate::outbound::Setback;
+use crate::pod::Pod;
+use crate::ports::Lease;
+use crate::worker::Worker;
+
+/// How an endpoint is reached.
+#[derive(Debug, Clone)]
+pub(super) enum Way {
+    /// Plain TCP from the client's pod.
+    Plaintext,
+    /// A stream of a tunnel to this pod.
+    Hbone(Arc<Workload>),
+    /// An application of this node, in the name of a client; says whether that is the pod itself.
+    Onward(IpAddr, bool),
+}
+
+impl Way {
+    /// Whether connections of one serve for the other: what was verified must be the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Plaintext, Self::Plaintext) => true,
+            (Self::Hbone(one), Self::Hbone(other)) => one.identity == other.identity,
+            (Self::Onward(one, own), Self::Onward(other, others_own)) => (one, own) == (other, others_own),
+            (Self::Plaintext | Self::Hbone(_) | Self::Onward(..), _) => false,
+        }
+    }
+}
+
+/// Everything that a new connection depends on.
+#[derive(Debug, Clone)]
+pub(super) struct Dial {
+    /// In whose namespace it is opened.
+    pub(super) pod: Arc<Pod>,
+    /// The client's workload; nobody's where an application is reached.
+    pub(super) source: Option<Arc<Workload>>,
+    /// The client, and what it dialled.
+    pub(super) client: (SocketAddr, SocketAddr),
+    /// Where to.
+    pub(super) endpoint: SocketAddr,
+    /// How.
+    pub(super) way: Way,
+    /// For whom, where a Service was asked for.
+    pub(super) service: Service,
+    /// `connectTimeout`, where the policy has one.
+    pub(super) limit: Option<Duration>,
+}
+
+impl Dial {
+    /// In whose name a tunnel is opened.
+    pub(super) fn identity(&self) -> Option<&Arc<Identity>> {
+        self.source.as_ref().map(|source| &source.identity)
+    }
+}
+
+/// A connection, and what it occupies until it is closed.
+pub(super) struct Opened {
+    /// The connection.
+    pub(super) wire: Wire,
+    /// What it occupies.
+    pub(super) held: Held,
+    /// Told when the connection is closed, whoever has it then.
+    pub(super) closed: oneshot::Receiver<()>,
+}
+
+/// What a connection occupies.
+pub(super) enum Held {
+    /// A port.
+    Port(#[expect(dead_code, reason = "held until it is dropped")] Lease),
+    /// A place in a tunnel.
+    Place(#[expect(dead_code, reason = "held until it is dropped")] pool::Permit),
+}
+
+/// Opens a connection.
+pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Failure> {
+    let limit = dial.limit.unwrap_or(worker.shared.config.connect_timeout);
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new("UF", "connect", format!("{} cannot be reached: {error}", dial.endpoint))
+    };
+    let (transport, held) = match &dial.way {
+        Way::Plaintext => {
+            let dialled = net::dial(&dial.pod, dial.endpoint, Purpose::Plain, limit).await;
+            let dialled = dialled.map_err(|error| failed(&error))?;
+            (Transport::Tcp(dialled.stream), Held::Port(dialled.lease))
+        }
+        Way::Onward(client, own) => {
+            let kernel = &*worker.shared.kernel;
+            let dialled = net::onward(&dial.pod, kernel, (*client, *own), dial.endpoint, limit).await;
+            let dialled = dialled.map_err(|error| failed(&error))?;
+            (Transport::Tcp(dialled.stream), Held::Port(dialled.lease))
+        }
+        Way::Hbone(destination) => {
+            let tunnel = tunnel(worker, dial, destination);
+            let TunnelStream { stream, permit } = match dial.limit {
+                // A tunnel's own steps have limits; the policy's is for all of them.
+                Some(limit) => timeout(limit, tunnel)
+                    .await
+                    .map_err(|_| failed(&format!("no answer within {} ms", limit.as_millis())))??,
+                None => tunnel.await?,
+            };
+            (Transport::Tunnel(TunnelIo::new(stream)), Held::Place(permit))
+        }
+    };
+    let (alive, closed) = oneshot::channel();
+    Ok(Opened { wire: Wire { transport, _alive: alive }, held, closed })
+}
+
+async fn tunnel(
+    worker: &Rc<Worker>,
+    dial: &Dial,
+    destination: &Arc<Workload>,
+) -> Result<TunnelStream, Failure> {
+    let source = dial
+        .source
+        .as_ref()
+        .ok_or_else(|| Failure::new("UF", "connect", "a tunnel is only opened in the name of a client"))?;
+    let (client, addressed) = dial.client;
+    let mut facts = Facts::new(Side::Source, Route::Hbone, client, addressed);
+    facts.ends.service = dial.service.clone();
+    let opened = client::open(worker, &dial.pod, source, destination, (dial.endpoint, &facts)).await;
+    opened.map_err(|setback| match setback {
+        Setback::Endpoint(failure) | Setback::Final(failure) => failure,
+    })
+}
+
+/// What HTTP is read from and written to.
+pub(super) struct Wire {
+    transport: Transport,
+    /// Dropped with the connection, which may outlive its driver: an upgraded one belongs to somebody else.
+    _alive: oneshot::Sender<()>,
+}
+
+enum Transport {
+    Tcp(TcpStream),
+    Tunnel(TunnelIo),
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Transport::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

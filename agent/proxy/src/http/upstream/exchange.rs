@@ -1,0 +1,268 @@
+//! One request on its connection: sends it, and keeps account of it until the body of the answer has ended.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use weft_core::decide::http::ClusterPolicy;
+
+use super::super::body::{Body, BodyError};
+use super::connection::{Shared, Single, Usage};
+use super::limits::{Permit, Slot};
+use super::outlier::{Outcome, status_of_grpc};
+use super::pool::{Pool, Settings};
+use super::state::{ClusterState, Host};
+use super::{SendError, SendErrorKind};
+use crate::worker::Worker;
+
+/// A request counted for its endpoint.
+#[derive(Debug)]
+pub(super) struct Active(Arc<Host>);
+
+impl Active {
+    /// Counts until dropped.
+    pub(super) fn new(host: &Arc<Host>) -> Self {
+        host.active.add();
+        Self(host.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.remove();
+    }
+}
+
+/// A request counted for its connection.
+pub(super) struct Using(Rc<Usage>);
+
+impl Using {
+    /// Counts until dropped.
+    fn new(usage: &Rc<Usage>) -> Self {
+        usage.begin();
+        Self(usage.clone())
+    }
+}
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// What carries a request.
+pub(super) enum Carrier {
+    /// A connection of its own, until the answer has ended.
+    Single(Single),
+    /// A connection with others.
+    Shared(Rc<Shared>),
+    /// No connection at all: the destination is served in this process. In HTTP/1.1 terms it is a connection.
+    Node(#[expect(dead_code, reason = "held until it is dropped")] Option<Slot>),
+}
+
+/// The account of one request.
+pub(super) struct Exchange {
+    /// First what counts requests, so that whoever gets the connection next is not one too many.
+    pub(super) permit: Option<Permit>,
+    pub(super) active: Option<Active>,
+    pub(super) carrier: Carrier,
+    pub(super) home: Home,
+    using: Option<Using>,
+}
+
+/// Where a connection goes back to.
+#[derive(Clone)]
+pub(super) struct Home {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pool: Rc<Pool>,
+    pub(super) cluster: Option<Arc<ClusterState>>,
+    pub(super) settings: Settings,
+}
+
+impl Home {
+    /// Takes a connection back.
+    pub(super) fn take_back(&self, connection: Single) {
+        self.pool.put(&self.worker, connection, self.cluster.as_ref(), &self.settings);
+    }
+}
+
+impl Exchange {
+    /// Begins; dropped, it ends without giving the connection back.
+    pub(super) fn new(permit: Option<Permit>, active: Option<Active>, carrier: Carrier, home: Home) -> Self {
+        let using = match &carrier {
+            Carrier::Single(connection) => Some(Using::new(&connection.usage)),
+            Carrier::Shared(connection) => Some(Using::new(&connection.usage)),
+            Carrier::Node(_) => None,
+        };
+        Self { permit, active, carrier, home, using }
+    }
+
+    /// The answer has ended as it should.
+    fn finish(self) {
+        let Self { permit, active, carrier, home, using } = self;
+        drop((permit, active, using));
+        match carrier {
+            Carrier::Single(connection) => home.take_back(connection),
+            Carrier::Shared(_) | Carrier::Node(_) => {}
+        }
+    }
+
+    /// Sends a request on the connection.
+    pub(super) async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        match &mut self.carrier {
+            Carrier::Single(connection) => {
+                let sent = connection.sender.try_send_request(request).await;
+                sent.map(|response| response.map(Body::from)).map_err(send_error)
+            }
+            Carrier::Shared(connection) => {
+                let sent = connection.sender.clone().try_send_request(request).await;
+                sent.map(|response| response.map(Body::from)).map_err(send_error)
+            }
+            Carrier::Node(_) => {
+                Err(SendError::new(SendErrorKind::ConnectFailure, "there is no connection to send on"))
+            }
+        }
+    }
+
+    /// Keeps the account until the body has ended, or the connection that the answer upgrades is closed.
+    pub(super) fn attach(self, response: Response<Body>, judge: Option<Judge>) -> Response<Body> {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let usage = match &self.carrier {
+                Carrier::Single(connection) => Some(connection.usage.clone()),
+                Carrier::Shared(_) | Carrier::Node(_) => None,
+            };
+            if let Some(usage) = usage {
+                usage.keep_until_closed(self);
+                return response;
+            }
+        }
+        if response.body().is_end_stream() {
+            self.finish();
+            return response;
+        }
+        response.map(|body| Body::new(Accounted { body, exchange: Some(self), judge }))
+    }
+}
+
+fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
+    let request = error.take_message();
+    let error = error.into_error();
+    let kind = match (&request, h2_error(&error)) {
+        (Some(_), _) => SendErrorKind::ResetBeforeRequest,
+        (None, Some(h2)) if is_refusal(h2) => SendErrorKind::RefusedStream,
+        (None, Some(_) | None) => SendErrorKind::Reset,
+    };
+    let mut detail = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        detail = format!("{detail}: {cause}");
+        source = cause.source();
+    }
+    SendError { kind, detail, endpoint: None, request }
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// REFUSED_STREAM, and GOAWAY without an error before the stream's turn, say that nothing was done (RFC 9113 8.7).
+fn is_refusal(error: &h2::Error) -> bool {
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    refused || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
+}
+
+/// Says how a request ended to outlier detection.
+#[derive(Debug, Clone)]
+pub(super) struct Judge {
+    pub(super) cluster: Arc<ClusterState>,
+    pub(super) host: Arc<Host>,
+    pub(super) policy: Arc<ClusterPolicy>,
+    /// gRPC says in a trailer how it went.
+    pub(super) grpc: bool,
+}
+
+impl Judge {
+    /// Counts an end.
+    pub(super) fn record(&self, outcome: Outcome) {
+        self.cluster.record(&self.host, outcome, self.policy.outlier_detection.as_ref());
+    }
+
+    /// Counts the head of an answer; `Some` where the trailers say more.
+    pub(super) fn head(self, head: &Response<Body>) -> Option<Self> {
+        let status = head.status().as_u16();
+        let grpc = if self.grpc { grpc_status(head.headers()) } else { None };
+        if self.grpc && grpc.is_none() && status < 500 && !head.body().is_end_stream() {
+            return Some(self);
+        }
+        self.record(Outcome::Status(grpc.map_or(status, |grpc| status.max(status_of_grpc(grpc)))));
+        self.policy.outlier_detection.is_some().then_some(Self { grpc: false, ..self })
+    }
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// The body of an answer with the account of its request.
+struct Accounted {
+    body: Body,
+    exchange: Option<Exchange>,
+    judge: Option<Judge>,
+}
+
+impl Accounted {
+    fn look_at(&mut self, frame: Option<&Result<Frame<Bytes>, BodyError>>) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref()
+                    && let Some(judge) = self.judge.take_if(|judge| judge.grpc)
+                {
+                    judge.record(Outcome::Status(grpc_status(trailers).map_or(200, status_of_grpc)));
+                }
+            }
+            Some(Err(_)) => {
+                if let Some(judge) = self.judge.take() {
+                    judge.record(Outcome::Local);
+                }
+                self.exchange = None;
+            }
+            None => self.end(),
+        }
+        if self.body.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish();
+        }
+    }
+}
+
+impl HttpBody for Accounted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        this.look_at(frame.as_ref());
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

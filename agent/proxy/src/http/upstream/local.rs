@@ -1,0 +1,288 @@
+//! What one worker remembers of clusters: their shared state, their endpoints with connections, their hash table.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use weft_core::Identity;
+use weft_core::decide::http::{Cluster, ClusterPolicy};
+use weft_core::resource::NamespacedName;
+use weft_core::resource::destination_rule::LoadBalancer;
+use weft_core::snapshot::Endpoint;
+
+use super::balance::{self, Draw, Endpoints};
+use super::dial::{Dial, Way};
+use super::pool::Pool;
+use super::state::{ClusterState, Host};
+use super::table::Table;
+use super::{Leg, UpstreamProtocol};
+use crate::worker::Worker;
+
+/// What is remembered before unused things are looked for.
+const UNSWEPT: usize = 64;
+/// How long an unused cluster is remembered. Its connections are closed with it.
+const UNUSED: Duration = Duration::from_secs(3600);
+
+/// The pools to one endpoint, by how it is reached.
+#[derive(Default)]
+struct Pools(RefCell<SmallVec<[Keyed; 1]>>);
+
+struct Keyed {
+    way: Way,
+    identity: Option<Arc<Identity>>,
+    protocol: UpstreamProtocol,
+    pool: Rc<Pool>,
+}
+
+impl Pools {
+    /// The pool for a way; those for ways that are not used any more go when they are empty.
+    fn pool(&self, dial: &Dial, protocol: UpstreamProtocol) -> Rc<Pool> {
+        let mut pools = self.0.borrow_mut();
+        let serves = |keyed: &&Keyed| {
+            keyed.protocol == protocol
+                && keyed.way.is_same(&dial.way)
+                && keyed.identity.as_ref() == dial.identity()
+        };
+        if let Some(keyed) = pools.iter().find(serves) {
+            return keyed.pool.clone();
+        }
+        pools.retain(|keyed| !keyed.pool.is_empty() || Rc::strong_count(&keyed.pool) > 1);
+        let pool = Rc::<Pool>::default();
+        pools.push(Keyed {
+            way: dial.way.clone(),
+            identity: dial.identity().cloned(),
+            protocol,
+            pool: pool.clone(),
+        });
+        pool
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.borrow().iter().all(|keyed| keyed.pool.is_empty() && Rc::strong_count(&keyed.pool) == 1)
+    }
+}
+
+/// An endpoint with this worker's connections to it.
+pub(super) struct LocalHost {
+    /// What all workers know about it.
+    pub(super) host: Arc<Host>,
+    pools: Pools,
+}
+
+impl LocalHost {
+    /// The connections for a way.
+    pub(super) fn pool(&self, dial: &Dial, protocol: UpstreamProtocol) -> Rc<Pool> {
+        self.pools.pool(dial, protocol)
+    }
+}
+
+/// The endpoints of a cluster that may be chosen, of one address family.
+struct View {
+    endpoints: Arc<[Endpoint]>,
+    hosts: Vec<Rc<LocalHost>>,
+    table: OnceCell<Arc<Table>>,
+}
+
+impl View {
+    fn table(&self, worker: &Worker, ipv4: bool, balancer: &LoadBalancer) -> Option<&Table> {
+        let LoadBalancer::ConsistentHash { algorithm, .. } = balancer else { return None };
+        let make = || {
+            let addresses: Vec<_> = self.hosts.iter().map(|local| local.host.addr).collect();
+            worker.shared.http.table(&self.endpoints, ipv4, *algorithm, &addresses)
+        };
+        Some(self.table.get_or_init(make))
+    }
+}
+
+/// One cluster as this worker knows it.
+pub(super) struct LocalCluster {
+    /// What all workers know about it.
+    pub(super) state: Arc<ClusterState>,
+    /// For IPv6 and IPv4.
+    views: [RefCell<Option<Rc<View>>>; 2],
+    /// Addresses that are not the cluster's endpoints (PASSTHROUGH).
+    strays: RefCell<HashMap<SocketAddr, Rc<LocalHost>>>,
+    /// The policy that the table belongs to.
+    policy: RefCell<Option<Arc<ClusterPolicy>>>,
+    used: Cell<Instant>,
+}
+
+impl LocalCluster {
+    fn new(state: Arc<ClusterState>) -> Rc<Self> {
+        Rc::new(Self {
+            state,
+            views: Default::default(),
+            strays: RefCell::default(),
+            policy: RefCell::default(),
+            used: Cell::new(Instant::now()),
+        })
+    }
+
+    /// Chooses an endpoint: of those that are not ejected one that was not tried, else any of them.
+    pub(super) fn choose(
+        &self,
+        worker: &Worker,
+        cluster: &Cluster,
+        original: SocketAddr,
+        hash: Option<u64>,
+        tried: &[SocketAddr],
+    ) -> Option<Rc<LocalHost>> {
+        let balancer = &cluster.policy.load_balancer;
+        if *balancer == LoadBalancer::Passthrough {
+            return Some(self.stray(original));
+        }
+        self.follow(&cluster.policy);
+        let view = self.view(cluster, original.is_ipv4());
+        let table = view.table(worker, original.is_ipv4(), balancer);
+        let host = |index: usize| view.hosts.get(index).map(|local| &local.host);
+        let ejected = |index: usize| host(index).is_none_or(|host| host.is_ejected());
+        let untried = |index: usize| host(index).is_some_and(|host| !tried.contains(&host.addr));
+        let any_ejected = self.any_ejected(&cluster.policy, view.hosts.len());
+        let in_rotation = |index: usize| !ejected(index);
+        let fresh = |index: usize| untried(index) && !(any_ejected && ejected(index));
+        let choose = |available: Option<&dyn Fn(usize) -> bool>| {
+            let active = |index: usize| host(index).map_or(u32::MAX, |host| host.active.get());
+            let endpoints = Endpoints { len: view.hosts.len(), available, active: &active, table };
+            let mut random = |below: u64| worker.random() % below.max(1);
+            let turn = || self.state.next_turn();
+            balance::choose(balancer, &endpoints, &mut Draw { random: &mut random, turn: &turn, hash })
+        };
+        let chosen = match (tried.is_empty(), any_ejected) {
+            (true, false) => choose(None),
+            (true, true) => choose(Some(&in_rotation)),
+            (false, false) => choose(Some(&fresh)).or_else(|| choose(None)),
+            (false, true) => choose(Some(&fresh)).or_else(|| choose(Some(&in_rotation))),
+        };
+        view.hosts.get(chosen?).cloned()
+    }
+
+    /// Whether ejections are to be looked at: below `minHealthPercent` they are not.
+    fn any_ejected(&self, policy: &ClusterPolicy, hosts: usize) -> bool {
+        let Some(outlier) = &policy.outlier_detection else { return false };
+        if !self.state.any_ejected(Instant::now) {
+            return false;
+        }
+        let healthy = hosts.saturating_sub(self.state.ejected()) as u128 * 100;
+        outlier.min_health_percent == 0 || healthy >= hosts as u128 * u128::from(outlier.min_health_percent)
+    }
+
+    /// A table belongs to the load balancer that it was made for.
+    fn follow(&self, policy: &Arc<ClusterPolicy>) {
+        let mut current = self.policy.borrow_mut();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, policy)) {
+            return;
+        }
+        if current.as_ref().is_some_and(|current| current.load_balancer != policy.load_balancer) {
+            for view in &self.views {
+                let mut view = view.borrow_mut();
+                *view = view.take().map(|view| {
+                    let (endpoints, hosts) = (view.endpoints.clone(), view.hosts.clone());
+                    Rc::new(View { endpoints, hosts, table: OnceCell::new() })
+                });
+            }
+        }
+        *current = Some(policy.clone());
+    }
+
+    fn view(&self, cluster: &Cluster, ipv4: bool) -> Rc<View> {
+        let [of_ipv6, of_ipv4] = &self.views;
+        let mut view = if ipv4 { of_ipv4 } else { of_ipv6 }.borrow_mut();
+        if let Some(view) = &*view
+            && (Arc::ptr_eq(&view.endpoints, &cluster.endpoints) || view.endpoints == cluster.endpoints)
+        {
+            return view.clone();
+        }
+        // A client of one address family may have no route in the other.
+        let may_be_chosen = |endpoint: &&Endpoint| endpoint.ready && endpoint.addr.is_ipv4() == ipv4;
+        let ready = cluster.endpoints.iter().filter(may_be_chosen).map(|endpoint| endpoint.addr);
+        let old: HashMap<_, _> =
+            view.iter().flat_map(|view| &view.hosts).map(|local| (local.host.addr, local.clone())).collect();
+        let local = |host: Arc<Host>| match old.get(&host.addr) {
+            Some(local) => local.clone(),
+            None => Rc::new(LocalHost { host, pools: Pools::default() }),
+        };
+        let hosts = self.state.hosts(ready, &cluster.endpoints).into_iter().map(local).collect();
+        let endpoints = cluster.endpoints.clone();
+        view.insert(Rc::new(View { endpoints, hosts, table: OnceCell::new() })).clone()
+    }
+
+    fn stray(&self, addr: SocketAddr) -> Rc<LocalHost> {
+        let mut strays = self.strays.borrow_mut();
+        if strays.len() >= UNSWEPT && !strays.contains_key(&addr) {
+            strays.retain(|_, local| !local.pools.is_empty());
+        }
+        let new = || Rc::new(LocalHost { host: Host::new(addr), pools: Pools::default() });
+        strays.entry(addr).or_insert_with(new).clone()
+    }
+}
+
+/// Clusters and connections of one worker.
+#[derive(Default)]
+pub(crate) struct Upstreams {
+    clusters: RefCell<HashMap<NamespacedName, HashMap<Arc<str>, Rc<LocalCluster>>>>,
+    /// Pools that belong to no cluster, by the pod whose namespace they are in and the endpoint.
+    others: RefCell<HashMap<(NamespacedName, SocketAddr), Pools>>,
+    clusters_len: Cell<usize>,
+    sweep_clusters_at: Cell<usize>,
+    sweep_others_at: Cell<usize>,
+}
+
+impl Upstreams {
+    /// The state of a cluster.
+    pub(super) fn cluster(&self, worker: &Worker, leg: &Leg<'_>, cluster: &Cluster) -> Rc<LocalCluster> {
+        let mut clusters = self.clusters.borrow_mut();
+        if let Some(known) = clusters.get(&leg.pod.key).and_then(|of_pod| of_pod.get(&cluster.name)) {
+            known.used.set(Instant::now());
+            return known.clone();
+        }
+        if self.clusters_len.get() >= self.sweep_clusters_at.get() {
+            self.sweep_clusters(&mut clusters);
+        }
+        let labels = &leg.source.workload.labels;
+        let new = || {
+            let workload = format!("{}/{}", labels.namespace, labels.workload);
+            let counters = worker.shared.context.metrics.cluster(&workload, &cluster.name);
+            ClusterState::new(counters, usize::try_from(worker.random() >> 33).unwrap_or(0))
+        };
+        let local = LocalCluster::new(worker.shared.http.cluster(&leg.pod.key, &cluster.name, new));
+        self.clusters_len.set(self.clusters_len.get() + 1);
+        clusters.entry(leg.pod.key.clone()).or_default().insert(cluster.name.clone(), local.clone());
+        local
+    }
+
+    /// The connections to an endpoint outside clusters.
+    pub(super) fn pool(&self, dial: &Dial, protocol: UpstreamProtocol) -> Rc<Pool> {
+        let mut others = self.others.borrow_mut();
+        let key = (dial.pod.key.clone(), dial.endpoint);
+        if let Some(pools) = others.get(&key) {
+            return pools.pool(dial, protocol);
+        }
+        if others.len() >= self.sweep_others_at.get() {
+            others.retain(|_, pools| !pools.is_empty());
+            self.sweep_others_at.set(UNSWEPT.max(2 * others.len()));
+        }
+        others.entry(key).or_default().pool(dial, protocol)
+    }
+
+    fn sweep_clusters(&self, clusters: &mut HashMap<NamespacedName, HashMap<Arc<str>, Rc<LocalCluster>>>) {
+        clusters.retain(|_, of_pod| {
+            of_pod.retain(|_, local| Rc::strong_count(local) > 1 || local.used.get().elapsed() < UNUSED);
+            !of_pod.is_empty()
+        });
+        self.clusters_len.set(clusters.values().map(HashMap::len).sum());
+        self.sweep_clusters_at.set(UNSWEPT.max(2 * self.clusters_len.get()));
+    }
+
+    /// Lets go of a pod that is gone: idle connections are closed, others end with their requests.
+    pub(crate) fn forget(&self, worker: &Worker, pod: &NamespacedName) {
+        let of_pod = self.clusters.borrow_mut().remove(pod);
+        self.clusters_len.set(self.clusters_len.get() - of_pod.map_or(0, |of_pod| of_pod.len()));
+        self.others.borrow_mut().retain(|(of, _), _| of != pod);
+        worker.shared.http.forget(pod);
+    }
+}

@@ -1,0 +1,441 @@
+//! Sends one request to one endpoint: chooses it, keeps within the limits of its cluster, finds or opens a
+//! connection, and keeps account of the request until its answer has ended.
+//!
+//! Connections belong to one worker; limits, load and ejections are shared by all workers and kept for each client
+//! workload and cluster (D-14). What a policy says is read from the cluster with every request, so that a change of
+//! configuration acts at once and loses no connection.
+
+mod admit;
+mod balance;
+mod connection;
+mod dial;
+mod exchange;
+mod limits;
+mod local;
+mod outlier;
+mod pool;
+mod state;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, Uri, Version};
+use smallvec::SmallVec;
+use weft_core::Snapshot;
+use weft_core::decide::Path;
+use weft_core::decide::http::Cluster;
+use weft_core::decide::outbound::candidate;
+use weft_core::resource::destination_rule::{ClientTlsMode, ConnectionPool};
+use weft_core::snapshot::{LocalWorkload, Workload};
+use weft_telemetry::ClusterEvent;
+
+use self::admit::{Admission, Overflow};
+use self::dial::{Dial, Way};
+use self::exchange::{Active, Carrier, Exchange, Home, Judge};
+use self::limits::{Counted, Limits, Permit};
+use self::outlier::Outcome;
+use self::pool::Settings;
+use super::body::Body;
+use crate::account::{Failure, Route};
+use crate::labels::Service;
+use crate::pod::Pod;
+use crate::worker::Worker;
+
+pub(crate) use self::local::Upstreams;
+pub(crate) use self::state::State;
+
+/// The client's side of a request.
+pub(crate) struct Leg<'a> {
+    /// The client's pod: connections are opened in its namespace.
+    pub(crate) pod: &'a Arc<Pod>,
+    /// Its workload.
+    pub(crate) source: &'a Arc<LocalWorkload>,
+    /// The client's address.
+    pub(crate) client: SocketAddr,
+    /// What it dialled.
+    pub(crate) original: SocketAddr,
+    /// The configuration of this request.
+    pub(crate) snapshot: &'a Arc<Snapshot>,
+}
+
+/// What is spoken to the endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+/// An answer. Its body keeps the account of the request until it has ended or is dropped.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// The answer.
+    pub(crate) response: Response<Body>,
+    /// Who gave it.
+    pub(crate) endpoint: SocketAddr,
+    /// The pod behind the endpoint, where it is known.
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// How it was reached.
+    pub(crate) route: Route,
+}
+
+/// No answer.
+#[derive(Debug)]
+pub(crate) struct SendError {
+    /// Why.
+    pub(crate) kind: SendErrorKind,
+    /// For people.
+    pub(crate) detail: String,
+    /// Who was asked.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// The request, where nothing of it was sent.
+    pub(crate) request: Option<Request<Body>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SendErrorKind {
+    /// No endpoint is ready and in the rotation (`UH`).
+    NoHealthyUpstream,
+    /// A limit of the cluster is reached (`UO`).
+    Overflow,
+    /// The endpoint cannot be reached (`UF`).
+    ConnectFailure,
+    /// The endpoint refused the stream before it did anything with it.
+    RefusedStream,
+    /// The connection broke before anything of the request was sent.
+    ResetBeforeRequest,
+    /// The connection broke; nobody knows what the endpoint did with the request.
+    Reset,
+    /// The endpoint's policies refuse the connection.
+    Denied(Failure),
+}
+
+impl SendError {
+    /// An error about which nothing more is known.
+    pub(crate) fn new(kind: SendErrorKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), endpoint: None, request: None }
+    }
+
+    fn at(self, endpoint: SocketAddr) -> Self {
+        Self { endpoint: Some(endpoint), ..self }
+    }
+
+    fn with(self, request: Request<Body>) -> Self {
+        Self { request: Some(request), ..self }
+    }
+
+    /// Whether it counts for outlier detection: what we refuse ourselves is no fault of the endpoint.
+    fn blames_endpoint(&self) -> bool {
+        match self.kind {
+            SendErrorKind::ConnectFailure
+            | SendErrorKind::RefusedStream
+            | SendErrorKind::ResetBeforeRequest
+            | SendErrorKind::Reset => true,
+            SendErrorKind::NoHealthyUpstream | SendErrorKind::Overflow | SendErrorKind::Denied(_) => false,
+        }
+    }
+
+    fn of(failure: Failure) -> Self {
+        if failure.flags == "DENY" {
+            return Self::new(SendErrorKind::Denied(failure.clone()), failure.details);
+        }
+        Self::new(SendErrorKind::ConnectFailure, failure.details)
+    }
+}
+
+/// A retry that is under way; the cluster's `maxRetries` counts it until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Retry(#[expect(dead_code, reason = "held until it is dropped")] Permit);
+
+/// Asks whether a request may be tried once more; `None` when too many retries of the cluster are under way.
+pub(crate) fn retry(worker: &Rc<Worker>, leg: &Leg<'_>, cluster: &Cluster) -> Option<Retry> {
+    let local = worker.upstreams.cluster(worker, leg, cluster);
+    let limit = Limits::of(&cluster.policy.connection_pool).retries;
+    let permit = local.state.permit(Counted::Retry, limit);
+    let event = if permit.is_some() { ClusterEvent::Retry } else { ClusterEvent::RetryOverflow };
+    local.state.counters.count(event);
+    permit.map(Retry)
+}
+
+/// Counts something that only the caller sees, a timeout for example.
+pub(crate) fn count(worker: &Rc<Worker>, leg: &Leg<'_>, cluster: &Cluster, event: ClusterEvent) {
+    worker.upstreams.cluster(worker, leg, cluster).state.counters.count(event);
+}
+
+/// An endpoint did not answer in time: an error of it for outlier detection.
+pub(crate) fn timed_out(worker: &Rc<Worker>, leg: &Leg<'_>, cluster: &Cluster, endpoint: SocketAddr) {
+    if cluster.policy.outlier_detection.is_some() {
+        let local = worker.upstreams.cluster(worker, leg, cluster);
+        local.state.record_at(&endpoint, Outcome::Local, cluster.policy.outlier_detection.as_ref());
+    }
+}
+
+/// Sends a request to an endpoint of a cluster, to the one that `hash` asks for where the policy hashes, and to one
+/// that is not among `tried` if there is another. The endpoint is added to `tried` before anything is sent to it.
+///
+/// # Cancel safety
+///
+/// Dropped, the request is abandoned and its connection closed; whatever was counted is given back.
+pub(crate) async fn send(
+    worker: &Rc<Worker>,
+    leg: &Leg<'_>,
+    cluster: &Arc<Cluster>,
+    (hash, tried): (Option<u64>, &mut SmallVec<[SocketAddr; 4]>),
+    request: Request<Body>,
+    protocol: UpstreamProtocol,
+) -> Result<Sent, SendError> {
+    let local = worker.upstreams.cluster(worker, leg, cluster);
+    let Some(host) = local.choose(worker, cluster, leg.original, hash, tried) else {
+        let detail = format!("{} has no endpoint that is ready and not ejected", cluster.name);
+        return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(request));
+    };
+    let endpoint = host.host.addr;
+    tried.push(endpoint);
+    let found = candidate(leg.snapshot, &leg.source.workload, endpoint);
+    let plain = cluster.policy.tls.as_ref().is_some_and(|tls| tls.mode == ClientTlsMode::Disable);
+    let path = if plain { &Path::Plaintext } else { &found.path };
+    let judge = cluster.policy.outlier_detection.as_ref().map(|_| Judge {
+        cluster: local.state.clone(),
+        host: host.host.clone(),
+        policy: cluster.policy.clone(),
+        grpc: is_grpc(&request),
+    });
+    let service = Service::Known { service: cluster.service.clone(), port: cluster.port };
+    let dial = dial_of(leg, endpoint, path, (service, &cluster.policy.connection_pool));
+    let admission = Admission {
+        worker,
+        cluster: &local.state,
+        host: &host,
+        settings: Settings::of(&cluster.policy.connection_pool),
+        dial: &dial,
+        protocol,
+    };
+    let response = match in_cluster(&admission, path, leg, judge.clone(), request).await {
+        Ok(response) => response,
+        Err(error) => {
+            if let Some(judge) = judge.filter(|_| error.blames_endpoint()) {
+                judge.record(Outcome::Local);
+            }
+            return Err(error.at(endpoint));
+        }
+    };
+    Ok(Sent { response, endpoint, workload: found.workload, route: route_of(path) })
+}
+
+/// Sends a request to an address, outside every cluster: what the client dialled, for example.
+///
+/// # Cancel safety
+///
+/// As [`send`].
+pub(crate) async fn send_to(
+    worker: &Rc<Worker>,
+    leg: &Leg<'_>,
+    endpoint: SocketAddr,
+    path: &Path,
+    request: Request<Body>,
+    protocol: UpstreamProtocol,
+) -> Result<Sent, SendError> {
+    let pool = ConnectionPool::default();
+    let dial = dial_of(leg, endpoint, path, (Service::Unknown, &pool));
+    let sent = match path {
+        Path::SameNode(local) => same_node(worker, leg, local, (endpoint, protocol), request).await,
+        Path::Hbone(_) | Path::Plaintext => {
+            outside_clusters(worker, &dial, &Settings::of(&pool), request, protocol).await
+        }
+    };
+    let response = sent.map_err(|error| error.at(endpoint))?;
+    let workload = leg.snapshot.workload_by_ip(&endpoint.ip()).cloned();
+    let route = match (path, &workload) {
+        (Path::Plaintext, None) => Route::Passthrough,
+        (Path::Plaintext | Path::SameNode(_) | Path::Hbone(_), _) => route_of(path),
+    };
+    Ok(Sent { response, endpoint, workload, route })
+}
+
+/// An application of this node, reached in the name of a client.
+pub(crate) struct Application<'a> {
+    /// Its pod.
+    pub(crate) pod: &'a Arc<Pod>,
+    /// Its workload.
+    pub(crate) local: &'a LocalWorkload,
+    /// The client's address.
+    pub(crate) client: IpAddr,
+    /// Where the application listens.
+    pub(crate) destination: SocketAddr,
+}
+
+/// Sends a request to an application of this node. Nobody is asked whether that is allowed.
+///
+/// # Cancel safety
+///
+/// As [`send`].
+pub(crate) async fn application(
+    worker: &Rc<Worker>,
+    to: &Application<'_>,
+    request: Request<Body>,
+    protocol: UpstreamProtocol,
+) -> Result<Response<Body>, SendError> {
+    let snapshot = worker.snapshot();
+    let source = snapshot.workload_by_ip(&to.client);
+    let client = crate::inbound::preserved(to.client, source, to.destination.ip());
+    let own = client == to.destination.ip() || to.local.workload.ips.contains(&client);
+    let dial = Dial {
+        pod: to.pod.clone(),
+        source: None,
+        client: (SocketAddr::new(client, 0), to.destination),
+        endpoint: to.destination,
+        way: Way::Onward(client, own),
+        service: Service::Unknown,
+        limit: None,
+    };
+    let settings = Settings::of(&ConnectionPool::default());
+    let sent = outside_clusters(worker, &dial, &settings, request, protocol).await;
+    sent.map_err(|error| error.at(to.destination))
+}
+
+fn is_grpc(request: &Request<Body>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+fn route_of(path: &Path) -> Route {
+    match path {
+        Path::SameNode(_) => Route::Node,
+        Path::Hbone(_) => Route::Hbone,
+        Path::Plaintext => Route::Plaintext,
+    }
+}
+
+fn dial_of(
+    leg: &Leg<'_>,
+    endpoint: SocketAddr,
+    path: &Path,
+    (service, pool): (Service, &ConnectionPool),
+) -> Dial {
+    let way = match path {
+        Path::Plaintext => Way::Plaintext,
+        Path::Hbone(destination) => Way::Hbone(destination.clone()),
+        Path::SameNode(local) => Way::Hbone(local.workload.clone()),
+    };
+    Dial {
+        pod: leg.pod.clone(),
+        source: Some(leg.source.workload.clone()),
+        client: (leg.client, leg.original),
+        endpoint,
+        way,
+        service,
+        limit: pool.connect_timeout,
+    }
+}
+
+async fn in_cluster(
+    admission: &Admission<'_>,
+    path: &Path,
+    leg: &Leg<'_>,
+    judge: Option<Judge>,
+    request: Request<Body>,
+) -> Result<Response<Body>, SendError> {
+    let counters = &admission.cluster.counters;
+    let node = matches!(path, Path::SameNode(_));
+    let mut exchange = match admission.enter(node, Active::new(&admission.host.host)).await {
+        Ok(exchange) => exchange,
+        Err(Overflow::Limit(detail)) => {
+            return Err(SendError::new(SendErrorKind::Overflow, detail).with(request));
+        }
+        Err(Overflow::Failure(failure)) => {
+            counters.count(ClusterEvent::ConnectFailure);
+            return Err(SendError::of(failure).with(request));
+        }
+    };
+    counters.count(ClusterEvent::Request);
+    let response = match path {
+        Path::SameNode(local) => {
+            let to = (admission.dial.endpoint, admission.protocol);
+            same_node(admission.worker, leg, local, to, request).await?
+        }
+        Path::Hbone(_) | Path::Plaintext => exchange.send(shaped(request, admission.protocol)).await?,
+    };
+    counters.completed(response.status().as_u16());
+    let judge = judge.and_then(|judge| judge.head(&response));
+    Ok(exchange.attach(response, judge))
+}
+
+/// A pod of this node: the destination's rules apply in this process.
+async fn same_node(
+    worker: &Rc<Worker>,
+    leg: &Leg<'_>,
+    local: &Arc<LocalWorkload>,
+    (endpoint, protocol): (SocketAddr, UpstreamProtocol),
+    request: Request<Body>,
+) -> Result<Response<Body>, SendError> {
+    let path = Path::Hbone(local.workload.clone());
+    let pool = ConnectionPool::default();
+    let dial = dial_of(leg, endpoint, &path, (Service::Unknown, &pool));
+    outside_clusters(worker, &dial, &Settings::of(&pool), request, protocol).await
+}
+
+/// Sends without limits, over the connections that belong to no cluster.
+async fn outside_clusters(
+    worker: &Rc<Worker>,
+    dial: &Dial,
+    settings: &Settings,
+    request: Request<Body>,
+    protocol: UpstreamProtocol,
+) -> Result<Response<Body>, SendError> {
+    let pool = worker.upstreams.pool(dial, protocol);
+    let carrier = match protocol {
+        UpstreamProtocol::Http1 => match pool.take(settings) {
+            Some(connection) => Ok(Carrier::Single(connection)),
+            None => connection::single(worker, &pool, dial, (None, settings)).await.map(Carrier::Single),
+        },
+        UpstreamProtocol::Http2 => pool.share_or_dial(worker, dial, settings).await.map(Carrier::Shared),
+    };
+    let carrier = match carrier {
+        Ok(carrier) => carrier,
+        Err(failure) => return Err(SendError::of(failure).with(request)),
+    };
+    let home = Home { worker: worker.clone(), pool, cluster: None, settings: *settings };
+    let mut exchange = Exchange::new(None, None, carrier, home);
+    let response = exchange.send(shaped(request, protocol)).await?;
+    Ok(exchange.attach(response, None))
+}
+
+/// Gives a request the form that its protocol has: in HTTP/1.1 the target is in origin form and the authority in
+/// Host, in HTTP/2 the authority is part of the target.
+fn shaped(mut request: Request<Body>, protocol: UpstreamProtocol) -> Request<Body> {
+    match protocol {
+        UpstreamProtocol::Http1 => {
+            *request.version_mut() = Version::HTTP_11;
+            if let Some(authority) = request.uri().authority().cloned() {
+                if !request.headers().contains_key(HOST)
+                    && let Ok(host) = HeaderValue::from_str(authority.as_str())
+                {
+                    request.headers_mut().insert(HOST, host);
+                }
+                let target = request.uri().path_and_query().cloned();
+                *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
+            }
+        }
+        UpstreamProtocol::Http2 => {
+            *request.version_mut() = Version::HTTP_2;
+            if let Some(host) = request.headers_mut().remove(HOST)
+                && let Ok(authority) = Authority::try_from(host.as_bytes())
+            {
+                let mut parts = std::mem::take(request.uri_mut()).into_parts();
+                parts.authority = Some(authority);
+                parts.scheme.get_or_insert(Scheme::HTTP);
+                parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+                *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+            }
+        }
+    }
+    request
+}
