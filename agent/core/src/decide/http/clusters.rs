@@ -39,9 +39,8 @@ fn with_tls(mode: Option<ClientTlsMode>, candidate: Candidate) -> Option<Candida
     match (mode, &candidate.path) {
         (None, _) | (Some(ClientTlsMode::IstioMutual), Path::SameNode(_) | Path::Hbone(_)) => Some(candidate),
         (Some(ClientTlsMode::IstioMutual), Path::Plaintext) => None,
-        // No tunnel: the bytes are the client's own, or TLS that the policy asks for. On one node they stay in this
-        // process, where the server's rules still apply.
-        (Some(ClientTlsMode::Disable), Path::SameNode(_)) => Some(candidate),
+        // No tunnel: the bytes are the client's own, or TLS that the policy asks for. That is plaintext on one node as
+        // well: the endpoint's listener captures it, and nobody proves an identity (PA-5).
         (Some(ClientTlsMode::Disable | ClientTlsMode::Simple | ClientTlsMode::Mutual), _) => {
             Some(Candidate { path: Path::Plaintext, ..candidate })
         }
