@@ -29,7 +29,8 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    fn as_str(self) -> &'static str {
+    /// The word of the log.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Node => "node",
             Self::Hbone => "hbone",

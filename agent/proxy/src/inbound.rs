@@ -3,14 +3,20 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 use weft_core::Snapshot;
 use weft_core::decide::Verdict;
-use weft_core::decide::inbound::inbound;
+use weft_core::decide::inbound::{self as decide, inbound};
 use weft_core::snapshot::{LocalWorkload, Workload};
 
 use crate::account::{Account, Facts, Failure, Route, Side};
+use crate::http::detect::{self, Heard, Speaks};
+use crate::http::inbound::Arrival;
+use crate::http::io::Transport;
+use crate::http::serve::{Origin, serve as serve_http};
 use crate::learn::Learning;
 use crate::listener::Accepted;
 use crate::net::{self, DialError, Dialled};
@@ -18,7 +24,7 @@ use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::refusal::{Refusal, dry_runs, policy_id};
 use crate::registry::{Admission, Registered};
-use crate::relay::{End, Pair, relay};
+use crate::relay::{Ahead, End, Pair, relay};
 use crate::worker::Worker;
 
 /// An application's side of a connection, ready to relay.
@@ -36,13 +42,29 @@ pub(crate) struct Application {
 /// Setting up takes a future of its own on the heap, which is gone once bytes flow.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let admitted = accepted.admitted;
-    let open = Box::pin(set_up(worker, accepted.pod, accepted.stream, (accepted.peer, accepted.local))).await;
-    if let Some(Open { account, pair, live, ports }) = open {
-        let end = relay(pair, account.meter(), &live).await;
-        drop(ports);
-        account.finish(end.into_cut());
+    let (ends, pod) = ((accepted.peer, accepted.local), accepted.pod);
+    match Box::pin(set_up(worker.clone(), pod, accepted.stream, ends)).await {
+        Some(Next::Relay(open)) => {
+            let Open { account, pair, ahead, live, ports } = *open;
+            let end = relay(pair, ahead, account.meter(), &live).await;
+            drop(ports);
+            account.finish(end.into_cut());
+        }
+        Some(Next::Http(http)) => {
+            let Http { transport, arrival, live, port: _port } = *http;
+            Box::pin(serve_http(worker, transport, Origin::Inbound(arrival), live)).await;
+        }
+        None => {}
     }
     drop(admitted);
+}
+
+/// What a connection turned out to be.
+pub(crate) enum Next {
+    /// It is relayed.
+    Relay(Box<Open>),
+    /// It speaks HTTP.
+    Http(Box<Http>),
 }
 
 /// A connection that only has to be relayed.
@@ -51,6 +73,8 @@ pub(crate) struct Open {
     pub(crate) account: Account,
     /// Both connections.
     pub(crate) pair: Pair,
+    /// What was read already.
+    pub(crate) ahead: Ahead,
     /// Reaches it when policy changes.
     pub(crate) live: Registered,
     /// Ports in use until it is closed: the onward connection's, and the peer's where the kernel must not
@@ -58,23 +82,46 @@ pub(crate) struct Open {
     pub(crate) ports: (Lease, Option<Lease>),
 }
 
+/// A connection on which requests come.
+pub(crate) struct Http {
+    /// The client's side.
+    pub(crate) transport: Transport,
+    /// Who it is.
+    pub(crate) arrival: Arrival,
+    /// Reaches it when the pod or the agent goes.
+    pub(crate) live: Registered,
+    /// The peer's port, where the kernel must not see its four-tuple a second time.
+    pub(crate) port: Option<Lease>,
+}
+
 async fn set_up(
     worker: Rc<Worker>,
     pod: Arc<Pod>,
     stream: TcpStream,
     (peer, local): (SocketAddr, SocketAddr),
-) -> Option<Open> {
+) -> Option<Next> {
     if pod.ports.is_ours(peer, local) {
         worker.shared.counters.loops.add();
         net::reset(stream);
         return None;
     }
-    let peer_port = pod.ports.peer(peer.ip(), peer.port());
+    let port = pod.ports.peer(peer.ip(), peer.port());
     let mut facts = Box::new(Facts::new(Side::Destination, Route::Plaintext, peer, local));
-    match establish(&worker, &pod, &mut facts).await {
-        Ok(Application { dialled: Dialled { stream: application, lease }, live, learning }) => {
+    let mut client = Transport::Tcp(stream, Bytes::new());
+    let heard = hear(&worker, &pod, &mut client, &mut facts).await;
+    let Transport::Tcp(stream, ahead) = client else { return None };
+    match heard {
+        Ok((Heard::Http, arrival)) => {
+            let live = worker.live.tunnel(&pod);
+            let transport = Transport::Tcp(stream, ahead);
+            Some(Next::Http(Box::new(Http { transport, arrival, live, port })))
+        }
+        Ok((Heard::Opaque(Application { dialled, live, learning }), _)) => {
+            let Dialled { stream: application, lease } = dialled;
             let account = Account::open(&worker, facts, learning);
-            Some(Open { account, pair: Pair::Tcp(stream, application), live, ports: (lease, peer_port) })
+            let ahead = Ahead { socket: ahead, stream: Bytes::new() };
+            let pair = Pair::Tcp(stream, application);
+            Some(Next::Relay(Box::new(Open { account, pair, ahead, live, ports: (lease, port) })))
         }
         Err(failure) => {
             net::reset(stream);
@@ -84,7 +131,13 @@ async fn set_up(
     }
 }
 
-async fn establish(worker: &Rc<Worker>, pod: &Arc<Pod>, facts: &mut Facts) -> Result<Application, Failure> {
+/// Finds out what the connection speaks, and reaches the application unless that is HTTP.
+async fn hear(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    client: &mut Transport,
+    facts: &mut Facts,
+) -> Result<(Heard<Application>, Arrival), Failure> {
     let snapshot = worker.snapshot();
     let local = own_workload(&snapshot, pod)?;
     let attested = worker.shared.kernel.attested(facts.client, facts.addressed);
@@ -97,7 +150,37 @@ async fn establish(worker: &Rc<Worker>, pod: &Arc<Pod>, facts: &mut Facts) -> Re
     name_source(facts, source.or_else(|| snapshot.workload_by_ip(&facts.client.ip())));
     let source_ip = facts.client.ip();
     let admission = Admission { pod: pod.clone(), identity, source: source_ip, destination: facts.addressed };
-    open_application(worker, pod, local, facts, admission).await
+    let arrival = Arrival::of(&admission, facts, snapshot.workload_by_ip(&source_ip));
+    let heard = match Speaks::inbound(local, facts.addressed.port()) {
+        Speaks::Http => {
+            authenticated(local, facts, &admission)?;
+            Heard::Http
+        }
+        Speaks::Opaque => Heard::Opaque(open_application(worker, pod, local, facts, admission).await?),
+        Speaks::Unknown => {
+            authenticated(local, facts, &admission)?;
+            let opening = open_application(worker, pod, local, facts, admission);
+            let spoke = |application: &mut Application, cx: &mut Context<'_>| {
+                application.dialled.stream.poll_read_ready(cx).is_ready()
+            };
+            detect::listen(client, opening, spoke).await?
+        }
+    };
+    Ok((heard, arrival))
+}
+
+/// Asks PeerAuthentication alone: what else is to be asked depends on what the connection speaks (PA-4).
+pub(crate) fn authenticated(
+    local: &LocalWorkload,
+    facts: &mut Facts,
+    admission: &Admission,
+) -> Result<(), Failure> {
+    name_destination(facts, local, admission.identity.is_some());
+    let decision = decide::connection(local, &admission.question());
+    match decision.verdict {
+        Verdict::Allow => Ok(()),
+        Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => Err(Refusal::of(&decision).into()),
+    }
 }
 
 /// The pod in the snapshot. Whatever is not known there is refused.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use weft_core::decide::Destination;
 use weft_core::snapshot::{CompiledService, WorkloadLabels};
-use weft_telemetry::{Metrics, Reporter, SecurityPolicy, TcpLabels, TcpSeries};
+use weft_telemetry::{
+    Metrics, Reporter, RequestLabels, RequestProtocol, SecurityPolicy, TcpLabels, TcpSeries,
+};
 
 /// Series that a worker keeps at hand; beyond that it forgets all and begins again.
 const MAX_CACHED: usize = 8192;
@@ -106,6 +108,42 @@ impl Ends {
             security: security(reporter, tls),
         }
     }
+
+    /// All labels of a request.
+    pub(crate) fn request_labels(
+        &self,
+        reporter: Reporter,
+        tls: bool,
+        protocol: RequestProtocol,
+    ) -> RequestLabels {
+        let (service, service_name, service_namespace) = self.service.names();
+        RequestLabels {
+            reporter,
+            source: self.source.clone(),
+            source_principal: self.source_principal.clone(),
+            destination: self.destination.clone(),
+            destination_principal: self.destination_principal.clone(),
+            service,
+            service_name,
+            service_namespace,
+            protocol,
+            security: security(reporter, tls),
+        }
+    }
+
+    /// Addresses of the shared parts: equal ends have equal ones.
+    pub(crate) fn parts(&self) -> [usize; 5] {
+        let workload =
+            |labels: &Option<Arc<WorkloadLabels>>| labels.as_ref().map_or(0, |it| Arc::as_ptr(it).addr());
+        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |it| Arc::as_ptr(it).addr());
+        [
+            workload(&self.source),
+            text(&self.source_principal),
+            workload(&self.destination),
+            text(&self.destination_principal),
+            self.service.id(),
+        ]
+    }
 }
 
 /// M-4: the client's side never says; the server's says whether TLS carried the bytes (ruling 4).
@@ -132,17 +170,7 @@ pub(crate) struct SeriesCache(RefCell<HashMap<Key, (TcpSeries, Ends)>>);
 impl SeriesCache {
     /// The series of connections that are not refused.
     pub(crate) fn get(&self, metrics: &Metrics, ends: &Ends, reporter: Reporter, tls: bool) -> TcpSeries {
-        let workload =
-            |labels: &Option<Arc<WorkloadLabels>>| labels.as_ref().map_or(0, |it| Arc::as_ptr(it).addr());
-        let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |it| Arc::as_ptr(it).addr());
-        let parts = [
-            workload(&ends.source),
-            text(&ends.source_principal),
-            workload(&ends.destination),
-            text(&ends.destination_principal),
-            ends.service.id(),
-        ];
-        let key = Key { reporter, tls, parts };
+        let key = Key { reporter, tls, parts: ends.parts() };
         if let Some((series, _)) = self.0.borrow().get(&key) {
             return series.clone();
         }

@@ -6,9 +6,12 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
+use weft_core::Snapshot;
 use weft_core::decide::outbound::{outbound, pick};
 use weft_core::decide::{Candidate, Destination, OutboundDecision, Path};
 use weft_core::snapshot::{LocalWorkload, Workload};
@@ -16,6 +19,11 @@ use weft_core::snapshot::{LocalWorkload, Workload};
 use crate::account::{Account, Facts, Failure, Route, Side};
 use crate::hbone::client::{self, TunnelStream};
 use crate::hbone::pool::Permit;
+use crate::http::detect::{self, Heard, Speaks};
+use crate::http::exchange::Outbound;
+use crate::http::io::Transport;
+use crate::http::serve::{Origin, serve as serve_http};
+use crate::http::stream::TunnelIo;
 use crate::inbound::{self, Application};
 use crate::labels::Service;
 use crate::learn::Learning;
@@ -24,7 +32,7 @@ use crate::net::{self, Dialled, Purpose};
 use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::registry::{Admission, Registered};
-use crate::relay::{Pair, relay};
+use crate::relay::{Ahead, Pair, relay};
 use crate::worker::{EndpointLoad, Worker};
 
 /// Endpoints that are tried for one connection.
@@ -33,7 +41,17 @@ const ATTEMPTS: usize = 5;
 /// The server's side of a connection.
 enum Upstream {
     Socket(Dialled),
-    Tunnel(TunnelStream),
+    Tunnel(TunnelIo, Permit),
+}
+
+impl Upstream {
+    /// Whether the server has sent something, or has left.
+    fn has_spoken(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Self::Socket(dialled) => dialled.stream.poll_read_ready(cx).is_ready(),
+            Self::Tunnel(tunnel, _) => tunnel.poll_receive(cx).is_ready(),
+        }
+    }
 }
 
 /// A way that is open.
@@ -56,19 +74,34 @@ pub(crate) enum Setback {
 /// Setting up takes a future of its own on the heap, which is gone once bytes flow.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let admitted = accepted.admitted;
-    let way = Box::pin(set_up(worker, accepted.pod, accepted.stream, (accepted.peer, accepted.local))).await;
-    if let Some(Open { account, pair, live, held }) = way {
-        let end = relay(pair, account.meter(), &live).await;
-        drop(held);
-        account.finish(end.into_cut());
+    let (ends, pod) = ((accepted.peer, accepted.local), accepted.pod);
+    match Box::pin(set_up(worker.clone(), pod, accepted.stream, ends)).await {
+        Some(Next::Relay(open)) => {
+            let Open { account, pair, ahead, live, held } = *open;
+            let end = relay(pair, ahead, account.meter(), &live).await;
+            drop(held);
+            account.finish(end.into_cut());
+        }
+        Some(Next::Http(http)) => {
+            let (transport, outbound, live) = *http;
+            Box::pin(serve_http(worker, transport, Origin::Outbound(outbound), live)).await;
+        }
+        None => {}
     }
     drop(admitted);
+}
+
+/// What a connection turned out to be.
+enum Next {
+    Relay(Box<Open>),
+    Http(Box<(Transport, Outbound, Registered)>),
 }
 
 /// A connection that only has to be relayed.
 struct Open {
     account: Account,
     pair: Pair,
+    ahead: Ahead,
     live: Registered,
     /// Given back after the connection has been closed.
     held: (Option<EndpointLoad>, Held),
@@ -85,25 +118,36 @@ async fn set_up(
     pod: Arc<Pod>,
     stream: TcpStream,
     (peer, local): (SocketAddr, SocketAddr),
-) -> Option<Open> {
+) -> Option<Next> {
     if pod.ports.is_ours(peer, local) {
         worker.shared.counters.loops.add();
         net::reset(stream);
         return None;
     }
     let mut facts = Box::new(Facts::new(Side::Source, Route::Plaintext, peer, local));
-    match establish(&worker, &pod, &mut facts).await {
-        Ok((Way { upstream, live, learning }, load)) => {
+    let mut client = Transport::Tcp(stream, Bytes::new());
+    let heard = hear(&worker, &pod, &mut client, &mut facts).await;
+    let Transport::Tcp(stream, ahead) = client else { return None };
+    match heard {
+        Ok(Heard::Http) => {
+            let live = worker.live.tunnel(&pod);
+            let outbound = Outbound { pod, client: peer, original: local };
+            Some(Next::Http(Box::new((Transport::Tcp(stream, ahead), outbound, live))))
+        }
+        Ok(Heard::Opaque((Way { upstream, live, learning }, load))) => {
             let account = Account::open(&worker, facts, learning);
+            let mut ahead = Ahead { socket: ahead, stream: Bytes::new() };
             let (pair, held) = match upstream {
                 Upstream::Socket(Dialled { stream: server, lease }) => {
                     (Pair::Tcp(stream, server), Held::Port(lease))
                 }
-                Upstream::Tunnel(TunnelStream { stream: tunnel, permit }) => {
+                Upstream::Tunnel(tunnel, permit) => {
+                    let (tunnel, received) = tunnel.into_parts();
+                    ahead.stream = received;
                     (Pair::ClientTcp(stream, tunnel), Held::Place(permit))
                 }
             };
-            Some(Open { account, pair, live, held: (load, held) })
+            Some(Next::Relay(Box::new(Open { account, pair, ahead, live, held: (load, held) })))
         }
         Err(failure) => {
             net::reset(stream);
@@ -113,11 +157,16 @@ async fn set_up(
     }
 }
 
-async fn establish(
+/// A way with what it adds to the load of its endpoint.
+type Opened = (Way, Option<EndpointLoad>);
+
+/// Finds out what the connection speaks, and opens a way unless that is HTTP.
+async fn hear(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
+    client: &mut Transport,
     facts: &mut Facts,
-) -> Result<(Way, Option<EndpointLoad>), Failure> {
+) -> Result<Heard<Opened>, Failure> {
     let snapshot = worker.snapshot();
     let source = inbound::own_workload(&snapshot, pod)?;
     inbound::name_source(facts, Some(&source.workload));
@@ -127,7 +176,23 @@ async fn establish(
         return Err(Failure::new("DENY", "forged_source", details));
     }
     facts.ends.source_principal = Some(source.workload.labels.principal.clone());
-    match outbound(&snapshot, &source.workload, facts.addressed) {
+    match Speaks::outbound(&snapshot, facts.addressed) {
+        Speaks::Http => Ok(Heard::Http),
+        Speaks::Opaque => Ok(Heard::Opaque(establish(worker, pod, (&snapshot, source), facts).await?)),
+        Speaks::Unknown => {
+            let opening = establish(worker, pod, (&snapshot, source), facts);
+            detect::listen(client, opening, |(way, _), cx| way.upstream.has_spoken(cx)).await
+        }
+    }
+}
+
+async fn establish(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    (snapshot, source): (&Snapshot, &LocalWorkload),
+    facts: &mut Facts,
+) -> Result<Opened, Failure> {
+    match outbound(snapshot, &source.workload, facts.addressed) {
         OutboundDecision::Endpoints { destination, candidates } => {
             facts.ends.service = Service::of(&destination, false);
             let (way, load) = any_endpoint(worker, pod, source, &candidates, facts).await?;
@@ -221,7 +286,8 @@ async fn one_endpoint(
             let tunnel =
                 client::open(worker, pod, &source.workload, destination, (candidate.addr, facts)).await?;
             let live = worker.live.connection(pod, None);
-            Ok(Way { upstream: Upstream::Tunnel(tunnel), live, learning: None })
+            let TunnelStream { stream, permit } = tunnel;
+            Ok(Way { upstream: Upstream::Tunnel(TunnelIo::new(stream), permit), live, learning: None })
         }
         Path::Plaintext => {
             facts.route = Route::Plaintext;

@@ -50,6 +50,15 @@ pub(crate) enum Pair {
     ServerTcp(TcpStream, H2Stream),
 }
 
+/// What was read to find out what a connection speaks.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    /// From the client's socket.
+    pub(crate) socket: Bytes,
+    /// From the stream; not released to its window yet.
+    pub(crate) stream: Bytes,
+}
+
 /// How a relay ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -115,17 +124,13 @@ impl ReadSize {
 ///
 /// A plain function, like those below: an `async fn` would keep its arguments a second time, and this future
 /// is most of what an idle connection costs.
-pub(crate) fn relay<'a>(pair: Pair, meter: &'a Meter, live: &'a Live) -> impl Future<Output = End> + 'a {
-    let (up, down) = (Way::FromClient, Way::FromServer);
-    let mut relay = match pair {
-        Pair::Tcp(client, server) => Relay::Tcp(client, server, TcpToTcp::new(up), TcpToTcp::new(down)),
-        Pair::ClientTcp(client, stream) => {
-            Relay::Tunnel(client, stream, TcpToH2::new(up), H2ToTcp::new(down))
-        }
-        Pair::ServerTcp(server, stream) => {
-            Relay::Tunnel(server, stream, TcpToH2::new(down), H2ToTcp::new(up))
-        }
-    };
+pub(crate) fn relay<'a>(
+    pair: Pair,
+    ahead: Ahead,
+    meter: &'a Meter,
+    live: &'a Live,
+) -> impl Future<Output = End> + 'a {
+    let mut relay = Relay::new(pair, ahead, meter);
     poll_fn(move |cx| {
         live.listen(cx);
         let end = match live.cut() {
@@ -145,6 +150,32 @@ enum Relay {
 }
 
 impl Relay {
+    fn new(pair: Pair, ahead: Ahead, meter: &Meter) -> Self {
+        let (up, down) = (Way::FromClient, Way::FromServer);
+        let Ahead { socket, stream: chunk } = ahead;
+        match pair {
+            Pair::Tcp(client, server) => {
+                let mut sending = TcpToTcp::new(up);
+                if !socket.is_empty() {
+                    up.count(meter, &socket);
+                    sending.rest = Held::new(&socket);
+                }
+                Self::Tcp(client, server, sending, TcpToTcp::new(down))
+            }
+            Pair::ClientTcp(client, mut stream) => {
+                if !socket.is_empty() {
+                    up.count(meter, &socket);
+                    // Fails where the stream is over, which the relay finds out by itself.
+                    let _ = stream.send.send_data(socket, false);
+                }
+                Self::Tunnel(client, stream, TcpToH2::new(up), H2ToTcp::after(down, chunk, meter))
+            }
+            Pair::ServerTcp(server, stream) => {
+                Self::Tunnel(server, stream, TcpToH2::new(down), H2ToTcp::after(up, chunk, meter))
+            }
+        }
+    }
+
     fn poll(&mut self, meter: &Meter, cx: &mut Context<'_>) -> Poll<End> {
         match self {
             Self::Tcp(client, server, up, down) => {
@@ -380,8 +411,12 @@ struct H2ToTcp {
 }
 
 impl H2ToTcp {
-    fn new(way: Way) -> Self {
-        Self { way, done: false, ended: false, peer_is_done: false, chunk: Bytes::new() }
+    /// Begins with what was received already.
+    fn after(way: Way, chunk: Bytes, meter: &Meter) -> Self {
+        if !chunk.is_empty() {
+            way.count(meter, &chunk);
+        }
+        Self { way, done: false, ended: false, peer_is_done: false, chunk }
     }
 
     fn poll(

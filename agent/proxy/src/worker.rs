@@ -27,6 +27,8 @@ use weft_telemetry::{AccessLog, Metrics};
 
 use crate::counters::Counters;
 use crate::hbone::{Baggage, Pool};
+use crate::http::keys::Keys;
+use crate::http::record::RequestCache;
 use crate::http::upstream;
 use crate::labels::SeriesCache;
 use crate::learn::Learned;
@@ -119,6 +121,8 @@ pub(crate) struct Worker {
     pub(crate) tunnels: Rc<Pool>,
     pub(crate) upstreams: upstream::Upstreams,
     pub(crate) series: SeriesCache,
+    pub(crate) requests: RequestCache,
+    pub(crate) keys: Keys,
     pub(crate) learned: Rc<Learned>,
     pub(crate) baggage: Baggage,
     pods: RefCell<HashMap<NamespacedName, Arc<Pod>>>,
@@ -157,6 +161,8 @@ impl Worker {
             tunnels: Rc::default(),
             upstreams: upstream::Upstreams::default(),
             series: SeriesCache::default(),
+            requests: RequestCache::default(),
+            keys: Keys::default(),
             learned: Rc::new(Learned::new(shared.context.learned.clone())),
             baggage: Baggage::default(),
             pods: RefCell::default(),
@@ -183,6 +189,7 @@ impl Worker {
             Command::Serve(handed) => self.serve(handed),
             Command::Reevaluate => {
                 self.series.clear();
+                self.requests.clear();
                 self.live.reevaluate(&self.snapshot());
             }
             Command::Drain { deadline, done } => {

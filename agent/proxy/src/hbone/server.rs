@@ -1,12 +1,13 @@
 //! The server's side of HBONE: accepts tunnels into a pod and serves the streams in them.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +22,18 @@ use super::driver::Keepalive;
 use super::headers::{add_baggage, forwarded_service};
 use super::{ACCEPTED_STREAMS, ACCEPTED_WINDOW, MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW};
 use crate::account::{Account, Facts, Failure, Route, Side};
-use crate::inbound::{self, Application, Open};
+use crate::http::detect::{self, Heard, Speaks};
+use crate::http::inbound::Arrival;
+use crate::http::io::Transport;
+use crate::http::serve::{Origin, serve as serve_http};
+use crate::http::stream::TunnelIo;
+use crate::inbound::{self, Application, Http, Next, Open};
 use crate::labels::Service;
 use crate::listener::Accepted;
 use crate::net::{self, Dialled};
 use crate::pod::{Admitted, Handshaking, Pod};
 use crate::registry::{Admission, Registered};
-use crate::relay::{H2Stream, Pair, relay};
+use crate::relay::{Ahead, H2Stream, Pair, relay};
 use crate::tls::{self, Corked, Stream};
 use crate::unread::Counted;
 use crate::worker::Worker;
@@ -201,12 +207,22 @@ fn accept(
     let admitted = Admitted::new(pod, &worker.shared.loads, worker.index);
     let counted = Counted::new(pod, request.body_mut().flow_control().clone());
     let set_up = Box::pin(set_up(worker.clone(), opening, request, respond));
+    let task = worker.clone();
     worker.spawn(async move {
-        if let Some(Open { account, pair, live, ports }) = set_up.await {
-            let end = relay(pair, account.meter(), &live).await;
-            drop(counted);
-            drop(ports);
-            account.finish(end.into_cut());
+        match set_up.await {
+            Some(Next::Relay(open)) => {
+                let Open { account, pair, ahead, live, ports } = *open;
+                let end = relay(pair, ahead, account.meter(), &live).await;
+                drop(counted);
+                drop(ports);
+                account.finish(end.into_cut());
+            }
+            Some(Next::Http(http)) => {
+                let Http { transport, arrival, live, .. } = *http;
+                Box::pin(serve_http(task, transport, Origin::Inbound(arrival), live)).await;
+                drop(counted);
+            }
+            None => {}
         }
         drop(admitted);
     });
@@ -217,7 +233,7 @@ async fn set_up(
     opening: Opening,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-) -> Option<Open> {
+) -> Option<Next> {
     let tunnel = &opening.0;
     let mut facts = Box::new(Facts::new(Side::Destination, Route::Hbone, tunnel.peer, tunnel.peer));
     let opened = tokio::select! {
@@ -230,16 +246,17 @@ async fn set_up(
         }
     };
     match opened {
-        Ok((Application { dialled, live, learning }, response)) => {
-            let Dialled { stream: application, lease } = dialled;
-            let Ok(send) = respond.send_response(response, false) else {
-                // The client has gone while the application was being reached.
-                net::reset(application);
+        Ok((application, arrival, response)) => {
+            // Fails where the client has gone while the application was being reached.
+            let send = respond.send_response(response, false).ok();
+            let Some(send) = send else {
+                if let Some(Application { dialled, .. }) = application {
+                    net::reset(dialled.stream);
+                }
                 return None;
             };
-            let account = Account::open(&worker, facts, learning);
-            let stream = H2Stream { send, recv: request.into_body() };
-            Some(Open { account, pair: Pair::ServerTcp(application, stream), live, ports: (lease, None) })
+            let stream = TunnelIo::new(H2Stream { send, recv: request.into_body() });
+            Some(begin(&worker, facts, (application, arrival), stream).await)
         }
         Err((status, failure)) => {
             facts.fail(&worker, &failure);
@@ -252,12 +269,50 @@ async fn set_up(
     }
 }
 
+/// Relays to the application, unless the stream turns out to speak HTTP.
+async fn begin(
+    worker: &Rc<Worker>,
+    facts: Box<Facts>,
+    (application, arrival): (Option<Application>, Arrival),
+    stream: TunnelIo,
+) -> Next {
+    let mut client = Transport::Tunnel(stream);
+    let unknown = Speaks::inbound_of(&worker.snapshot(), &arrival) == Speaks::Unknown;
+    let application = match application {
+        Some(application) if unknown => {
+            let ready = async { Ok::<_, Infallible>(application) };
+            let spoke = |application: &mut Application, cx: &mut Context<'_>| {
+                application.dialled.stream.poll_read_ready(cx).is_ready()
+            };
+            match detect::listen(&mut client, ready, spoke).await {
+                Ok(Heard::Opaque(application)) => Some(application),
+                Ok(Heard::Http) => None,
+            }
+        }
+        other => other,
+    };
+    match (application, client) {
+        (Some(Application { dialled, live, learning }), Transport::Tunnel(stream)) => {
+            let Dialled { stream: application, lease } = dialled;
+            let account = Account::open(worker, facts, learning);
+            let (stream, received) = stream.into_parts();
+            let ahead = Ahead { socket: Bytes::new(), stream: received };
+            let pair = Pair::ServerTcp(application, stream);
+            Next::Relay(Box::new(Open { account, pair, ahead, live, ports: (lease, None) }))
+        }
+        (_, transport) => {
+            let live = worker.live.tunnel(&arrival.pod);
+            Next::Http(Box::new(Http { transport, arrival, live, port: None }))
+        }
+    }
+}
+
 async fn open(
     worker: &Rc<Worker>,
     tunnel: &Tunnel,
     request: &Request<RecvStream>,
     facts: &mut Facts,
-) -> Result<(Application, Response<()>), (StatusCode, Failure)> {
+) -> Result<(Option<Application>, Arrival, Response<()>), (StatusCode, Failure)> {
     let snapshot = worker.snapshot();
     let local = inbound::own_workload(&snapshot, &tunnel.pod)
         .map_err(|failure| (StatusCode::SERVICE_UNAVAILABLE, failure))?;
@@ -277,14 +332,24 @@ async fn open(
     }
     let identity = Some(tunnel.identity.clone());
     let admission = Admission { pod: tunnel.pod.clone(), identity, source: tunnel.peer.ip(), destination };
-    let application =
-        inbound::open_application(worker, &tunnel.pod, local, facts, admission).await.map_err(|failure| {
-            let denied = failure.flags == "DENY";
-            (if denied { StatusCode::UNAUTHORIZED } else { StatusCode::SERVICE_UNAVAILABLE }, failure)
-        })?;
+    let arrival = Arrival::of(&admission, facts, source);
+    let refused = |failure: Failure| {
+        let denied = failure.flags == "DENY";
+        (if denied { StatusCode::UNAUTHORIZED } else { StatusCode::SERVICE_UNAVAILABLE }, failure)
+    };
+    let application = match Speaks::inbound(local, destination.port()) {
+        Speaks::Http => {
+            inbound::authenticated(local, facts, &admission).map_err(refused)?;
+            None
+        }
+        Speaks::Opaque | Speaks::Unknown => {
+            let opening = inbound::open_application(worker, &tunnel.pod, local, facts, admission);
+            Some(opening.await.map_err(refused)?)
+        }
+    };
     let mut response = Response::new(());
     add_baggage(response.headers_mut(), worker.baggage.of(&local.workload));
-    Ok((application, response))
+    Ok((application, arrival, response))
 }
 
 /// The application that a request is for: a port of the pod itself.

@@ -14,7 +14,7 @@ use crate::account::{Account, Facts, Route, Side};
 use crate::listener::Role;
 use crate::outbound::Setback;
 use crate::pod::HANDSHAKES_PER_PEER;
-use crate::relay::{Pair, relay};
+use crate::relay::{Ahead, Pair, relay};
 use crate::testbed::{
     Bed, allow_again, connect_from, connected, deny_all, identity, name, run, run_paused, strict,
 };
@@ -45,7 +45,7 @@ async fn tunnelled(bed: &Bed, application: &TcpListener, destination: SocketAddr
     tokio::task::spawn_local(async move {
         let _permit = permit;
         let account = Account::open(&worker, facts, None);
-        relay(Pair::ClientTcp(downstream, stream), account.meter(), &live).await;
+        relay(Pair::ClientTcp(downstream, stream), Ahead::default(), account.meter(), &live).await;
     });
     (client, application.accept().await.unwrap().0)
 }

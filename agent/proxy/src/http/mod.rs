@@ -2,8 +2,26 @@
 //! answers itself.
 //!
 //! A connection is driven by one task; a request runs inside it (HTTP/1) or in a task of its stream (HTTP/2).
-//! Bodies stream; nothing is buffered but what a retry may need.
+//! Bodies stream; nothing is buffered but what a retry or a mirror may need.
 
 pub(crate) mod body;
+pub(crate) mod detect;
+pub(crate) mod exchange;
+mod external;
+mod failure;
+pub(crate) mod flags;
+pub(crate) mod forward;
+pub(crate) mod headers;
+pub(crate) mod inbound;
+pub(crate) mod io;
+pub(crate) mod keys;
+pub(crate) mod message;
+mod mirror;
+mod outcall;
+pub(crate) mod record;
+pub(crate) mod reply;
+pub(crate) mod scan;
+pub(crate) mod serve;
 pub(crate) mod stream;
+pub(crate) mod upload;
 pub(crate) mod upstream;

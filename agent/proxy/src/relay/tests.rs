@@ -27,7 +27,7 @@ async fn relayed() -> Relayed {
     let live = registry.connection(&pod, None);
     let end = tokio::task::spawn_local(async move {
         let meter = Meter::new([None, None], None);
-        let end = relay(Pair::Tcp(downstream, upstream), &meter, &live).await;
+        let end = relay(Pair::Tcp(downstream, upstream), Ahead::default(), &meter, &live).await;
         (end, meter.bytes())
     });
     Relayed { client, server, registry, pod, end }

@@ -1,0 +1,272 @@
+//! One request of a pod: the client's side decides where it goes, what is changed, and what becomes of failures.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use smallvec::SmallVec;
+use weft_core::decide::http::{
+    Action, Caller, Cluster, Cors, Forward, RouteDecision, cors, draw_fault, drawn, hash, prepare, route,
+};
+use weft_core::resource::PortProtocol;
+use weft_core::resource::virtual_service::AbortStatus;
+use weft_core::snapshot::LocalWorkload;
+use weft_telemetry::Reporter;
+
+use super::body::Body;
+use super::flags::{Flags, Reason};
+use super::forward::{self, Outward};
+use super::headers::{X_FORWARDED_CLIENT_CERT, identify, strip_controls, strip_hop_by_hop, wants_upgrade};
+use super::message::Message;
+use super::mirror::{self, Mirrored};
+use super::record::{Addresses, Record};
+use super::reply::Reply;
+use super::scan::Smell;
+use super::serve::{BrokenOff, Downstream};
+use super::upstream::{Leg, UpstreamProtocol};
+use crate::account::Route;
+use crate::inbound;
+use crate::labels::{Ends, Service};
+use crate::pod::Pod;
+use crate::worker::Worker;
+
+/// A captured connection of a pod.
+pub(crate) struct Outbound {
+    /// The pod.
+    pub(crate) pod: Arc<Pod>,
+    /// Its end of the connection.
+    pub(crate) client: SocketAddr,
+    /// What it dialled.
+    pub(crate) original: SocketAddr,
+}
+
+/// A request with what was found out about it.
+struct Asked<'a> {
+    downstream: &'a Rc<Downstream>,
+    leg: Leg<'a>,
+    message: Message,
+    parts: Parts,
+    body: Incoming,
+    record: Box<Record>,
+    upgrade: bool,
+}
+
+/// Answers one request.
+pub(crate) async fn exchange(
+    downstream: &Rc<Downstream>,
+    outbound: &Outbound,
+    smell: Option<Smell>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, BrokenOff> {
+    let worker = &downstream.worker;
+    let snapshot = worker.snapshot();
+    let Ok(source) = inbound::own_workload(&snapshot, &outbound.pod) else { return Err(BrokenOff::new()) };
+    let (mut parts, body) = request.into_parts();
+    let mut record = begin(worker, outbound, source, &parts);
+    let message = match Message::read(&parts, smell, snapshot.mesh().http.path_normalization) {
+        Ok(message) => message,
+        Err(reply) => return Ok(record.reply(reply)),
+    };
+    strip_controls(&mut parts.headers);
+    identify(worker, &mut parts.headers);
+    record.identified(&parts.headers);
+    let upgrade = !downstream.http2 && wants_upgrade(&parts.headers);
+    let leg = Leg {
+        pod: &outbound.pod,
+        source,
+        client: outbound.client,
+        original: outbound.original,
+        snapshot: &snapshot,
+    };
+    let asked = Asked { downstream, leg, message, parts, body, record, upgrade };
+    decide(asked).await
+}
+
+fn begin(
+    worker: &Rc<Worker>,
+    outbound: &Outbound,
+    source: &Arc<LocalWorkload>,
+    parts: &Parts,
+) -> Box<Record> {
+    let addresses = Addresses { client: outbound.client, addressed: outbound.original };
+    let workload = &source.workload;
+    let ends = Ends {
+        source: Some(workload.labels.clone()),
+        source_principal: Some(workload.labels.principal.clone()),
+        destination: None,
+        destination_principal: None,
+        service: Service::Unknown,
+    };
+    let mut record = Record::new(worker, Reporter::Source, addresses, parts, (Route::Plaintext, ends));
+    record.pods = [Some(workload.clone()), None];
+    record
+}
+
+async fn decide(mut asked: Asked<'_>) -> Result<Response<Body>, BrokenOff> {
+    let caller = Caller {
+        workload: &asked.leg.source.workload,
+        original: asked.leg.original,
+        labels: &asked.leg.source.workload.pod_labels,
+    };
+    let mut decision = route(asked.leg.snapshot, &caller, &asked.message.view(&asked.parts));
+    name_route(&mut asked.record, &decision);
+    let mut extra = SmallVec::new();
+    match decision.cors.as_ref().map(|policy| cors(policy, &asked.message.view(&asked.parts))) {
+        Some(Cors::Preflight(reply)) => return Ok(asked.record.reply(Reply::from(&reply))),
+        Some(Cors::Headers(headers)) => extra.extend(headers),
+        Some(Cors::None) | None => {}
+    }
+    let action = std::mem::replace(&mut decision.action, Action::Passthrough);
+    match action {
+        Action::Respond(reply) => Ok(respond(asked, Reply::from(&reply), extra)),
+        Action::Passthrough => forward::pass_through(outward(asked, extra)).await,
+        Action::Forward(rule) => to_target(asked, decision, rule, extra).await,
+    }
+}
+
+pub(super) type Extra = SmallVec<[(Arc<str>, String); 2]>;
+
+fn respond(asked: Asked<'_>, reply: Reply, extra: Extra) -> Response<Body> {
+    let reply = extra.iter().fold(reply, |reply, (name, value)| reply.with(name, value));
+    asked.record.reply(reply)
+}
+
+/// Log and metrics name the rule and the Service also where the mesh answers.
+fn name_route(record: &mut Record, decision: &RouteDecision) {
+    record.ends.service = match &decision.service {
+        Some((service, at)) => {
+            let port = service.ports.get(*at).map_or(0, |port| port.port);
+            Service::Known { service: service.clone(), port }
+        }
+        None => match &decision.action {
+            Action::Passthrough => Service::Passthrough,
+            Action::Respond(reply) if reply.by == "block_all" || reply.status == 502 => Service::BlackHole,
+            Action::Respond(_) | Action::Forward(_) => Service::Unknown,
+        },
+    };
+    record.route_name = decision.rule.as_ref().and_then(|rule| rule.name.clone());
+}
+
+async fn to_target(
+    mut asked: Asked<'_>,
+    decision: RouteDecision,
+    rule: Forward,
+    mut extra: Extra,
+) -> Result<Response<Body>, BrokenOff> {
+    let worker = asked.downstream.worker.clone();
+    let mut random = |below: u64| worker.random() % below.max(1);
+    if let Some(fault) = &rule.fault {
+        let drawn = draw_fault(fault, &mut random);
+        if let Some(delay) = drawn.delay {
+            asked.record.flags.delayed = true;
+            tokio::time::sleep(delay).await;
+        }
+        if let Some(abort) = drawn.abort {
+            return Ok(asked.record.reply(aborted(abort)));
+        }
+    }
+    let Some(target) = rule.choose(&mut random) else {
+        return Ok(asked.record.reply(missing_cluster("no destination has a weight")));
+    };
+    let cluster = match &target.cluster {
+        Ok(cluster) => cluster.clone(),
+        Err(name) => {
+            asked.record.cluster = Some(name.clone());
+            return Ok(asked.record.reply(missing_cluster(name)));
+        }
+    };
+    name_cluster(&mut asked.record, &cluster);
+    let view = asked.message.view(&asked.parts);
+    let hashed = hash(&cluster.policy, &view, asked.leg.client.ip(), worker.random());
+    extra.extend(hashed.set_cookie.map(|cookie| (Arc::from("set-cookie"), cookie)));
+    let outgoing = prepare(&decision, target, &view);
+    let mirrors: SmallVec<[Arc<Cluster>; 1]> = rule
+        .mirrors
+        .iter()
+        .filter(|mirror| drawn(mirror.share, &mut random))
+        .filter_map(|mirror| mirror.cluster.as_ref().ok().cloned())
+        .collect();
+    let protocol = protocol_to(&cluster, asked.downstream.http2, asked.upgrade);
+    let mut outward = outward(asked, extra);
+    outward.protocol = protocol;
+    outward.change(outgoing);
+    let plan =
+        forward::Plan { cluster, hash: hashed.value, timeout: rule.timeout, retry: rule.retry.clone() };
+    let upload = outward.upload(plan.retry.attempts > 0);
+    for cluster in mirrors {
+        mirror::send(&outward, &upload, Mirrored { cluster, timeout: plan.timeout });
+    }
+    forward::forward(outward, upload, plan).await
+}
+
+fn name_cluster(record: &mut Record, cluster: &Arc<Cluster>) {
+    record.cluster = Some(cluster.name.clone());
+    record.ends.service = Service::Known { service: cluster.service.clone(), port: cluster.port };
+}
+
+fn clients_protocol(http2: bool) -> UpstreamProtocol {
+    if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 }
+}
+
+/// what the port declares, what the policy says, or what the client speaks.
+fn protocol_to(cluster: &Cluster, client_http2: bool, upgrade: bool) -> UpstreamProtocol {
+    let clients = clients_protocol(client_http2);
+    let pool = &cluster.policy.connection_pool;
+    if upgrade {
+        return UpstreamProtocol::Http1;
+    }
+    if pool.use_client_protocol {
+        return clients;
+    }
+    match pool.h2_upgrade {
+        Some(true) => return UpstreamProtocol::Http2,
+        Some(false) | None => {}
+    }
+    match cluster.service.ports.get(cluster.service_port).map(|port| port.protocol) {
+        Some(PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb) => UpstreamProtocol::Http2,
+        Some(PortProtocol::Http) => UpstreamProtocol::Http1,
+        Some(PortProtocol::Tls | PortProtocol::Tcp | PortProtocol::Udp | PortProtocol::Undeclared) | None => {
+            clients
+        }
+    }
+}
+
+fn outward(asked: Asked<'_>, extra: Extra) -> Outward<'_> {
+    let Asked { downstream, leg, message, mut parts, body, record, upgrade } = asked;
+    strip_hop_by_hop(&mut parts.headers, upgrade);
+    parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+    parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let protocol = clients_protocol(downstream.http2);
+    Outward {
+        downstream,
+        leg,
+        parts,
+        message,
+        authority: None,
+        body: Body::from(body),
+        record,
+        upgrade,
+        protocol,
+        response_changes: Vec::new(),
+        response_headers: extra,
+    }
+}
+
+fn aborted(abort: AbortStatus) -> Reply {
+    let (status, grpc) = match abort {
+        AbortStatus::Http(status) => (status, None),
+        // E24: callers that do not speak gRPC get 200 with the text.
+        AbortStatus::Grpc(status) => (200, Some(status)),
+    };
+    let flags = Flags { aborted: true, ..Flags::default() };
+    Reply { flags, grpc, ..Reply::text(status, "fault filter abort", "fault_filter_abort") }
+}
+
+/// E25, V-15.
+fn missing_cluster(name: &str) -> Reply {
+    let reply = Reply::flagged(503, "", "cluster_not_found", Reason::NC);
+    Reply { failure: Some(format!("there is no host or subset {name}")), ..reply }
+}

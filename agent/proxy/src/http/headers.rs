@@ -1,0 +1,282 @@
+//! Headers that the mesh itself reads, adds and takes away (H-2, E42, E43).
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
+
+use crate::worker::Worker;
+
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Controls of Envoy that applications may not set (E43, H-13).
+const CONTROLS: [HeaderName; 15] = [
+    HeaderName::from_static("x-envoy-decorator-operation"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-force-trace"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    HeaderName::from_static("x-envoy-internal"),
+    HeaderName::from_static("x-envoy-ip-tags"),
+    HeaderName::from_static("x-envoy-is-timeout-retry"),
+    HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-original-url"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
+    HeaderName::from_static("x-envoy-retry-grpc-on"),
+    HeaderName::from_static("x-envoy-retry-on"),
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+];
+
+/// Whether a message is gRPC (E47): `application/grpc`, also with a suffix or parameters.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// Whether an HTTP/1 request asks for another protocol on its connection (H-5).
+pub(crate) fn wants_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(UPGRADE) && connection_options(headers).any(|it| it.eq_ignore_ascii_case("upgrade"))
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(CONNECTION).into_iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(str::trim)
+}
+
+/// Takes away what belongs to one connection only, and what it names (RFC 9110 7.6.1).
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    if headers.contains_key(CONNECTION) {
+        let keep = |name: &str| upgrade && name.eq_ignore_ascii_case("upgrade");
+        let named: Vec<HeaderName> = connection_options(headers)
+            .filter(|name| !keep(name) && !name.eq_ignore_ascii_case("te"))
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING] {
+        headers.remove(name);
+    }
+    if upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        headers.remove(UPGRADE);
+    }
+    if headers.get(TE).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        headers.remove(TE);
+    }
+}
+
+/// Takes away the controls that only Envoy's own configuration may set.
+pub(crate) fn strip_controls(headers: &mut HeaderMap) {
+    if headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        for name in CONTROLS {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Adds what every request has: an id, and the scheme that the client used.
+pub(crate) fn identify(worker: &Worker, headers: &mut HeaderMap) {
+    if !headers.contains_key(X_REQUEST_ID) {
+        headers.insert(X_REQUEST_ID, request_id([worker.random(), worker.random()]));
+    }
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+/// A random UUID (RFC 9562 5.4).
+fn request_id([high, low]: [u64; 2]) -> HeaderValue {
+    let high = (high & 0xFFFF_FFFF_FFFF_0FFF) | 0x4000;
+    let low = (low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000;
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [b'-'; 36];
+    let bits = (u128::from(high) << 64) | u128::from(low);
+    let mut shift = 128;
+    for (at, byte) in text.iter_mut().enumerate() {
+        if matches!(at, 8 | 13 | 18 | 23) {
+            continue;
+        }
+        shift -= 4;
+        *byte = DIGITS.get((bits >> shift) as usize & 0xF).copied().unwrap_or(b'0');
+    }
+    // Digits and hyphens are always valid.
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// Which try this is, counted from 1 (E16).
+pub(crate) fn set_attempt(headers: &mut HeaderMap, attempt: u32) {
+    let value = match attempt {
+        1 => HeaderValue::from_static("1"),
+        other => HeaderValue::from(other),
+    };
+    headers.insert(ATTEMPT_COUNT, value);
+}
+
+/// How long the client's side waits for the answer (E19).
+pub(crate) fn set_expected_timeout(headers: &mut HeaderMap, timeout: Duration) {
+    let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(ms));
+}
+
+/// How long the application took (H-1).
+pub(crate) fn set_service_time(headers: &mut HeaderMap, time: Duration) {
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    headers.insert(SERVICE_TIME, HeaderValue::from(ms));
+}
+
+/// `grpc-timeout` (the gRPC specification: up to eight digits and a unit).
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// Gives a request the form in which it is handed on: target in origin form, authority in `Host`.
+pub(crate) fn address(parts: &mut Parts, target: PathAndQuery, authority: &str) {
+    parts.version = Version::HTTP_11;
+    parts.uri = Uri::from(target);
+    let known = parts.headers.get(HOST).is_some_and(|host| host.as_bytes() == authority.as_bytes());
+    if !known && let Ok(host) = HeaderValue::from_str(authority) {
+        parts.headers.insert(HOST, host);
+    }
+}
+
+/// Whether a text is a host, with or without a port: what HTTP/1 allows in `Host` (RFC 9110 7.2).
+pub(crate) fn is_authority(text: &str) -> bool {
+    let allowed = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+            || b"!$&'()*+,;=".contains(&byte)
+    };
+    !text.is_empty() && text.bytes().all(allowed)
+}
+
+/// A text as `grpc-message` (percent-encoded, as the gRPC specification has it).
+pub(crate) fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'%' => out.push_str("%25"),
+            0x20..=0x7E => out.push(char::from(byte)),
+            other => {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "%{other:02X}");
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        lines.iter().map(line).collect()
+    }
+
+    #[test]
+    fn what_belongs_to_one_connection_is_taken_away() {
+        let mut map = headers(&[
+            ("connection", "x-hop, keep-alive, TE"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("x_under", "1"),
+        ]);
+        strip_hop_by_hop(&mut map, false);
+        assert_eq!(map, headers(&[("te", "trailers"), ("x_under", "1")]));
+        let mut map = headers(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("te", "gzip")]);
+        assert!(wants_upgrade(&map));
+        strip_hop_by_hop(&mut map, true);
+        assert_eq!(map, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn controls_are_taken_away_and_nothing_else() {
+        let mut map = headers(&[
+            ("x-envoy-retry-on", "5xx"),
+            ("x-envoy-upstream-rq-timeout-ms", "1"),
+            ("x-envoy-other", "1"),
+        ]);
+        strip_controls(&mut map);
+        assert_eq!(map, headers(&[("x-envoy-other", "1")]));
+    }
+
+    #[test]
+    fn request_ids_are_random_uuids() {
+        let id = request_id([u64::MAX, 0]);
+        assert_eq!(id, "ffffffff-ffff-4fff-8000-000000000000");
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (value, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;x=y", true),
+            ("application/grpc-web", false),
+            ("text/plain", false),
+        ] {
+            assert_eq!(is_grpc(&headers(&[("content-type", value)])), grpc, "{value}");
+        }
+    }
+
+    #[test]
+    fn grpc_timeouts_are_read() {
+        for (value, timeout) in [
+            ("300m", Some(Duration::from_millis(300))),
+            ("2S", Some(Duration::from_secs(2))),
+            ("1H", Some(Duration::from_secs(3600))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("123456789m", None),
+            ("m", None),
+            ("", None),
+            ("+1S", None),
+        ] {
+            assert_eq!(grpc_timeout(&headers(&[("grpc-timeout", value)])), timeout, "{value}");
+        }
+    }
+
+    #[test]
+    fn messages_for_grpc_are_encoded() {
+        assert_eq!(percent_encoded("100% \u{e4}\n"), "100%25 %C3%A4%0A");
+    }
+}

@@ -1,0 +1,384 @@
+//! The server's side of a request: who asks, with what tokens, and whether policy lets it reach the application.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::header::SERVER;
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use weft_core::decide::http::apply;
+use weft_core::decide::request_authentication::{Authentication, Outcome, authenticate};
+use weft_core::decide::{InboundConnection, InboundRequest, Verdict, inbound};
+use weft_core::resource::PortProtocol;
+use weft_core::resource::virtual_service::HeaderChanges;
+use weft_core::snapshot::{LocalWorkload, Workload};
+use weft_core::{Identity, Snapshot};
+use weft_telemetry::Reporter;
+
+use super::body::Body;
+use super::external;
+use super::failure;
+use super::headers::{
+    X_FORWARDED_CLIENT_CERT, address, identify, set_service_time, strip_hop_by_hop, wants_upgrade,
+};
+use super::message::Message;
+use super::record::{Addresses, Record};
+use super::reply::Reply;
+use super::scan::Smell;
+use super::serve::{BrokenOff, Downstream, Upgrade};
+use super::upload::Upload;
+use super::upstream::{self, Application, Leg, SendError, SendErrorKind, UpstreamProtocol};
+use crate::account::{Facts, Failure, Route};
+use crate::labels::{Ends, Service};
+use crate::pod::Pod;
+use crate::refusal::{Refusal, dry_runs, policy_id};
+use crate::registry::Admission;
+use crate::worker::Worker;
+
+/// What `server` says on the server's side (H-1).
+const SERVER_NAME: HeaderValue = HeaderValue::from_static("istio-envoy");
+
+/// A connection to an application of this node.
+#[derive(Clone)]
+pub(crate) struct Arrival {
+    /// The application's pod.
+    pub(crate) pod: Arc<Pod>,
+    /// Who opened it: from TLS or from the kernel, never from an address.
+    pub(crate) identity: Option<Arc<Identity>>,
+    /// The client's address.
+    pub(crate) client: SocketAddr,
+    /// The application's.
+    pub(crate) destination: SocketAddr,
+    /// How it came.
+    pub(crate) route: Route,
+    /// The client's pod, where it is known.
+    pub(crate) source: Option<Arc<Workload>>,
+    /// Its principal, where somebody vouches for it.
+    pub(crate) principal: Option<Arc<str>>,
+    /// What the client had addressed.
+    pub(crate) service: Service,
+}
+
+impl Arrival {
+    /// A connection that was admitted. `source` is the workload at the client's address.
+    pub(crate) fn of(admission: &Admission, facts: &Facts, source: Option<&Arc<Workload>>) -> Self {
+        Self {
+            pod: admission.pod.clone(),
+            identity: admission.identity.clone(),
+            client: facts.client,
+            destination: admission.destination,
+            route: facts.route,
+            source: source.cloned(),
+            principal: facts.ends.source_principal.clone(),
+            service: facts.ends.service.clone(),
+        }
+    }
+
+    fn connection(&self) -> InboundConnection<'_> {
+        InboundConnection {
+            identity: self.identity.as_deref(),
+            source_ip: self.client.ip(),
+            destination: self.destination,
+            sni: None,
+        }
+    }
+
+    fn record(&self, worker: &Rc<Worker>, local: &LocalWorkload, parts: &Parts) -> Box<Record> {
+        let authenticated = self.identity.is_some();
+        let ends = Ends {
+            source: self.source.as_ref().map(|source| source.labels.clone()),
+            source_principal: self.principal.clone(),
+            destination: Some(local.workload.labels.clone()),
+            destination_principal: authenticated.then(|| local.workload.labels.principal.clone()),
+            service: self.service.clone(),
+        };
+        let addresses = Addresses { client: self.client, addressed: self.destination };
+        let mut record = Record::new(worker, Reporter::Destination, addresses, parts, (self.route, ends));
+        record.pods = [self.source.clone(), Some(local.workload.clone())];
+        record.upstream = Some(self.destination);
+        record.cluster = Some(format!("inbound|{}||", self.destination.port()).into());
+        record.route_name = Some("default".into());
+        record
+    }
+}
+
+/// A request that is on its way to an application of this node.
+struct Asked<'a> {
+    worker: &'a Rc<Worker>,
+    arrival: &'a Arrival,
+    snapshot: &'a Arc<Snapshot>,
+    local: &'a Arc<LocalWorkload>,
+    message: Message,
+    parts: Parts,
+    record: Box<Record>,
+}
+
+/// Why a request gets no further.
+enum Stopped {
+    /// It is answered so.
+    Reply(Reply),
+    /// The connection is closed without a word (PA-4).
+    Close(Failure),
+}
+
+/// Answers a request that came by a tunnel or in the clear.
+pub(crate) async fn arrived(
+    downstream: &Rc<Downstream>,
+    arrival: &Arrival,
+    smell: Option<Smell>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, BrokenOff> {
+    let worker = &downstream.worker;
+    let snapshot = worker.snapshot();
+    let Ok(local) = crate::inbound::own_workload(&snapshot, &arrival.pod) else {
+        return Err(BrokenOff::new());
+    };
+    let (mut parts, body) = request.into_parts();
+    let mut record = arrival.record(worker, local, &parts);
+    let message = match Message::read(&parts, smell, snapshot.mesh().http.path_normalization) {
+        Ok(message) => message,
+        Err(reply) => return Ok(record.reply(reply)),
+    };
+    identify(worker, &mut parts.headers);
+    record.identified(&parts.headers);
+    let upgrade = !downstream.http2 && wants_upgrade(&parts.headers);
+    strip_hop_by_hop(&mut parts.headers, upgrade);
+    parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
+    let protocol = if upgrade { UpstreamProtocol::Http1 } else { protocol_of(local, arrival, clients) };
+    let upload = Upload::new(Body::from(body), record.received(), false, downstream.http2);
+    let going = Asked { worker, arrival, snapshot: &snapshot, local, message, parts, record };
+    let delivered = match deliver(going, &upload, protocol).await {
+        Ok(delivered) => delivered,
+        Err(Refused::Reply(response)) => return Ok(response),
+        Err(Refused::Close) => return Err(BrokenOff::new()),
+    };
+    let Delivered { mut response, record } = delivered;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade {
+        let upstream = hyper::upgrade::on(&mut response);
+        let (mut parts, held) = response.into_parts();
+        strip_hop_by_hop(&mut parts.headers, true);
+        parts.version = Version::HTTP_11;
+        downstream.upgrade(Upgrade { upstream, record, held });
+        return Ok(Response::from_parts(parts, Body::empty()));
+    }
+    let (mut parts, body) = response.into_parts();
+    parts.version = if downstream.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    Ok(Response::from_parts(parts, record.until_over(body, None, downstream.http2)))
+}
+
+/// X-11 on the server's side: what the port declares, else what the client speaks.
+fn protocol_of(local: &LocalWorkload, arrival: &Arrival, clients: UpstreamProtocol) -> UpstreamProtocol {
+    match declared(local, arrival.destination.port()) {
+        Some(PortProtocol::Http) => UpstreamProtocol::Http1,
+        Some(PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb) => UpstreamProtocol::Http2,
+        Some(PortProtocol::Tls | PortProtocol::Tcp | PortProtocol::Udp | PortProtocol::Undeclared) | None => {
+            clients
+        }
+    }
+}
+
+/// What a Service declares a target port to speak.
+pub(crate) fn declared(local: &LocalWorkload, port: u16) -> Option<PortProtocol> {
+    let at = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port).ok()?;
+    local.declared_ports.get(at).map(|(_, protocol)| *protocol)
+}
+
+/// Brings a request of a pod of this node to another one: the server's rules apply as if it had come from
+/// elsewhere, and its side is reported as well (M-7).
+pub(crate) async fn serve_local(
+    worker: &Rc<Worker>,
+    leg: &Leg<'_>,
+    local: &Arc<LocalWorkload>,
+    (destination, protocol): (SocketAddr, UpstreamProtocol),
+    request: Request<Body>,
+) -> Result<Response<Body>, SendError> {
+    let Some(pod) = worker.pod(&local.workload.key) else {
+        // Never around the proxy: without its namespace the destination's rules could not be enforced.
+        let details = format!("pod {} is not enrolled yet", local.workload.key);
+        return Err(SendError {
+            request: Some(request),
+            ..SendError::new(SendErrorKind::ConnectFailure, details)
+        });
+    };
+    let source = &leg.source.workload;
+    let service = leg.snapshot.service_by_vip(&leg.original.ip()).cloned();
+    let arrival = Arrival {
+        pod,
+        // The listener's network namespace says who speaks (ruling 2).
+        identity: Some(source.identity.clone()),
+        client: leg.client,
+        destination,
+        route: Route::Node,
+        source: Some(source.clone()),
+        principal: Some(source.labels.principal.clone()),
+        service: service
+            .map_or(Service::Unknown, |service| Service::Known { service, port: leg.original.port() }),
+    };
+    let (parts, body) = request.into_parts();
+    let record = arrival.record(worker, local, &parts);
+    let message = match Message::read(&parts, None, leg.snapshot.mesh().http.path_normalization) {
+        Ok(message) => message,
+        Err(reply) => return Ok(record.reply(reply)),
+    };
+    let upload = Upload::new(body, record.received(), false, true);
+    let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, parts, record };
+    match deliver(going, &upload, protocol).await {
+        Ok(Delivered { response, record }) => {
+            let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            Ok(response.map(|body| match switched {
+                true => record.until_dropped(body),
+                false => record.until_over(body, None, true),
+            }))
+        }
+        Err(Refused::Reply(response)) => Ok(response),
+        Err(Refused::Close) => {
+            let failure =
+                Failure::new("DENY", "peer_authentication", "the destination refuses the connection");
+            Err(SendError::new(SendErrorKind::Denied(failure.clone()), failure.details))
+        }
+    }
+}
+
+/// The application's answer.
+struct Delivered {
+    response: Response<Body>,
+    record: Box<Record>,
+}
+
+/// Somebody else's.
+enum Refused {
+    Reply(Response<Body>),
+    Close,
+}
+
+/// Asks policy, then the application.
+async fn deliver(
+    mut going: Asked<'_>,
+    upload: &Upload,
+    protocol: UpstreamProtocol,
+) -> Result<Delivered, Refused> {
+    match admit(&mut going).await {
+        Ok(()) => {}
+        Err(Stopped::Reply(reply)) => return Err(Refused::Reply(going.record.reply(reply))),
+        Err(Stopped::Close(failure)) => {
+            going.record.closed(failure);
+            return Err(Refused::Close);
+        }
+    }
+    let Asked { worker, arrival, local, message, mut parts, mut record, .. } = going;
+    vouch(&mut parts, arrival, local);
+    address(&mut parts, message.target().clone(), message.authority());
+    let application = Application {
+        pod: &arrival.pod,
+        local,
+        client: arrival.client.ip(),
+        destination: arrival.destination,
+    };
+    let request = Request::from_parts(parts, upload.next_try());
+    match upstream::application(worker, &application, request, protocol).await {
+        Ok(mut response) => {
+            let time = record.answered(response.status().as_u16(), response.headers());
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let headers = response.headers_mut();
+                strip_hop_by_hop(headers, false);
+                set_service_time(headers, time);
+                headers.insert(SERVER, SERVER_NAME);
+            }
+            Ok(Delivered { response, record })
+        }
+        Err(error) => Err(Refused::Reply(record.reply(failure::reply(error, false)))),
+    }
+}
+
+/// Authentication of the request, then policy.
+async fn admit(going: &mut Asked<'_>) -> Result<(), Stopped> {
+    let authentication = authenticated(going).await;
+    let (changes, target) = {
+        let request = going.message.view(&going.parts);
+        if let Some(refusal) = authentication.refusal(&request) {
+            let details = authentication.details().map_or(Cow::Borrowed(refusal.details), Cow::Owned);
+            return Err(Stopped::Reply(Reply { details, ..Reply::from(&refusal) }));
+        }
+        let asked = InboundRequest {
+            connection: going.arrival.connection(),
+            request,
+            authentication: &authentication,
+        };
+        let decision = inbound::request(going.local, &asked);
+        let metrics = &going.worker.shared.context.metrics;
+        for (policy, outcome) in dry_runs(&decision) {
+            metrics.dry_run(&policy, outcome);
+        }
+        going.record.policy = policy_id(&decision);
+        if decision.verdict == Verdict::DenyPeerAuthentication {
+            return Err(Stopped::Close(Refusal::of(&decision).into()));
+        }
+        let mut checked = HeaderChanges::default();
+        for check in &decision.authorization.external {
+            checked = external::check(
+                going.worker,
+                going.snapshot,
+                (going.local, &going.arrival.pod),
+                check,
+                &asked,
+            )
+            .await
+            .map_err(Stopped::Reply)?;
+        }
+        if let Some(refusal) = decision.refusal() {
+            let details = Cow::Owned(decision.authorization.details());
+            let policy = Refusal::of(&decision).policy;
+            return Err(Stopped::Reply(Reply { details, policy, ..Reply::from(&refusal) }));
+        }
+        ([authentication.changes, checked], authentication.target)
+    };
+    for change in &changes {
+        apply(change, &mut going.parts.headers);
+    }
+    if let Some(target) = target {
+        going.message.set_target(&target);
+    }
+    Ok(())
+}
+
+/// What the request's tokens say. Keys that are missing are fetched first, once.
+async fn authenticated(going: &Asked<'_>) -> Authentication {
+    if going.local.request_authentication.is_empty() {
+        return Authentication::default();
+    }
+    let keys = &going.worker.keys;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let ask = || {
+        let verify = |rule: &_, token: &str| keys.verify(rule, token, now);
+        authenticate(going.local, &going.message.view(&going.parts), &verify)
+    };
+    let first = ask();
+    let Outcome::KeysMissing(policies) = &first.outcome else { return first };
+    for policy in policies {
+        keys.fetch(going.worker, going.snapshot, (&going.arrival.pod, going.local), &policy.rule).await;
+    }
+    let second = ask();
+    match second.outcome {
+        Outcome::KeysMissing(_) => {
+            use weft_core::decide::request_authentication::JwtFailure;
+            Authentication { outcome: Outcome::Invalid(JwtFailure::KeysUnavailable), ..second }
+        }
+        Outcome::None | Outcome::Missing | Outcome::Valid | Outcome::Invalid(_) => second,
+    }
+}
+
+/// Tells the application who the client is (H-2); what the client says about that itself is taken away.
+fn vouch(parts: &mut Parts, arrival: &Arrival, local: &LocalWorkload) {
+    parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+    let Some(identity) = &arrival.identity else { return };
+    let own = &local.workload.labels.principal;
+    if let Ok(value) = HeaderValue::try_from(format!("By={own};Subject=\"\";URI={identity}")) {
+        parts.headers.insert(X_FORWARDED_CLIENT_CERT, value);
+    }
+}

@@ -1,0 +1,230 @@
+//! What a client's HTTP connection is read from and written to, and the watch over it.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::scan::{Scan, Smell};
+use super::stream::TunnelIo;
+
+/// How long a request's head may take from its first byte on.
+const HEAD: Duration = Duration::from_secs(60);
+/// How long a connection may be idle; up to twice as long before it is noticed (H-11).
+const IDLE: Duration = Duration::from_secs(3600);
+/// One read while the protocol is not known yet, in bytes.
+const FIRST_READ: usize = 2048;
+
+/// A connection to a client.
+pub(crate) struct Io {
+    transport: Transport,
+    watch: Option<Rc<Watch>>,
+}
+
+/// What carries it.
+pub(crate) enum Transport {
+    /// A socket, with what was read ahead.
+    Tcp(TcpStream, Bytes),
+    /// A stream of a tunnel.
+    Tunnel(TunnelIo),
+}
+
+impl Transport {
+    /// What was read ahead.
+    pub(crate) fn first_bytes(&self) -> &[u8] {
+        match self {
+            Self::Tcp(_, first) => first,
+            Self::Tunnel(tunnel) => tunnel.received(),
+        }
+    }
+
+    /// Reads more ahead; `false` at the end.
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let (stream, first) = match self {
+            Self::Tcp(stream, first) => (stream, first),
+            Self::Tunnel(tunnel) => return tunnel.poll_receive(cx),
+        };
+        let mut room = [0; FIRST_READ];
+        let mut buf = ReadBuf::new(&mut room);
+        ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
+        if buf.filled().is_empty() {
+            return Poll::Ready(Ok(false));
+        }
+        let mut both = BytesMut::with_capacity(first.len() + buf.filled().len());
+        both.extend_from_slice(first);
+        both.extend_from_slice(buf.filled());
+        *first = both.freeze();
+        Poll::Ready(Ok(true))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_, first) if !first.is_empty() => {
+                let count = first.len().min(buf.remaining());
+                buf.put_slice(first.get(..count).unwrap_or_default());
+                first.advance(count);
+                Poll::Ready(Ok(()))
+            }
+            Self::Tcp(stream, _) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
+        }
+    }
+}
+
+/// Follows what arrives on an HTTP/1 connection.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    scan: RefCell<Scan>,
+    /// Reads and writes.
+    moves: Cell<u64>,
+    /// Requests that were given to us, and those that are not over.
+    requests: Cell<u64>,
+    open: Cell<u64>,
+}
+
+impl Watch {
+    /// Of a connection of which nothing was read yet.
+    pub(crate) fn new() -> Rc<Self> {
+        Rc::new(Self {
+            scan: RefCell::new(Scan::new()),
+            moves: Cell::new(0),
+            requests: Cell::new(0),
+            open: Cell::new(0),
+        })
+    }
+
+    /// Counts a request until the guard is dropped; says what is wrong with it.
+    pub(crate) fn request(self: &Rc<Self>) -> (Option<Smell>, Busy) {
+        self.requests.set(self.requests.get() + 1);
+        self.open.set(self.open.get() + 1);
+        (self.scan.borrow().smell(self.requests.get()), Busy(self.clone()))
+    }
+}
+
+/// A request that is not over.
+#[derive(Debug)]
+pub(crate) struct Busy(Rc<Watch>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+    }
+}
+
+/// Ends connections on which nothing happens.
+pub(crate) struct Deadline {
+    watch: Rc<Watch>,
+    timer: Pin<Box<Sleep>>,
+    /// Since when a head is incomplete, if that is what the timer waits for.
+    head: Option<Instant>,
+    seen: u64,
+}
+
+impl Deadline {
+    /// Watches from now on.
+    pub(crate) fn new(watch: Rc<Watch>) -> Self {
+        Self { watch, timer: Box::pin(tokio::time::sleep(IDLE)), head: None, seen: 0 }
+    }
+
+    /// Ready when the connection is to be ended. Call after the connection was polled.
+    pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let in_head = self.watch.scan.borrow().in_head();
+        if in_head && self.head.is_none() {
+            let now = Instant::now();
+            self.head = Some(now);
+            self.timer.as_mut().reset(now + HEAD);
+        }
+        if !in_head {
+            self.head = None;
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        let moves = self.watch.moves.get();
+        if self.head.is_some() || (self.watch.open.get() == 0 && self.seen == moves) {
+            return Poll::Ready(());
+        }
+        self.seen = moves;
+        self.timer.as_mut().reset(Instant::now() + IDLE);
+        // Registers the new deadline.
+        self.timer.as_mut().poll(cx)
+    }
+}
+
+impl Io {
+    /// A connection; an HTTP/1 one is watched.
+    pub(crate) fn new(transport: Transport, watch: Option<Rc<Watch>>) -> Self {
+        Self { transport, watch }
+    }
+
+    /// Whether the peer has sent something that nobody has read: then an orderly end needs more than a close.
+    pub(crate) fn is_tcp(&self) -> bool {
+        matches!(self.transport, Transport::Tcp(..))
+    }
+
+    fn moved(&self) {
+        if let Some(watch) = &self.watch {
+            watch.moves.set(watch.moves.get() + 1);
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(this.transport.poll_read(cx, buf))?;
+        this.moved();
+        if let Some(watch) = &this.watch {
+            watch.scan.borrow_mut().feed(buf.filled().get(before..).unwrap_or_default());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.moved();
+        match &mut this.transport {
+            Transport::Tcp(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tunnel(tunnel) => Pin::new(tunnel).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.moved();
+        match &mut this.transport {
+            Transport::Tcp(stream, _) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Transport::Tunnel(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream, _) => Pin::new(stream).poll_flush(cx),
+            Transport::Tunnel(tunnel) => Pin::new(tunnel).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().transport {
+            Transport::Tcp(stream, _) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
+        }
+    }
+}

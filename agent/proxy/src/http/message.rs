@@ -1,0 +1,171 @@
+//! What a request says about itself, and whether it may come in at all (E42, E44, H-7, H-10).
+
+use std::borrow::Cow;
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Method, Version};
+use weft_core::decide::http::Request;
+use weft_core::http_path::normalise;
+use weft_core::resource::PathNormalization;
+
+use super::headers::{X_FORWARDED_PROTO, is_authority};
+use super::reply::Reply;
+use super::scan::Smell;
+
+/// Whom a request is addressed to.
+#[derive(Debug, Clone)]
+enum Named {
+    Host(HeaderValue),
+    Target(Authority),
+}
+
+/// The parts of a request that decisions read, beside its headers.
+#[derive(Debug)]
+pub(crate) struct Message {
+    method: Method,
+    named: Named,
+    scheme: Option<HeaderValue>,
+    /// Path and query, normalised.
+    target: PathAndQuery,
+}
+
+impl Message {
+    /// Reads a request, or says how it is refused.
+    pub(crate) fn read(
+        parts: &Parts,
+        smell: Option<Smell>,
+        level: Option<PathNormalization>,
+    ) -> Result<Self, Reply> {
+        refuse_malformed(parts, smell)?;
+        let named = named(parts)?;
+        let target = target(parts, level)?;
+        let scheme = parts.headers.get(X_FORWARDED_PROTO).cloned();
+        Ok(Self { method: parts.method.clone(), named, scheme, target })
+    }
+
+    /// Host or `:authority`, as the client sent it.
+    pub(crate) fn authority(&self) -> &str {
+        match &self.named {
+            Named::Host(value) => value.to_str().unwrap_or_default(),
+            Named::Target(authority) => authority.as_str(),
+        }
+    }
+
+    /// Path and query, normalised.
+    pub(crate) fn target(&self) -> &PathAndQuery {
+        &self.target
+    }
+
+    /// Another path and query, as rules say; left as it is where they do not make one.
+    pub(crate) fn set_target(&mut self, target: &str) {
+        if let Ok(target) = target.parse() {
+            self.target = target;
+        }
+    }
+
+    /// The request in `core`'s words.
+    pub(crate) fn view<'a>(&'a self, parts: &'a Parts) -> Request<'a> {
+        Request {
+            method: self.method.as_str(),
+            scheme: self.scheme.as_ref().and_then(|scheme| scheme.to_str().ok()).unwrap_or("http"),
+            authority: self.authority(),
+            target: self.target.as_str(),
+            headers: &parts.headers,
+        }
+    }
+}
+
+fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Reply> {
+    match smell {
+        Some(Smell::TwoLengths) => {
+            return Err(Reply::malformed(400, "Bad Request", "http1.content_length_and_chunked_not_allowed"));
+        }
+        Some(Smell::Fragment) => {
+            return Err(Reply::malformed(400, "", "path_normalization_failed"));
+        }
+        None => {}
+    }
+    if parts.version == Version::HTTP_10 || parts.version == Version::HTTP_09 {
+        return Err(Reply { close: true, ..Reply::text(426, "Upgrade Required", "low_version") });
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Reply { close: true, ..Reply::text(403, "", "upgrade_failed") });
+    }
+    if parts.headers.contains_key(CONTENT_LENGTH) && parts.headers.contains_key(TRANSFER_ENCODING) {
+        return Err(Reply::malformed(400, "Bad Request", "http1.content_length_and_chunked_not_allowed"));
+    }
+    Ok(())
+}
+
+/// The authority in the target wins over `Host` (E7); exactly one of them must be there.
+fn named(parts: &Parts) -> Result<Named, Reply> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Reply::malformed(400, "", "two_hosts"));
+    }
+    if let Some(authority) = parts.uri.authority() {
+        // User information has no place in an authority that is asked for (RFC 9110 4.2.4).
+        let bare = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let named =
+            if bare.len() == authority.as_str().len() { Some(authority.clone()) } else { bare.parse().ok() };
+        return named.map(Named::Target).ok_or_else(|| Reply::malformed(400, "", "missing_host_header"));
+    }
+    match host {
+        Some(host) if host.to_str().is_ok_and(is_authority) => Ok(Named::Host(host.clone())),
+        Some(host) if !host.is_empty() => Err(Reply::malformed(400, "", "invalid_host_header")),
+        Some(_) | None => Err(Reply::malformed(400, "", "missing_host_header")),
+    }
+}
+
+fn target(parts: &Parts, level: Option<PathNormalization>) -> Result<PathAndQuery, Reply> {
+    let bad = || Reply::malformed(400, "", "path_normalization_failed");
+    let Some(sent) = parts.uri.path_and_query() else {
+        // `OPTIONS http://host` without a path.
+        return Ok(PathAndQuery::from_static("/"));
+    };
+    match normalise(level, sent.as_str()).map_err(|_| bad())? {
+        Cow::Borrowed(_) => Ok(sent.clone()),
+        Cow::Owned(other) => PathAndQuery::try_from(other).map_err(|_| bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(build: http::request::Builder) -> Parts {
+        build.body(()).unwrap().into_parts().0
+    }
+
+    fn refused(build: http::request::Builder) -> Option<u16> {
+        Message::read(&parts(build), None, None).err().map(|reply| reply.status)
+    }
+
+    #[test]
+    fn improper_requests_are_refused() {
+        let get = |target: &str| http::Request::get(target);
+        assert_eq!(refused(get("/")), Some(400));
+        assert_eq!(refused(get("/").header("host", "")), Some(400));
+        assert_eq!(refused(get("/").header("host", "a").header("host", "b")), Some(400));
+        assert_eq!(refused(get("/").header("host", "a b")), Some(400));
+        assert_eq!(refused(get("/%00").header("host", "a")), Some(400));
+        assert_eq!(refused(get("/").version(Version::HTTP_10).header("host", "a")), Some(426));
+        assert_eq!(refused(http::Request::connect("a:1").header("host", "a")), Some(403));
+        let both =
+            get("/").header("host", "a").header("content-length", "1").header("transfer-encoding", "chunked");
+        assert_eq!(refused(both), Some(400));
+        assert_eq!(refused(get("/").header("host", "a:80")), None);
+        assert_eq!(refused(get("/").header("host", "[::1]:80")), None);
+    }
+
+    #[test]
+    fn the_target_names_the_host_before_the_header() {
+        let parts = parts(http::Request::get("http://one.test/a/../b?c=d").header("host", "two.test"));
+        let message = Message::read(&parts, None, None).unwrap();
+        assert_eq!((message.authority(), message.target().as_str()), ("one.test", "/b?c=d"));
+        assert_eq!(message.view(&parts).scheme, "http");
+    }
+}

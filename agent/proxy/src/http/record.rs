@@ -1,0 +1,505 @@
+//! What one request adds to metrics and log, on one side of it (M-7).
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::header::{HOST, USER_AGENT};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Uri, Version};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Instant;
+use weft_core::snapshot::Workload;
+use weft_telemetry::{
+    Direction, Metrics, Reporter, RequestLog, RequestProtocol, RequestSample, RequestSeries,
+};
+
+use super::body::{Body, BodyError};
+use super::flags::{Flags, Reason};
+use super::headers::{GRPC_STATUS, X_FORWARDED_FOR, X_REQUEST_ID, is_grpc};
+use super::reply::Reply;
+use crate::account::{Failure, Route};
+use crate::labels::{Ends, Service};
+use crate::worker::Worker;
+
+/// Series that a worker keeps at hand; beyond that it forgets all and begins again.
+const MAX_CACHED: usize = 8192;
+
+/// Both ends of the connection that a request came on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Addresses {
+    /// Who opened it.
+    pub(crate) client: SocketAddr,
+    /// What it was addressed to.
+    pub(crate) addressed: SocketAddr,
+}
+
+/// The parts of a request's head that the log names. Copies are counted references.
+#[derive(Debug, Clone)]
+struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    authority: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+    forwarded_for: Option<HeaderValue>,
+}
+
+/// Bytes, and messages of gRPC, of one direction.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    head: Cell<u64>,
+    body: Cell<u64>,
+    messages: Cell<u64>,
+    grpc: Cell<bool>,
+    /// Bytes until the next message begins, and those of its prefix that have come.
+    rest: Cell<u64>,
+    prefix: Cell<([u8; 5], usize)>,
+}
+
+impl Traffic {
+    fn of(headers: &HeaderMap, grpc: bool) -> Self {
+        let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        Self { head: Cell::new(head as u64), grpc: Cell::new(grpc), ..Self::default() }
+    }
+
+    /// Counts a part of the body.
+    pub(crate) fn add(&self, bytes: &[u8]) {
+        self.body.set(self.body.get() + bytes.len() as u64);
+        if self.grpc.get() {
+            self.count_messages(bytes);
+        }
+    }
+
+    fn add_untold(&self, bytes: u64) {
+        self.body.set(self.body.get() + bytes);
+    }
+
+    /// A message is a byte, its length in four bytes, and as many bytes.
+    fn count_messages(&self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skip = usize::try_from(self.rest.get()).unwrap_or(usize::MAX).min(bytes.len());
+            self.rest.set(self.rest.get() - skip as u64);
+            bytes = bytes.get(skip..).unwrap_or_default();
+            let (mut prefix, mut have) = self.prefix.get();
+            while let (Some((byte, rest)), Some(place)) = (bytes.split_first(), prefix.get_mut(have)) {
+                *place = *byte;
+                have += 1;
+                bytes = rest;
+            }
+            if have == prefix.len() {
+                let [_, a, b, c, d] = prefix;
+                self.messages.set(self.messages.get() + 1);
+                self.rest.set(u64::from(u32::from_be_bytes([a, b, c, d])));
+                have = 0;
+            }
+            self.prefix.set((prefix, have));
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.head.get() + self.body.get()
+    }
+}
+
+/// One request, seen from one side. Counted and logged when it is dropped.
+pub(crate) struct Record {
+    worker: Rc<Worker>,
+    start: SystemTime,
+    began: Instant,
+    reporter: Reporter,
+    head: Head,
+    addresses: Addresses,
+    received: Rc<Traffic>,
+    sent: Traffic,
+    protocol: RequestProtocol,
+    /// How it travelled.
+    pub(crate) route: Route,
+    /// Both ends.
+    pub(crate) ends: Ends,
+    /// The client's pod and the server's.
+    pub(crate) pods: [Option<Arc<Workload>>; 2],
+    /// Where it went.
+    pub(crate) upstream: Option<SocketAddr>,
+    /// L-4.
+    pub(crate) cluster: Option<Arc<str>>,
+    /// The rule's name.
+    pub(crate) route_name: Option<Arc<str>>,
+    /// Flags.
+    pub(crate) flags: Flags,
+    /// `response_code_details`.
+    pub(crate) details: Cow<'static, str>,
+    /// For people.
+    pub(crate) failure: Option<String>,
+    /// The policy that decided.
+    pub(crate) policy: Option<String>,
+    refused: bool,
+    status: u16,
+    grpc_status: Option<u8>,
+    service_time: Option<Duration>,
+    over: bool,
+}
+
+impl Record {
+    /// A request that just arrived.
+    pub(crate) fn new(
+        worker: &Rc<Worker>,
+        reporter: Reporter,
+        addresses: Addresses,
+        parts: &Parts,
+        (route, ends): (Route, Ends),
+    ) -> Box<Self> {
+        let grpc = is_grpc(&parts.headers);
+        let header = |name| parts.headers.get(name).cloned();
+        Box::new(Self {
+            worker: worker.clone(),
+            start: SystemTime::now(),
+            began: Instant::now(),
+            reporter,
+            head: Head {
+                method: parts.method.clone(),
+                uri: parts.uri.clone(),
+                version: parts.version,
+                authority: header(HOST),
+                user_agent: header(USER_AGENT),
+                request_id: header(X_REQUEST_ID),
+                forwarded_for: header(X_FORWARDED_FOR),
+            },
+            addresses,
+            received: Rc::new(Traffic::of(&parts.headers, grpc)),
+            sent: Traffic::default(),
+            protocol: if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
+            route,
+            ends,
+            pods: [None, None],
+            upstream: None,
+            cluster: None,
+            route_name: None,
+            flags: Flags::default(),
+            details: Cow::Borrowed("-"),
+            failure: None,
+            policy: None,
+            refused: false,
+            status: 0,
+            grpc_status: None,
+            service_time: None,
+            over: false,
+        })
+    }
+
+    /// Whether the caller speaks gRPC.
+    pub(crate) fn is_grpc(&self) -> bool {
+        match self.protocol {
+            RequestProtocol::Grpc => true,
+            RequestProtocol::Http => false,
+        }
+    }
+
+    /// When it arrived.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Where its body is counted.
+    pub(crate) fn received(&self) -> &Rc<Traffic> {
+        &self.received
+    }
+
+    /// The id that the request has by now.
+    pub(crate) fn identified(&mut self, headers: &HeaderMap) {
+        if self.head.request_id.is_none() {
+            self.head.request_id = headers.get(X_REQUEST_ID).cloned();
+        }
+    }
+
+    /// The application answered.
+    pub(crate) fn answered(&mut self, status: u16, headers: &HeaderMap) -> Duration {
+        let time = self.began.elapsed();
+        self.service_time = Some(time);
+        if self.details == "-" {
+            self.details = Cow::Borrowed("via_upstream");
+        }
+        self.head_of_answer(status, headers);
+        time
+    }
+
+    fn head_of_answer(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = status;
+        self.sent = Traffic::of(headers, self.is_grpc());
+        self.saw_grpc_status(headers);
+    }
+
+    fn saw_grpc_status(&mut self, headers: &HeaderMap) {
+        if self.is_grpc()
+            && let Some(status) = headers.get(GRPC_STATUS).and_then(|value| value.to_str().ok()?.parse().ok())
+        {
+            self.grpc_status = Some(status);
+        }
+    }
+
+    /// The mesh answers. What the reply says about its reasons is kept; the record is over with its body.
+    pub(crate) fn reply(mut self: Box<Self>, mut reply: Reply) -> http::Response<Body> {
+        self.flags.reason = reply.flags.reason.or(self.flags.reason);
+        self.flags.aborted |= reply.flags.aborted;
+        self.refused = reply.policy.is_some() || reply.status == 403 || reply.status == 401;
+        self.details = std::mem::take(&mut reply.details);
+        self.policy = reply.policy.take().or(self.policy.take());
+        self.failure = reply.failure.take().or(self.failure.take());
+        let response = reply.response(self.is_grpc());
+        self.head_of_answer(response.status().as_u16(), response.headers());
+        let (parts, body) = response.into_parts();
+        http::Response::from_parts(parts, self.until_over(body, None, false))
+    }
+
+    /// Wraps the answer's body: the request is over when it is. `keep_trailers` says that the client's protocol
+    /// has them (H-8).
+    pub(crate) fn until_over(
+        self: Box<Self>,
+        body: Body,
+        deadline: Option<Instant>,
+        keep_trailers: bool,
+    ) -> Body {
+        if body.is_end_stream() && body.size_hint().exact() == Some(0) {
+            self.finish();
+            return Body::empty();
+        }
+        let timer = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        Body::new(Measured { body, record: self, timer, keep_trailers })
+    }
+
+    /// The request is over when the body is dropped, and as it should be: the connection now speaks something else.
+    pub(crate) fn until_dropped(mut self: Box<Self>, body: Body) -> Body {
+        self.over = true;
+        Body::new(Measured { body, record: self, timer: None, keep_trailers: true })
+    }
+
+    /// Policy closed the connection without an answer.
+    pub(crate) fn closed(mut self: Box<Self>, failure: Failure) {
+        self.flags.reason = Some(Reason::DENY);
+        self.refused = true;
+        self.details = Cow::Owned(failure.details);
+        self.policy = failure.policy;
+    }
+
+    /// The request is over as it should be.
+    pub(crate) fn finish(mut self: Box<Self>) {
+        self.over = true;
+    }
+
+    /// Bytes that a tunnel moved after an upgrade.
+    pub(crate) fn tunnelled(&self, received: u64, sent: u64) {
+        self.received.add_untold(received);
+        self.sent.add_untold(sent);
+    }
+
+    fn series(&self) -> RequestSeries {
+        let metrics = &self.worker.shared.context.metrics;
+        let tls = self.route == Route::Hbone;
+        if let (Service::Passthrough | Service::BlackHole, Some(host)) =
+            (&self.ends.service, &self.head.authority)
+        {
+            // M-8: the host as the client named it.
+            let mut labels = self.ends.request_labels(self.reporter, tls, self.protocol);
+            labels.service = host.to_str().unwrap_or("unknown").into();
+            return metrics.http(&labels);
+        }
+        self.worker.requests.get(metrics, &self.ends, (self.reporter, tls, self.protocol))
+    }
+
+    fn line(&self, flags: &'static str, duration: Duration) -> RequestLog {
+        let text = |value: &Option<HeaderValue>| {
+            value.as_ref().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        let pod = |pod: &Option<Arc<Workload>>| pod.as_ref().map(|pod| pod.key.to_string());
+        let [source, destination] = &self.pods;
+        let authority = self.head.uri.authority().map(ToString::to_string);
+        RequestLog {
+            start: self.start,
+            duration,
+            direction: match self.reporter {
+                Reporter::Source => Direction::Outbound,
+                Reporter::Destination => Direction::Inbound,
+            },
+            method: self.head.method.to_string(),
+            path: self.head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            protocol: match self.head.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            response_code: self.status,
+            flags,
+            response_code_details: (self.details != "-").then(|| self.details.clone()),
+            termination_details: None,
+            transport_failure: self.failure.clone(),
+            bytes_received: self.received.body.get(),
+            bytes_sent: self.sent.body.get(),
+            upstream_service_time: self.service_time,
+            x_forwarded_for: text(&self.head.forwarded_for),
+            user_agent: text(&self.head.user_agent),
+            request_id: text(&self.head.request_id),
+            authority: authority.or_else(|| text(&self.head.authority)),
+            upstream_host: self.upstream,
+            upstream_cluster: self.cluster.clone(),
+            upstream_local: None,
+            downstream_local: self.addresses.addressed,
+            downstream_remote: self.addresses.client,
+            requested_server_name: None,
+            route_name: self.route_name.clone(),
+            mesh_path: self.route.as_str(),
+            source_principal: self.ends.source_principal.clone(),
+            destination_principal: self.ends.destination_principal.clone(),
+            source_pod: pod(source),
+            destination_pod: pod(destination),
+            policy: self.policy.clone(),
+            refused: self.refused,
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.over && self.flags.reason.is_none() {
+            self.flags.reason = Some(Reason::DC);
+            self.details = Cow::Borrowed("downstream_remote_disconnect");
+        }
+        let flags = self.flags.text();
+        let duration = self.began.elapsed();
+        self.series().record(&RequestSample {
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags,
+            duration,
+            request_bytes: self.received.total(),
+            response_bytes: self.sent.total(),
+            request_messages: self.received.messages.get(),
+            response_messages: self.sent.messages.get(),
+        });
+        let log = &self.worker.shared.context.access_log;
+        if self.refused || flags != "-" || log.wants_everything() {
+            log.request(self.line(flags, duration));
+        }
+    }
+}
+
+/// The answer's body, counted.
+struct Measured {
+    body: Body,
+    record: Box<Record>,
+    /// The route's timeout covers the whole answer (V-21).
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    keep_trailers: bool,
+}
+
+impl HttpBody for Measured {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(timer) = &mut this.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            this.record.flags.reason = Some(Reason::UT);
+            this.record.details = Cow::Borrowed("response_timeout");
+            return Poll::Ready(Some(Err(BodyError::Ended("the route's timeout is over"))));
+        }
+        loop {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    if let Some(bytes) = frame.data_ref() {
+                        this.record.sent.add(bytes);
+                    }
+                    if let Some(trailers) = frame.trailers_ref() {
+                        this.record.saw_grpc_status(trailers);
+                        this.record.over = true;
+                        if !this.keep_trailers {
+                            continue;
+                        }
+                    }
+                    if this.body.is_end_stream() {
+                        this.record.over = true;
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Some(Err(error)) => {
+                    this.record.flags.reason.get_or_insert(Reason::UC);
+                    this.record.details = Cow::Borrowed("upstream_reset_after_response_started");
+                    this.record.failure = Some(error.to_string());
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    this.record.over = true;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Identity of a series by the addresses of its shared parts, which the cache keeps alive.
+type Key = (Reporter, bool, RequestProtocol, [usize; 5]);
+
+/// Series that this worker has used, found again without hashing text.
+#[derive(Debug, Default)]
+pub(crate) struct RequestCache(RefCell<HashMap<Key, (RequestSeries, Ends)>>);
+
+impl RequestCache {
+    fn get(
+        &self,
+        metrics: &Metrics,
+        ends: &Ends,
+        (reporter, tls, protocol): (Reporter, bool, RequestProtocol),
+    ) -> RequestSeries {
+        let key = (reporter, tls, protocol, ends.parts());
+        if let Some((series, _)) = self.0.borrow().get(&key) {
+            return series.clone();
+        }
+        let series = metrics.http(&ends.request_labels(reporter, tls, protocol));
+        let mut cache = self.0.borrow_mut();
+        if cache.len() >= MAX_CACHED {
+            cache.clear();
+        }
+        cache.insert(key, (series.clone(), ends.clone()));
+        series
+    }
+
+    /// Forgets everything: after a new snapshot its parts may have other addresses.
+    pub(crate) fn clear(&self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_grpc_are_counted_however_they_are_cut() {
+        let stream = [&[0, 0, 0, 0, 3][..], b"abc", &[1, 0, 0, 0, 0], &[0, 0, 0, 1, 0], &[7; 256]].concat();
+        for step in [1, 2, 5, 7, stream.len()] {
+            let traffic = Traffic::of(&HeaderMap::new(), true);
+            stream.chunks(step).for_each(|part| traffic.add(part));
+            assert_eq!((traffic.messages.get(), traffic.body.get()), (3, stream.len() as u64), "{step}");
+        }
+    }
+}

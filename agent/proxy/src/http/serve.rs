@@ -1,0 +1,300 @@
+//! The server's side of an HTTP connection: reads requests, has them answered, writes the answers.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+
+use super::body::Body;
+use super::exchange::{self, Outbound};
+use super::inbound::{self, Arrival};
+use super::io::{Deadline, Io, Transport, Watch};
+use super::record::Record;
+use crate::registry::{Live, Registered};
+use crate::sniff::{self, Protocol};
+use crate::worker::Worker;
+
+/// Bytes of a request's head (H-10).
+const HEAD_BYTES: usize = 60 * 1024;
+/// Fields of a request's head (H-10).
+const HEAD_FIELDS: usize = 100;
+/// What a connection may have read or written ahead, in bytes. More than a head.
+const BUFFERED: usize = 64 * 1024;
+/// Requests of one HTTP/2 connection at a time.
+const STREAMS: u32 = 200;
+/// What one HTTP/2 stream, and one connection, may send without being read, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How long, and how much, a client may still send after it was told that its request is not understood.
+/// A close before would reset the connection, and the client might never read the answer.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// Where a connection came from, which says what is to be done with its requests.
+pub(crate) enum Origin {
+    /// A pod of this node: the client's side, to begin with.
+    Outbound(Outbound),
+    /// Another node, or somebody without a tunnel: the server's side.
+    Inbound(Arrival),
+}
+
+/// What the requests of one connection share.
+pub(crate) struct Downstream {
+    pub(crate) worker: Rc<Worker>,
+    origin: Origin,
+    watch: Rc<Watch>,
+    /// Whether requests are HTTP/2.
+    pub(crate) http2: bool,
+    /// Set by the request that was answered with 101.
+    upgrade: RefCell<Option<Upgrade>>,
+}
+
+/// A connection that is about to speak another protocol.
+pub(crate) struct Upgrade {
+    /// The application's side.
+    pub(crate) upstream: OnUpgrade,
+    /// Counts what is moved.
+    pub(crate) record: Box<Record>,
+    /// What the answer's body holds until the end.
+    pub(crate) held: Body,
+}
+
+/// The client is to see a broken connection (HTTP/1) or stream (HTTP/2).
+#[derive(Debug, thiserror::Error)]
+#[error("the request is broken off")]
+pub(crate) struct BrokenOff(#[from] h2::Error);
+
+impl BrokenOff {
+    /// For HTTP/2 clients: RST_STREAM with this reason.
+    pub(crate) fn new() -> Self {
+        Self(h2::Reason::INTERNAL_ERROR.into())
+    }
+}
+
+impl Downstream {
+    /// Hands the connection over after a 101 was answered.
+    pub(crate) fn upgrade(&self, upgrade: Upgrade) {
+        *self.upgrade.borrow_mut() = Some(upgrade);
+    }
+
+    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
+        let (smell, busy) = self.watch.request();
+        let answer = match &self.origin {
+            Origin::Outbound(outbound) => exchange::exchange(&self, outbound, smell, request).await,
+            Origin::Inbound(arrival) => inbound::arrived(&self, arrival, smell, request).await,
+        };
+        drop(busy);
+        answer
+    }
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: Origin, live: Registered) {
+    let watch = Watch::new();
+    let mut deadline = Deadline::new(watch.clone());
+    let protocol = poll_fn(|cx| {
+        live.listen(cx);
+        if live.is_cut() || live.is_going_away() || deadline.poll_over(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        poll_protocol(&mut transport, cx)
+    });
+    let Some(protocol) = protocol.await else { return };
+    let http2 = protocol == Protocol::Http2;
+    let downstream =
+        Rc::new(Downstream { worker, origin, watch: watch.clone(), http2, upgrade: RefCell::default() });
+    if http2 {
+        serve_http2(&downstream, Io::new(transport, None), &live).await;
+    } else {
+        let io = Io::new(transport, Some(watch));
+        serve_http1(&downstream, io, deadline, &live).await;
+    }
+}
+
+/// HTTP/2 or not; `None` when the client has left without a byte.
+fn poll_protocol(transport: &mut Transport, cx: &mut Context<'_>) -> Poll<Option<Protocol>> {
+    loop {
+        match sniff::classify(transport.first_bytes()) {
+            Protocol::Undecided => {}
+            decided => return Poll::Ready(Some(decided)),
+        }
+        match ready!(transport.poll_more(cx)) {
+            Ok(true) => {}
+            Ok(false) | Err(_) => return Poll::Ready(None),
+        }
+    }
+}
+
+/// How driving a connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// Both sides are through with it.
+    Over,
+    /// The client broke the protocol or went away.
+    Broken { parse: bool },
+    /// Its time is over, or it was cut.
+    Cut,
+}
+
+/// A connection of either version.
+trait Driven: Future<Output = hyper::Result<()>> {
+    fn graceful(self: Pin<&mut Self>);
+}
+
+type Http1 = http1::Connection<TokioIo<Io>, Answering>;
+type Http2 = http2::Connection<TokioIo<Io>, Answering, Tasks>;
+
+impl Driven for Http1 {
+    fn graceful(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl Driven for Http2 {
+    fn graceful(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+async fn drive<C: Driven>(mut connection: Pin<&mut C>, mut deadline: Option<Deadline>, live: &Live) -> End {
+    let mut told = false;
+    poll_fn(|cx| {
+        live.listen(cx);
+        if live.is_cut() {
+            return Poll::Ready(End::Cut);
+        }
+        if live.is_going_away() && !told {
+            told = true;
+            connection.as_mut().graceful();
+        }
+        match connection.as_mut().poll(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(End::Over),
+            Poll::Ready(Err(error)) => return Poll::Ready(End::Broken { parse: error.is_parse() }),
+            Poll::Pending => {}
+        }
+        match &mut deadline {
+            Some(deadline) => deadline.poll_over(cx).map(|()| End::Cut),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, live: &Registered) {
+    let mut builder = http1::Builder::new();
+    builder
+        .preserve_header_case(true)
+        .max_headers(HEAD_FIELDS)
+        .max_header_size(HEAD_BYTES)
+        .max_buf_size(BUFFERED)
+        .header_read_timeout(None);
+    let mut connection = builder.serve_connection(TokioIo::new(io), Answering(downstream.clone()));
+    let end = drive(Pin::new(&mut connection), Some(deadline), live).await;
+    let upgrade = downstream.upgrade.borrow_mut().take();
+    match (end, upgrade) {
+        (End::Over, Some(upgrade)) => {
+            let http1::Parts { io, read_buf, .. } = connection.into_parts();
+            tunnel(io.into_inner(), read_buf, upgrade, live).await;
+        }
+        (End::Broken { parse: true }, _) => linger(connection.into_parts().io.into_inner()).await,
+        (End::Over | End::Cut | End::Broken { .. }, _) => {}
+    }
+}
+
+async fn serve_http2(downstream: &Rc<Downstream>, io: Io, live: &Registered) {
+    let mut builder = http2::Builder::new(Tasks(downstream.worker.clone()));
+    builder
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEAD_BYTES as u32)
+        .max_send_buf_size(STREAM_WINDOW as usize);
+    let connection = pin!(builder.serve_connection(TokioIo::new(io), Answering(downstream.clone())));
+    // An end for whatever reason ends its streams as well.
+    drive(connection, None, live).await;
+}
+
+/// Answers the requests of one connection.
+struct Answering(Rc<Downstream>);
+
+impl Service<Request<Incoming>> for Answering {
+    type Response = Response<Body>;
+    type Error = BrokenOff;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        Answer(Box::pin(self.0.clone().answer(request)))
+    }
+}
+
+/// One answer in the making.
+struct Answer(Pin<Box<dyn Future<Output = Result<Response<Body>, BrokenOff>>>>);
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, BrokenOff>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+/// Runs the streams of HTTP/2 connections on their worker.
+#[derive(Clone)]
+pub(crate) struct Tasks(pub(crate) Rc<Worker>);
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// Moves bytes after an upgrade until both sides are through (H-5).
+async fn tunnel(mut client: Io, ahead: Bytes, upgrade: Upgrade, live: &Registered) {
+    let Upgrade { upstream, record, held } = upgrade;
+    let Ok(upstream) = upstream.await else { return };
+    let mut server = TokioIo::new(upstream);
+    let moving = async {
+        server.write_all(&ahead).await?;
+        copy_bidirectional(&mut client, &mut server).await
+    };
+    let cut = poll_fn(|cx| {
+        live.listen(cx);
+        if live.is_cut() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    tokio::select! {
+        biased;
+        () = cut => {}
+        // A side that breaks ends the connection: there is nobody to be told.
+        Ok((received, sent)) = moving => record.tunnelled(received + ahead.len() as u64, sent),
+        else => {}
+    }
+    record.finish();
+    drop(held);
+}
+
+/// Reads on for a moment, so that the client can read the answer before the connection is reset.
+async fn linger(mut client: Io) {
+    let reading = async {
+        let mut left = LINGER_BYTES;
+        let mut waste = [0; 4096];
+        while left > 0 {
+            match client.read(&mut waste).await {
+                Ok(0) | Err(_) => return,
+                Ok(count) => left = left.saturating_sub(count),
+            }
+        }
+    };
+    // Whether the client has read everything is its own affair.
+    let _ = tokio::time::timeout(LINGER, reading).await;
+}
