@@ -55,6 +55,16 @@ fn invalid_policies() {
 }
 
 #[test]
+fn request_authentications() {
+    golden("tokens.yaml");
+}
+
+#[test]
+fn settings_of_http() {
+    golden("mesh-http.yaml");
+}
+
+#[test]
 fn validated_kinds() {
     golden("validated.yaml");
 }

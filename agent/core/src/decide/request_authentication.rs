@@ -140,6 +140,9 @@ impl Claims {
 /// Why a token is not accepted. The texts are those of E40, which clients see.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum JwtFailure {
+    /// There is no token where a rule requires one.
+    #[error("Jwt is missing")]
+    Missing,
     /// The keys have to be fetched first; nothing is decided.
     #[error("Jwks remote fetch is failed")]
     KeysMissing,
@@ -248,12 +251,10 @@ impl Authentication {
         // Quotes would end the parameter early.
         let realm: String =
             format!("{scheme}://{authority}{path}").chars().filter(|c| !matches!(c, '"' | '\\')).collect();
+        let error = if *failure == JwtFailure::Missing { "" } else { ", error=\"invalid_token\"" };
         Some(LocalReply {
             status: failure.status(),
-            headers: vec![(
-                "www-authenticate".into(),
-                format!("Bearer realm=\"{realm}\", error=\"invalid_token\""),
-            )],
+            headers: vec![("www-authenticate".into(), format!("Bearer realm=\"{realm}\"{error}"))],
             body: failure.to_string().into_bytes().into(),
             flag: "-",
             details: "jwt_authn_access_denied",
@@ -287,6 +288,11 @@ pub fn authenticate(workload: &LocalWorkload, request: &Request<'_>, verify: &Ve
         return answer;
     }
     let tokens = tokens(rules, request);
+    if let (true, Some(policy)) = (tokens.is_empty(), rules.iter().find(|policy| policy.rule.required)) {
+        answer.outcome = Outcome::Invalid(JwtFailure::Missing);
+        answer.object = Some(policy.object.clone());
+        return answer;
+    }
     let mut missing: Vec<Arc<JwtPolicy>> = Vec::new();
     let mut removed: SmallVec<[&Token<'_>; 1]> = SmallVec::new();
     for token in &tokens {

@@ -43,6 +43,8 @@ pub struct JwtRule {
     pub timeout: Duration,
     /// `spaceDelimitedClaims`, beside `scope` and `permission`.
     pub space_delimited_claims: Vec<Arc<str>>,
+    /// `presence: REQUIRED`: a request without a token is refused.
+    pub required: bool,
 }
 
 /// Where the keys of an issuer come from.

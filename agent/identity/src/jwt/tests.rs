@@ -30,6 +30,7 @@ fn rule(issuer: &str, audiences: &[&str]) -> JwtRule {
         forward_original_token: false,
         timeout: Duration::from_secs(5),
         space_delimited_claims: Vec::new(),
+        required: false,
     }
 }
 

@@ -1,13 +1,18 @@
 //! The server's side: may this connection, or this request, reach that workload?
 
 use http::HeaderMap;
-use weft_core::decide::inbound::inbound;
+use weft_core::decide::http::{Request, apply};
+use weft_core::decide::request_authentication::{self, Authentication, Claims, JwtFailure, authenticate};
 use weft_core::decide::{
-    AuthorizationDecision, AuthorizationOutcome, InboundConnection, InboundDecision, Verdict,
+    AuthorizationDecision, AuthorizationOutcome, InboundConnection, InboundDecision, InboundRequest, Verdict,
+    inbound,
 };
+use weft_core::resource::request_authentication::{JwtRule, KeySource};
 use weft_core::snapshot::{EffectiveMode, LocalWorkload};
+use weft_identity::jwt::{self, JwkSet};
 
 use super::hop::Outcome;
+use super::reply;
 use super::{
     AuthorizationView, DryRunView, ObjectView, PeerAuthenticationView, RequestAuthenticationView,
     ResponseView,
@@ -32,7 +37,7 @@ pub(super) struct Admission {
 
 /// Asks about a connection of which nothing but bytes is known.
 pub(super) fn connection(local: &LocalWorkload, connection: &InboundConnection<'_>) -> Admission {
-    let decision = inbound(local, connection);
+    let decision = inbound::inbound(local, connection);
     let mut sentences = Vec::new();
     sentences.push(authentication_sentence(
         &decision.peer_authentication,
@@ -133,7 +138,101 @@ fn authorization_view(decision: &AuthorizationDecision) -> AuthorizationView {
 pub(super) fn request(
     local: &LocalWorkload,
     connection: &InboundConnection<'_>,
-    _request: &weft_core::decide::http::Request<'_>,
+    request: &Request<'_>,
 ) -> Admission {
-    self::connection(local, connection)
+    let opened = inbound::connection(local, connection);
+    let port = connection.destination.port();
+    let first = authentication_sentence(
+        &opened.peer_authentication,
+        port,
+        connection.identity.is_some(),
+        opened.verdict,
+    );
+    if opened.verdict == Verdict::DenyPeerAuthentication {
+        return admission(&opened, vec![first]);
+    }
+    let authentication = authenticate(local, request, &|rule, token| verify(rule, token));
+    let tokens = authentication_view(&authentication);
+    let mut sentences = vec![first];
+    sentences.extend(token_sentence(&authentication));
+    if let Some(refusal) = authentication.refusal(request) {
+        return Admission {
+            outcome: Outcome::Deny,
+            request_authentication: Some(tokens),
+            response: Some(reply::view(&refusal, false)),
+            ..admission(&opened, sentences)
+        };
+    }
+    let asked =
+        InboundRequest { connection: *connection, request: *request, authentication: &authentication };
+    let decision = inbound::request(local, &asked);
+    sentences.extend(decision.authorization.external.iter().map(|check| {
+        format!(
+            "{} wants the external authoriser `{}` asked (spec.rules[{}] matches): the request goes on only if it \
+             allows it.",
+            check.object, check.provider.name, check.rule
+        )
+    }));
+    sentences.push(authorization_sentence(&decision.authorization));
+    sentences.extend(dry_run_sentences(&decision.authorization));
+    let mut headers = request.headers.clone();
+    apply(&authentication.changes, &mut headers);
+    Admission {
+        request_authentication: Some(tokens),
+        response: decision.refusal().map(|refusal| reply::view(&refusal, false)),
+        headers: (headers != *request.headers).then_some(headers),
+        ..admission(&decision, sentences)
+    }
+}
+
+/// Verifies with the keys that stand in the configuration; nothing is fetched.
+fn verify(rule: &JwtRule, token: &str) -> Result<Claims, JwtFailure> {
+    let now = jiff::Timestamp::now().as_second();
+    let keys = match &rule.keys {
+        KeySource::Inline(text) => JwkSet::parse(text).map_err(|_| JwtFailure::KeysInvalid)?,
+        KeySource::Uri(_) | KeySource::Discovery => return Err(JwtFailure::KeysUnavailable),
+    };
+    jwt::verify(rule, &keys, token, now)
+}
+
+fn authentication_view(authentication: &Authentication) -> RequestAuthenticationView {
+    let (outcome, error) = match &authentication.outcome {
+        request_authentication::Outcome::None => ("none", None),
+        request_authentication::Outcome::Missing => ("missing", None),
+        request_authentication::Outcome::Valid => ("valid", None),
+        request_authentication::Outcome::Invalid(JwtFailure::Missing) => {
+            ("missing", Some(JwtFailure::Missing.to_string()))
+        }
+        request_authentication::Outcome::Invalid(failure) => ("invalid", Some(failure.to_string())),
+        request_authentication::Outcome::KeysMissing(_) => {
+            ("invalid", Some(JwtFailure::KeysUnavailable.to_string()))
+        }
+    };
+    RequestAuthenticationView {
+        outcome: outcome.into(),
+        issuer: authentication.claims.first().map(|claims| claims.issuer.clone()),
+        object: authentication.object.as_ref().map(ObjectView::from),
+        error,
+    }
+}
+
+fn token_sentence(authentication: &Authentication) -> Option<String> {
+    let by = authentication.object.as_ref().map(ToString::to_string).unwrap_or_default();
+    Some(match &authentication.outcome {
+        request_authentication::Outcome::None => return None,
+        request_authentication::Outcome::Missing => {
+            "RequestAuthentication finds no token, which is no reason to refuse the request.".into()
+        }
+        request_authentication::Outcome::Valid => {
+            let principal = authentication.principal.as_deref().unwrap_or("nobody (it lacks `iss` or `sub`)");
+            format!("The token is valid by {by}: the request speaks for {principal}.")
+        }
+        request_authentication::Outcome::Invalid(JwtFailure::KeysUnavailable)
+        | request_authentication::Outcome::KeysMissing(_) => {
+            format!("The keys of {by} are not in the configuration, so the token cannot be verified here.")
+        }
+        request_authentication::Outcome::Invalid(failure) => {
+            format!("{by} refuses the request: {failure}.")
+        }
+    })
 }

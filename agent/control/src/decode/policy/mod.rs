@@ -1,5 +1,6 @@
 //! AuthorizationPolicy, validated as Istio's admission does (AP-2, AP-3, AP-7, AP-12, AP-15, X-16).
 
+pub(super) mod targets;
 mod wire;
 
 use std::sync::Arc;
@@ -16,15 +17,11 @@ use super::meta::{self, MetaWire};
 use super::report::{Path, Place, Report};
 use super::validate::{self, Invalid, each};
 use crate::codes;
-use wire::{
-    ConditionWire, FromWire, OperationWire, PolicySpec, PolicyWire, RuleWire, SourceWire, TargetRefWire,
-    ToWire,
-};
+use targets::Targets;
+use wire::{ConditionWire, FromWire, OperationWire, PolicySpec, PolicyWire, RuleWire, SourceWire, ToWire};
 
 /// Most service accounts that one source may list (AP-7).
 const MAX_SERVICE_ACCOUNTS: usize = 16;
-/// Most `targetRefs` of one policy.
-const MAX_TARGET_REFS: usize = 16;
 
 /// Reads the rules of one policy.
 struct Reader<'r, 'a> {
@@ -43,10 +40,11 @@ pub(super) fn authorization_policy<'a>(
     let spec = wire.spec.unwrap_or_default();
     let action = action(&spec, &mut report);
     let dry_run = dry_run(&wire.metadata, action, &mut report);
-    check_targets(&spec, &mut report);
+    let targets = Targets { selector: &spec.selector, one: &spec.target_ref, several: &spec.target_refs };
+    targets.check(&mut report);
     check_action(&spec, action, &mut report);
     let selector = validate::selector(spec.selector.as_ref(), interner, &mut report);
-    let targets_gateway = spec.target_ref.is_some() || !spec.target_refs.items.is_empty();
+    let targets_gateway = targets.are_set();
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let rules = reader.rules(&spec.rules.items);
     let provider = spec.provider.as_ref().and_then(|provider| provider.name.non_empty()).map(Into::into);
@@ -75,53 +73,6 @@ fn dry_run(metadata: &MetaWire<'_>, action: PolicyAction, report: &mut Report<'_
             validate::no_dry_run(metadata, report);
             false
         }
-    }
-}
-
-/// AP-3: selector xor targetRefs, and only references that exist for policies.
-fn check_targets(spec: &PolicySpec<'_>, report: &mut Report<'_>) {
-    let single = spec.target_ref.iter().map(|target| (Path::Root("spec.targetRef"), target));
-    let list = Path::Root("spec.targetRefs");
-    let several = spec.target_refs.items.iter().enumerate().map(|(at, target)| (list.index(at), target));
-    for (at, target) in single.chain(several) {
-        check_target(target, &at, report);
-    }
-    let has_selector = spec.selector.as_ref().is_some_and(|selector| !selector.match_labels.0.is_empty());
-    let ways = [has_selector, spec.target_ref.is_some(), !spec.target_refs.items.is_empty()];
-    if ways.into_iter().filter(|way| *way).count() > 1 {
-        let message =
-            "Only one of `selector`, `targetRef` and `targetRefs` can say where the policy applies.";
-        report.reject("spec", message, "Keep one of them.");
-    }
-    if spec.target_refs.items.len() > MAX_TARGET_REFS {
-        let message =
-            format!("There are {} references, more than {MAX_TARGET_REFS}.", spec.target_refs.items.len());
-        report.reject("spec.targetRefs", message, "Split the policy.");
-    }
-}
-
-fn check_target(target: &TargetRefWire<'_>, at: &Path<'_>, report: &mut Report<'_>) {
-    if target.name.non_empty().is_none() {
-        report.reject(at.field("name"), "The reference has no name.", "Name the object.");
-    }
-    if let Some(namespace) = target.namespace.non_empty() {
-        let message = format!("A policy cannot refer to another namespace (`{namespace}`).");
-        report.reject(at.field("namespace"), message, "Remove it, and put the policy beside the object.");
-    }
-    let known = matches!(
-        (target.group.as_str(), target.kind.as_str()),
-        ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
-            | ("" | "core", "Service")
-            | ("networking.istio.io", "ServiceEntry")
-    );
-    if !known {
-        let message =
-            format!("A policy cannot refer to `{}/{}`.", target.group.as_str(), target.kind.as_str());
-        report.reject(
-            at.field("kind"),
-            message,
-            "Refer to a Gateway, GatewayClass, Service or ServiceEntry.",
-        );
     }
 }
 

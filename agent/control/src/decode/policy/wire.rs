@@ -6,6 +6,7 @@ use serde::de::IgnoredAny;
 use super::super::fields::{List, Text};
 use super::super::meta::MetaWire;
 use super::super::validate::SelectorWire;
+use super::targets::TargetRefWire;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,20 +40,6 @@ pub(super) struct PolicySpec<'a> {
     pub(super) provider: Option<ProviderWire<'a>>,
     #[serde(borrow, default)]
     pub(super) rules: List<RuleWire<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-pub(super) struct TargetRefWire<'a> {
-    #[serde(borrow, default)]
-    pub(super) group: Text<'a>,
-    #[serde(borrow, default)]
-    pub(super) kind: Text<'a>,
-    #[serde(borrow, default)]
-    pub(super) name: Text<'a>,
-    #[serde(borrow, default)]
-    pub(super) namespace: Text<'a>,
 }
 
 #[derive(Deserialize)]

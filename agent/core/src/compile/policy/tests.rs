@@ -1,3 +1,5 @@
+mod requests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,10 +29,9 @@ fn own_domain() -> TrustDomains {
     TrustDomains::new(&"cluster.local".into(), &["old.example".into()])
 }
 
-fn candidates(set: &PolicySet, connection: &InboundConnection<'_>) -> usize {
-    let subject = Subject::new(connection, set.trust_domains());
+fn candidates(set: &PolicySet, subject: &Subject<'_>) -> usize {
     let indices = set.layers.iter().flat_map(|layer| layer.classes.iter().flatten());
-    indices.map(|index| index.candidates(&subject).count()).sum()
+    indices.map(|index| index.candidates(subject).count()).sum()
 }
 
 const CLIENT: &str = "cluster.local/ns/shop/sa/client";
@@ -119,7 +120,7 @@ fn ten_thousand_policies_leave_few_candidates() {
     ];
     for (name, build) in kinds {
         let set = many(build);
-        let found = candidates(&set, &sni);
+        let found = candidates(&set, &Subject::new(&sni, set.trust_domains()));
         assert!(found <= 2, "{name}: {found} candidates");
     }
 }
@@ -192,8 +193,17 @@ fn principal_matches(pattern: &StringMatch, identity: Option<&Identity>) -> bool
     }
 }
 
-fn rule_matches(action: PolicyAction, rule: &Rule, connection: &InboundConnection<'_>) -> bool {
+/// What is decided: a connection, or a request on it.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    connection: &'a InboundConnection<'a>,
+    request: Option<&'a requests::Facts>,
+}
+
+fn rule_matches(action: PolicyAction, rule: &Rule, asked: Asked<'_>) -> bool {
+    let Asked { connection, request } = asked;
     let id = connection.identity;
+    let remote = request.map_or(connection.source_ip, |request| request.remote_ip(connection.source_ip));
     let principal = |m: &Match<StringMatch>| field(m, |p| principal_matches(p, id));
     let namespace = |m: &Match<NamespaceMatch>| {
         field(m, |p| id.is_some_and(|id| namespace_matches(p.0.as_bytes(), id.namespace().as_bytes())))
@@ -202,6 +212,7 @@ fn rule_matches(action: PolicyAction, rule: &Rule, connection: &InboundConnectio
         field(m, |a| id.is_some_and(|id| (id.namespace(), id.service_account()) == (&*a.namespace, &*a.name)))
     };
     let source_ip = |m: &Match<IpNet>| field(m, |net| net.contains(&connection.source_ip));
+    let remote_ip = |m: &Match<IpNet>| field(m, |net| net.contains(&remote));
     let port = |m: &Match<u16>| field(m, |port| *port == connection.destination.port());
     let mut http = false;
     let from = rule.from.iter().map(|source| {
@@ -210,16 +221,18 @@ fn rule_matches(action: PolicyAction, rule: &Rule, connection: &InboundConnectio
             && namespace(&source.namespaces)
             && account(&source.service_accounts)
             && source_ip(&source.ip_blocks)
-            && source_ip(&source.remote_ip_blocks)
+            && remote_ip(&source.remote_ip_blocks)
+            && request.is_none_or(|request| request.principal(&source.request_principals))
     });
     let from = from.collect::<Vec<_>>();
     let to = rule.to.iter().map(|operation| {
         http |= operation.has_http();
-        port(&operation.ports)
+        port(&operation.ports) && request.is_none_or(|request| request.operation(operation))
     });
     let to = to.collect::<Vec<_>>();
     let when = rule.when.iter().map(|condition| match condition {
-        Condition::SourceIp(m) | Condition::RemoteIp(m) => source_ip(m),
+        Condition::SourceIp(m) => source_ip(m),
+        Condition::RemoteIp(m) => remote_ip(m),
         Condition::SourceNamespace(m) => namespace(m),
         Condition::SourcePrincipal(m) => principal(m),
         Condition::SourceServiceAccount(m) => account(m),
@@ -229,29 +242,29 @@ fn rule_matches(action: PolicyAction, rule: &Rule, connection: &InboundConnectio
         Condition::DestinationIp(m) => field(m, |net| net.contains(&connection.destination.ip())),
         Condition::DestinationPort(m) => port(m),
         Condition::Sni(m) => field(m, |p| connection.sni.is_some_and(|sni| text_matches(p, sni))),
-        Condition::Http { .. } => {
+        Condition::Http { key, values } => {
             http = true;
-            true
+            request.is_none_or(|request| request.condition(key, values))
         }
     });
     let when = when.collect::<Vec<_>>();
     let matches = (from.is_empty() || from.contains(&true))
         && (to.is_empty() || to.contains(&true))
         && !when.contains(&false);
-    matches && !(http && action == PolicyAction::Allow)
+    matches && (request.is_some() || !(http && action == PolicyAction::Allow))
 }
 
 /// Outcome, policy, rule and dry-run answers.
 type Answer = (AuthorizationOutcome, Option<String>, Option<usize>, BTreeMap<String, AuthorizationOutcome>);
 
-fn naive(policies: &[AuthorizationPolicy], connection: &InboundConnection<'_>) -> Answer {
+fn naive(policies: &[AuthorizationPolicy], asked: Asked<'_>) -> Answer {
     let mut sorted: Vec<_> = policies.iter().collect();
     sorted.sort_by_key(|p| {
         (p.meta.created.unwrap_or(i64::MIN), p.meta.key.name.clone(), p.meta.key.namespace.clone())
     });
     let name = |policy: &AuthorizationPolicy| policy.meta.key.to_string();
     let hit = |policy: &AuthorizationPolicy| {
-        policy.rules.iter().position(|rule| rule_matches(policy.action, rule, connection))
+        policy.rules.iter().position(|rule| rule_matches(policy.action, rule, asked))
     };
     let of = |action: PolicyAction, dry_run: bool| {
         sorted.iter().copied().filter(move |p| p.action == action && p.dry_run == dry_run)
@@ -271,7 +284,8 @@ fn naive(policies: &[AuthorizationPolicy], connection: &InboundConnection<'_>) -
     }
     for action in [PolicyAction::Custom, PolicyAction::Deny, PolicyAction::Allow] {
         for policy in of(action, false) {
-            if let Some(rule) = hit(policy) {
+            let external = asked.request.is_some() && policy.provider.is_some();
+            if let (Some(rule), false) = (hit(policy), external) {
                 let allow = action == PolicyAction::Allow;
                 let outcome = if allow { AuthorizationOutcome::Allow } else { AuthorizationOutcome::Deny };
                 return (outcome, Some(name(policy)), Some(rule), dry_run);
@@ -348,7 +362,7 @@ fn sni_pattern() -> impl Strategy<Value = StringMatch> + Clone {
 }
 
 fn source() -> impl Strategy<Value = Source> {
-    let http = prop_oneof![12 => Just(Match::default()), 1 => Just(any([pattern("issuer/subject")]))];
+    let http = prop_oneof![12 => Just(Match::default()), 2 => requests::principals()];
     (
         values(principal_pattern()),
         values(namespace_pattern()),
@@ -372,8 +386,8 @@ fn source() -> impl Strategy<Value = Source> {
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
-    let http = prop_oneof![8 => Just(Match::default()), 1 => Just(any([pattern("GET")]))];
-    (values(port()), http).prop_map(|(ports, methods)| Operation { ports, methods, ..Operation::default() })
+    let plain = values(port()).prop_map(|ports| Operation { ports, ..Operation::default() });
+    prop_oneof![3 => plain, 2 => requests::operation()]
 }
 
 fn condition() -> impl Strategy<Value = Condition> {
@@ -388,7 +402,7 @@ fn condition() -> impl Strategy<Value = Condition> {
         values(block()).prop_map(Condition::DestinationIp),
         values(port()).prop_map(Condition::DestinationPort),
         values(sni_pattern()).prop_map(Condition::Sni),
-        Just(Condition::Http { key: HttpKey::Header("x".into()), values: any([pattern("1")]) }),
+        requests::condition(),
     ]
 }
 
@@ -413,6 +427,8 @@ pub(crate) fn random_policy() -> impl Strategy<Value = AuthorizationPolicy> {
         |(name, created, action, dry_run, rules)| {
             let mut policy = policy(&name, action, "", rules);
             policy.dry_run = dry_run;
+            policy.provider = Some(requests::PROVIDER.into())
+                .filter(|_| action == PolicyAction::Custom && created == Some(1));
             policy.meta.created = created;
             policy
         },
@@ -450,7 +466,7 @@ proptest! {
                 (format!("{}/{}", dry_run.object.namespace, dry_run.object.name), dry_run.outcome)
             }).collect();
             let object = decision.object.map(|object| format!("{}/{}", object.namespace, object.name));
-            prop_assert_eq!((decision.outcome, object, decision.rule, dry_run), naive(&all, &connection));
+            prop_assert_eq!((decision.outcome, object, decision.rule, dry_run), naive(&all, Asked { connection: &connection, request: None }));
         }
     }
 }

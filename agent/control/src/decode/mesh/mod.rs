@@ -2,6 +2,8 @@
 //!
 //! Istio's MeshConfig has far more fields than the mesh reads, so unknown ones are ignored.
 
+mod http;
+
 use serde::Deserialize;
 use serde_json::Value;
 use weft_core::resource::{Kind, MeshConfig, Resource};
@@ -9,7 +11,8 @@ use weft_core::resource::{Kind, MeshConfig, Resource};
 use super::fields::{Body, FieldError, Pairs, Text, nullable};
 use super::intern::Interner;
 use super::meta::{self, MetaWire, check_name};
-use super::report::{Place, Report};
+use super::networking::Reader;
+use super::report::{Path, Place, Report};
 use super::{Read, reject_field, yaml};
 use crate::codes;
 
@@ -95,14 +98,10 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
             Value::Null
         }
     };
-    let wire = match Body::Value(&value).read::<Option<MeshWire<'_>>>() {
-        Ok(wire) => wire.unwrap_or_default(),
-        Err(FieldError { path, message }) => {
-            let separator = if path.is_empty() { "" } else { "." };
-            reject_field(&mut report, FieldError { path: format!("data.mesh{separator}{path}"), message });
-            MeshWire::default()
-        }
-    };
+    let wire: MeshWire<'_> = settings(&value, &mut report);
+    let http: http::HttpWire<'_> = settings(&value, &mut report);
+    let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
+    let http = http::settings(&http, &Path::Root("data.mesh"), &mut reader);
     let mesh = MeshConfig {
         key: meta.key,
         trust_domain: trust_domain(&wire.trust_domain, "data.mesh.trustDomain", interner, &mut report),
@@ -112,9 +111,21 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
         access_log_json: access_log_json(&wire, &mut report),
         registry_only: registry_only(&wire, &mut report),
         encrypt_same_node: encrypt_same_node(&wire, &mut report),
-        http: weft_core::resource::MeshHttp::default(),
+        http,
     };
     Ok((Resource::MeshConfig(mesh), report))
+}
+
+/// Reads some of the settings; a field that cannot be read rejects the object.
+fn settings<'v, T: Default + Deserialize<'v>>(value: &'v Value, report: &mut Report<'_>) -> T {
+    match Body::Value(value).read::<Option<T>>() {
+        Ok(wire) => wire.unwrap_or_default(),
+        Err(FieldError { path, message }) => {
+            let separator = if path.is_empty() { "" } else { "." };
+            reject_field(report, FieldError { path: format!("data.mesh{separator}{path}"), message });
+            T::default()
+        }
+    }
 }
 
 /// A trust domain is part of a SPIFFE ID: no `/`, and nothing that a URI would read differently.
