@@ -25,8 +25,10 @@ pub(super) struct Destination {
     pub(super) view: DestinationView,
     pub(super) hops: Vec<Hop>,
     pub(super) outcome: Outcome,
-    /// Why there is no endpoint to send to.
-    pub(super) nobody: Option<String>,
+    /// How an endpoint is chosen, or why there is none, as the end of a sentence about the destination.
+    pub(super) choice: Option<String>,
+    /// What the rule changes about the request, in words.
+    pub(super) changes: Vec<String>,
     pub(super) request: Option<RequestView>,
     pub(super) response: Option<ResponseView>,
     pub(super) response_headers: Vec<(String, Option<String>)>,
@@ -63,9 +65,11 @@ impl Inquiry<'_> {
         let unready = unready.map(|endpoint| endpoint.addr).collect();
         let mut destination = self.endpoints(view, &candidates, unready, exchange);
         destination.view.tls = tls(&cluster.policy, &destination.hops).into();
-        if destination.hops.is_empty() {
-            destination.nobody = Some(nobody(cluster));
-        }
+        destination.choice = Some(if destination.hops.is_empty() {
+            nobody(cluster)
+        } else {
+            choice(cluster, &destination.hops, destination.request.is_some())
+        });
         destination.hash = hash(&cluster.policy, destination.request.is_some());
         destination
     }
@@ -110,7 +114,8 @@ impl Inquiry<'_> {
             view,
             hops,
             outcome,
-            nobody: None,
+            choice: None,
+            changes: Vec::new(),
             request: None,
             response: None,
             response_headers: exchange.response_headers,
@@ -147,7 +152,8 @@ impl Inquiry<'_> {
             },
             hops: Vec::new(),
             outcome: if grpc.is_some() { Outcome::Respond } else { Outcome::Unreachable },
-            nobody: Some("does not exist: there is no such host, port or subset (response flag NC)".into()),
+            changes: Vec::new(),
+            choice: Some("does not exist: there is no such host, port or subset (response flag NC)".into()),
             request: exchange.request.as_ref().map(|request| request_view(request, None)),
             response: grpc.map(|grpc| reply::plain(503, "", "no_cluster", grpc)),
             response_headers: Vec::new(),
@@ -167,6 +173,31 @@ impl Destination {
         }
         self.request = Some(request_view(&request, self.decisive()));
     }
+}
+
+/// Ruling 17: who chooses the endpoint, and how.
+fn choice(cluster: &Cluster, hops: &[Hop], request: bool) -> String {
+    if let [_] = hops {
+        return "has one ready endpoint".into();
+    }
+    let open = if request { "requests" } else { "connections" };
+    let how = match &cluster.policy.load_balancer {
+        LoadBalancer::LeastRequest => format!("the one with fewer open {open} of two chosen at random"),
+        LoadBalancer::RoundRobin => "one after the other".into(),
+        LoadBalancer::Random => "any one at random".into(),
+        LoadBalancer::Passthrough => "the one that the client dialled".into(),
+        LoadBalancer::ConsistentHash { .. } => match hash(&cluster.policy, request) {
+            Some(hash) => format!("the one that the hash of {} gives", hash.source),
+            None => {
+                format!("the one with fewer open {open} of two chosen at random, as there is nothing to hash")
+            }
+        },
+    };
+    let by = cluster.policy.object.as_ref().map(|object| format!(" (loadBalancer of {object})"));
+    let direct = hops.iter().any(|hop| hop.path == "direct");
+    let kernel = if direct { ", the kernel (direct path) any one at random" } else { "" };
+    let (ready, by) = (hops.len(), by.unwrap_or_default());
+    format!("has {ready} ready endpoints: the proxy takes {how}{by}{kernel}")
 }
 
 fn nobody(cluster: &Cluster) -> String {

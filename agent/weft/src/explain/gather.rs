@@ -11,8 +11,9 @@ pub(super) fn gather(answer: &mut Explanation, destinations: Vec<Destination>) {
         if several {
             answer.steps.push(introduction(destination));
         }
+        answer.steps.extend(destination.changes.iter().cloned());
+        answer.steps.extend(destination.choice.iter().map(|how| format!("{} {how}.", name(destination))));
         hop::describe(&destination.hops, &mut answer.steps);
-        answer.steps.extend(destination.nobody.iter().map(|why| format!("{} {why}.", name(destination))));
     }
     let Some(outcome) = verdict(&destinations) else { return };
     answer.verdict = outcome.as_str().into();
@@ -95,8 +96,8 @@ fn name(destination: &Destination) -> String {
 }
 
 fn introduction(destination: &Destination) -> String {
-    format!("Of 100 requests {:.4} go to {}:", destination.view.weight, name(destination))
-        .replace(".0000 ", " ")
+    let what = if destination.request.is_some() { "requests" } else { "connections" };
+    format!("{} % of the {what} go to {}:", destination.view.weight, name(destination))
 }
 
 fn sentence(outcome: Outcome, destinations: &[Destination]) -> String {

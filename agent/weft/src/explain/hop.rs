@@ -181,7 +181,7 @@ impl Inquiry<'_> {
             identity,
             source_ip: self.source.address_towards(candidate.addr),
             destination: candidate.addr,
-            sni: self.question.sni.as_deref(),
+            sni: self.sni(),
         };
         let admission = match request {
             Some(request) => authorization::request(local, &connection, &request.as_request()),

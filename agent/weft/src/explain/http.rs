@@ -3,11 +3,12 @@
 //! A straight line through what the client's proxy does: normalise the path, choose a rule, CORS, faults, then the
 //! destinations, each with the request as it leaves and the server's side of every endpoint.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use weft_core::decide::http::{
-    Action, Caller, Cors, FaultDraw, Forward, Outgoing, RouteDecision, Target, apply, cors, draw_fault,
-    prepare, route,
+    Action, Cors, FaultDraw, Forward, Outgoing, RouteDecision, Target, apply, choose, cors, draw_fault,
+    prepare, route_traced,
 };
 use weft_core::http_path::normalise;
 use weft_core::resource::virtual_service::{HeaderOperations, PerMillion};
@@ -44,12 +45,9 @@ fn clients_side(
     asked: AskedRequest,
     answer: &mut Explanation,
 ) {
-    let original = dialled.first().copied();
-    let original = original.unwrap_or_else(|| SocketAddr::new(super::unspecified(), inquiry.target.port));
-    let workload = &inquiry.source.workload;
-    let caller = Caller { workload, original, labels: &workload.pod_labels };
-    let decision = route(inquiry.snapshot, &caller, &asked.as_request());
-    rule::describe(inquiry, &caller, &asked, &decision, answer);
+    let caller = inquiry.caller(dialled);
+    let (decision, trace) = route_traced(inquiry.snapshot, &caller, &asked.as_request());
+    rule::describe(&decision, &trace, answer);
     let of_service =
         decision.service.as_ref().and_then(|(service, at)| Some((service, service.ports.get(*at)?)));
     if let Some((service, port)) = of_service {
@@ -142,19 +140,8 @@ impl Routed<'_> {
         if let Some(delay) = fault.delay {
             answer.steps.push(format!("fault.delay: the request waits for {} ms.", delay.as_millis()));
         }
-        let total: u64 = forward.targets.iter().map(|target| u64::from(target.weight)).sum();
-        let targets: Vec<&Target> = match &mut chance {
-            Some(chance) => forward.choose(&mut |n| chance.below(n)).into_iter().collect(),
-            None => forward.targets.iter().collect(),
-        };
-        if targets.len() < forward.targets.len() {
-            answer.steps.push("--seed picks one of the rule's destinations.".into());
-        }
-        let destinations = targets.into_iter().map(|target| {
-            let alone = forward.targets.len() == 1;
-            let weight = if alone { 100.0 } else { share(target.weight, total) };
-            self.destination(target, weight)
-        });
+        let targets = picked(&forward.targets, chance.as_mut(), answer);
+        let destinations = targets.into_iter().map(|(target, weight)| self.destination(target, weight));
         if let Some(status) = fault.abort {
             answer.destinations = destinations.map(|destination| destination.view).collect();
             answer.steps.push("fault.abort: the mesh answers instead of the application.".into());
@@ -181,11 +168,15 @@ impl Routed<'_> {
         let outgoing = prepare(self.decision, target, &self.asked.as_request());
         let mut response_headers = response_changes(&outgoing.response_headers);
         response_headers.extend(self.added.iter().cloned());
-        let exchange = Exchange { request: Some(self.leaving(&outgoing)), response_headers };
-        match &target.cluster {
+        let leaving = self.leaving(&outgoing);
+        let changes = changes(self.asked, &leaving);
+        let exchange = Exchange { request: Some(leaving), response_headers };
+        let mut destination = match &target.cluster {
             Ok(cluster) => self.inquiry.cluster(cluster, weight, self.dialled, exchange),
             Err(name) => self.inquiry.missing(name, weight, &exchange),
-        }
+        };
+        destination.changes = changes;
+        destination
     }
 
     /// The request with all changes made.
@@ -202,6 +193,47 @@ impl Routed<'_> {
         }
         request
     }
+}
+
+/// What the rule changes about the request, in words.
+fn changes(asked: &AskedRequest, leaving: &AskedRequest) -> Vec<String> {
+    let mut changes = Vec::new();
+    if leaving.target != asked.target {
+        changes.push(format!("rewrite: path {} becomes {}.", asked.target, leaving.target));
+    }
+    if leaving.authority != asked.authority {
+        changes.push(format!("rewrite or headers: host {} becomes {}.", asked.authority, leaving.authority));
+    }
+    let values = |request: &AskedRequest, name: &str| -> Vec<String> {
+        let values = request.headers.get_all(name).iter();
+        values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+    };
+    let names = leaving.headers.keys().chain(asked.headers.keys());
+    let names: BTreeSet<&str> = names.map(::http::HeaderName::as_str).collect();
+    for name in names {
+        let (before, after) = (values(asked, name), values(leaving, name));
+        if after.is_empty() {
+            changes.push(format!("headers: {name} is removed."));
+        } else if before != after {
+            changes.push(format!("headers: {name} becomes `{}`.", after.join("`, `")));
+        }
+    }
+    changes
+}
+
+/// The destinations with their weights in per cent; with `--seed` one of them.
+pub(super) fn picked<'t>(
+    targets: &'t [Target],
+    chance: Option<&mut Chance>,
+    answer: &mut Explanation,
+) -> Vec<(&'t Target, f64)> {
+    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
+    let weighted = |target: &'t Target| (target, share(target.weight, total));
+    let Some(chance) = chance.filter(|_| targets.len() > 1) else {
+        return targets.iter().map(weighted).collect();
+    };
+    answer.steps.push("--seed picks one of the rule's destinations.".into());
+    choose(targets, &mut |n| chance.below(n)).map(weighted).into_iter().collect()
 }
 
 /// In per cent of the rule, with four decimals.

@@ -69,7 +69,7 @@ pub(crate) fn explain(
     answer.steps.extend(inquiry.surprise(spoken));
     match spoken {
         Spoken::Http | Spoken::Grpc => http::explain(&inquiry, &mut answer)?,
-        Spoken::Tls | Spoken::Tcp => connection::explain(&inquiry, &mut answer),
+        Spoken::Tls | Spoken::Tcp => connection::explain(&inquiry, spoken, &mut answer),
     }
     Ok(answer)
 }
@@ -109,6 +109,15 @@ impl Inquiry<'_> {
         }
     }
 
+    /// Server name of the client's own TLS: as asked, else that of the URL.
+    fn sni(&self) -> Option<&str> {
+        let of_url = match (self.target.scheme, &self.target.to) {
+            (Scheme::Https, To::Service(_) | To::Stranger(_)) => Some(self.target.name.as_str()),
+            (_, _) => None,
+        };
+        self.question.sni.as_deref().or(of_url)
+    }
+
     fn declared(&self) -> PortProtocol {
         if let Some(port) = self.target.declared_port() {
             return port.protocol;
@@ -144,5 +153,7 @@ fn unspecified() -> IpAddr {
     IpAddr::V4(Ipv4Addr::UNSPECIFIED)
 }
 
+#[cfg(test)]
+mod http_tests;
 #[cfg(test)]
 mod tests;

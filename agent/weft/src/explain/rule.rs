@@ -2,51 +2,75 @@
 
 use std::time::Duration;
 
-use weft_core::decide::http::{Action, Caller, Forward, MirrorTarget, RouteDecision, RuleRef};
+use weft_core::decide::ConnectionDecision;
+use weft_core::decide::http::{Action, Forward, MirrorTarget, RouteDecision, RuleRef, Skipped, Trace};
 use weft_core::resource::virtual_service::{AbortStatus, Fault, PerMillion};
 
 use super::destination::name_parts;
 use super::question::AskedRequest;
-use super::{
-    AbortView, DelayView, Explanation, FaultView, Inquiry, MirrorView, ObjectView, RetryView, RouteView,
-};
+use super::{AbortView, DelayView, Explanation, FaultView, MirrorView, ObjectView, RetryView, RouteView};
 
 /// A request larger than this is not kept, so it is not repeated (E17).
 const LARGEST_REPEATED: u64 = 1 << 20;
 
-/// Which rule decided, and why no other did.
-pub(super) fn describe(
-    _inquiry: &Inquiry<'_>,
-    _caller: &Caller<'_>,
-    _asked: &AskedRequest,
-    decision: &RouteDecision,
-    answer: &mut Explanation,
-) {
+/// Which rule decided about a request, and why no other did.
+pub(super) fn describe(decision: &RouteDecision, trace: &Trace, answer: &mut Explanation) {
+    passed_over(trace, answer);
     answer.route = decision.rule.as_ref().map(route_view);
     answer.steps.push(match (&decision.rule, &decision.action) {
-        (Some(rule), _) => matched(rule),
+        (Some(rule), _) => matched(rule, "request"),
         (None, Action::Forward(_)) => match &decision.service {
             Some((service, _)) => {
-                format!("No rule routes requests for Service {}: it takes all of them.", service.key)
+                format!("No rule routes requests for Service {}: it takes all of them itself.", service.key)
             }
             None => "No rule routes the request.".into(),
         },
-        (None, Action::Respond(reply)) => match reply.by {
-            "no_route" => "No rule matches the request: 404.".into(),
-            _ => format!("No rule routes the request ({}, response flag {}).", reply.details, reply.flag),
+        (None, Action::Respond(reply)) => match &decision.owner {
+            Some(owner) => format!("No rule of {owner}, which decides for this host, matches the request."),
+            None => match reply.by {
+                "block_all" => {
+                    "outboundTrafficPolicy is REGISTRY_ONLY and the mesh knows no such host: refused.".into()
+                }
+                _ => format!("No rule routes the request ({}).", reply.details),
+            },
         },
         (None, Action::Passthrough) => {
-            "The mesh knows no host of this name: the request goes where the client dialled.".into()
+            "The mesh knows no such host: the request goes where the client dialled.".into()
         }
     });
 }
 
-fn matched(rule: &RuleRef) -> String {
-    let place = match rule.matched {
-        Some(matched) => format!("spec.{}[{}].match[{matched}]", rule.list, rule.rule),
-        None => format!("spec.{}[{}], which has no match,", rule.list, rule.rule),
+/// Which rule decided about a connection, and why no other did.
+pub(super) fn describe_connection(decision: &ConnectionDecision, trace: &Trace, answer: &mut Explanation) {
+    passed_over(trace, answer);
+    answer.route = decision.rule.as_ref().map(route_view);
+    answer.steps.extend(decision.rule.as_ref().map(|rule| matched(rule, "connection")));
+}
+
+fn passed_over(trace: &Trace, answer: &mut Explanation) {
+    answer.steps.extend(trace.ignored.iter().map(|(object, why)| format!("{object} {}.", why.as_str())));
+    answer.steps.extend(trace.skipped.iter().map(|skipped| {
+        let Skipped { object, list, rule, matched, field } = skipped;
+        match matched {
+            Some(at) => format!("{object}: spec.{list}[{rule}].match[{at}] does not match by `{field}`."),
+            None => {
+                format!("{object}: spec.{list}[{rule}] does not match by `{field}` of what delegates to it.")
+            }
+        }
+    }));
+}
+
+fn matched(rule: &RuleRef, what: &str) -> String {
+    let RuleRef { object, list, rule: at, matched, name: _, root } = rule;
+    let place = match matched {
+        Some(matched) => format!("spec.{list}[{at}].match[{matched}] takes"),
+        None => format!("spec.{list}[{at}] has no match and takes"),
     };
-    format!("{}: {place} takes the request.", rule.object)
+    let by = match root {
+        Some((root, at)) => format!(" ({root} delegates to it by spec.http[{at}])"),
+        None => String::new(),
+    };
+    format!("{object}: {place} the {what}{by}.")
 }
 
 fn route_view(rule: &RuleRef) -> RouteView {
@@ -61,7 +85,7 @@ fn route_view(rule: &RuleRef) -> RouteView {
 
 /// What the rule says about requests that it forwards.
 pub(super) fn forwarding(forward: &Forward, asked: &AskedRequest, answer: &mut Explanation) {
-    answer.timeout_ms = forward.timeout.map(millis);
+    answer.timeout_ms = forward.limit(&asked.as_request()).map(millis);
     answer.retry = Some(RetryView {
         attempts: forward.retry.attempts,
         on: forward.retry.on_text.iter().map(ToString::to_string).collect(),
@@ -74,10 +98,10 @@ pub(super) fn forwarding(forward: &Forward, asked: &AskedRequest, answer: &mut E
     }
     answer.steps.push(repeated(forward, asked));
     answer.steps.extend(answer.fault.iter().flat_map(fault_sentences));
-    for mirror in &answer.mirrors {
-        let text = format!("mirrors: {} % of the requests go to {} as well.", mirror.percent, mirror.host);
-        answer.steps.push(text);
-    }
+    answer.steps.extend(answer.mirrors.iter().map(|mirror| {
+        let subset = mirror.subset.as_ref().map(|subset| format!(", subset {subset}")).unwrap_or_default();
+        format!("mirrors: {} % of the requests go to {}{subset} as well.", mirror.percent, mirror.host)
+    }));
 }
 
 fn repeated(forward: &Forward, asked: &AskedRequest) -> String {

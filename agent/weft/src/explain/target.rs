@@ -35,6 +35,8 @@ pub(super) struct Target {
     pub(super) scheme: Scheme,
     pub(super) to: To,
     pub(super) port: u16,
+    /// The host as it was written.
+    pub(super) name: String,
     /// Host and port as they were written: what a client sends as `Host`.
     pub(super) authority: String,
     /// Path and query as they were written (no tidying, but `/` where there is none).
@@ -57,6 +59,7 @@ impl Target {
             scheme,
             to: To::Stranger(host.to_owned()),
             port,
+            name: host.to_owned(),
             authority: authority.to_owned(),
             path,
             addressed: None,
@@ -191,6 +194,7 @@ mod tests {
                 scheme: Scheme::Http,
                 to: To::Stranger(authority.into()),
                 port: 80,
+                name: authority.into(),
                 authority: authority.into(),
                 path: path.into(),
                 addressed: None,
