@@ -1,0 +1,90 @@
+//! TLS and TCP rules.
+
+use super::*;
+use crate::decide::{ConnectionDecision, route_connection, route_connection_traced};
+use crate::resource::virtual_service::{ConnectionMatch, TcpRule, TlsMatch, TlsRule};
+
+fn routes(hosts: &[(&str, u32)]) -> Vec<(DestinationRef, u32)> {
+    hosts.iter().map(|(host, weight)| (to(host).destination, *weight)).collect()
+}
+
+fn tcp(matches: Vec<ConnectionMatch>, hosts: &[(&str, u32)]) -> TcpRule {
+    TcpRule { matches, routes: routes(hosts) }
+}
+
+fn object(tls: Vec<TlsRule>, tcp: Vec<TcpRule>) -> Resource {
+    Resource::VirtualService(VirtualService { tls, tcp, ..virtual_service("default/b", &["b"], vec![]) })
+}
+
+fn decide(snapshot: &Snapshot, original: &str, sni: Option<&str>) -> ConnectionDecision {
+    let workload = snapshot.workload(&key("default/client")).expect("the client");
+    let caller = Caller { workload, original: addr(original), labels: &workload.pod_labels };
+    route_connection(snapshot, &caller, sni)
+}
+
+fn goes(snapshot: &Snapshot, original: &str, sni: Option<&str>) -> String {
+    let decision = decide(snapshot, original, sni);
+    let name = |target: &Target| match &target.cluster {
+        Ok(cluster) => format!("{}*{}", short_name(&cluster.name), target.weight),
+        Err(name) => format!("NC {}", short_name(name)),
+    };
+    decision.targets.iter().map(name).collect::<Vec<_>>().join(" ")
+}
+
+/// V-31.
+#[test]
+fn tcp_rules_match_by_port_address_and_client() {
+    let port = |port: u16| ConnectionMatch { port: Some(port), ..ConnectionMatch::default() };
+    let nobody = ConnectionMatch { source_labels: labels("app=nobody"), ..ConnectionMatch::default() };
+    let elsewhere = ConnectionMatch {
+        destination_subnets: vec!["192.0.2.0/24".parse().expect("a subnet")],
+        ..port(9090)
+    };
+    let here = ConnectionMatch {
+        destination_subnets: vec!["10.96.0.0/24".parse().expect("a subnet")],
+        ..port(9090)
+    };
+    let snapshot = with([object(
+        vec![],
+        vec![tcp(vec![nobody, elsewhere], &[("a", 1)]), tcp(vec![here], &[("c", 20), ("a", 80), ("b", 0)])],
+    )]);
+    assert_eq!(goes(&snapshot, "10.96.0.2:9090", None), "9090||c.default*20 9090||a.default*80");
+    let decision = decide(&snapshot, "10.96.0.2:9090", None);
+    let rule = decision.rule.expect("a rule");
+    assert_eq!((rule.list, rule.rule, rule.matched), ("tcp", 1, Some(0)));
+    assert_eq!(goes(&snapshot, "10.96.0.2:80", None), "80||b.default*1", "no rule: its own");
+    assert!(decide(&snapshot, "192.0.2.1:9090", None).targets.is_empty(), "nobody's address");
+    assert!(decide(&snapshot, "10.96.0.2:1", None).targets.is_empty(), "nobody's port");
+}
+
+/// V-30.
+#[test]
+fn tls_rules_match_by_name_first_by_declaration() {
+    let named = |hosts: &[&str], to: &str| TlsRule {
+        matches: vec![TlsMatch {
+            sni_hosts: hosts.iter().map(|host| (*host).into()).collect(),
+            connection: ConnectionMatch::default(),
+        }],
+        routes: routes(&[(to, 0)]),
+    };
+    let snapshot = with([object(
+        vec![named(&["*.example.com"], "a"), named(&["x.example.com", "b.default.svc.cluster.local"], "c")],
+        vec![],
+    )]);
+    assert_eq!(goes(&snapshot, "10.96.0.2:80", Some("X.example.com")), "80||a.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:80", Some("b.default.svc.cluster.local")), "80||c.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:80", Some("example.com")), "80||b.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:80", None), "80||b.default*1", "no name, no TLS rule");
+}
+
+#[test]
+fn the_trace_names_what_failed() {
+    let entry = ConnectionMatch { port: Some(1), ..ConnectionMatch::default() };
+    let snapshot = with([object(vec![], vec![tcp(vec![entry], &[("a", 1)])])]);
+    let workload = snapshot.workload(&key("default/client")).expect("the client");
+    let caller = Caller { workload, original: addr("10.96.0.2:9090"), labels: &workload.pod_labels };
+    let (_, trace) = route_connection_traced(&snapshot, &caller, None);
+    let skipped: Vec<_> =
+        trace.skipped.iter().map(|skip| (skip.list, skip.rule, skip.field.as_str())).collect();
+    assert_eq!(skipped, [("tcp", 0, "port")]);
+}
