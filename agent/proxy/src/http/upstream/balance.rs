@@ -60,10 +60,10 @@ pub(super) fn choose(
             endpoints.nth((draw.turn)().checked_rem(count)?)
         }
         // PASSTHROUGH has no endpoints to choose from; where it has, any will do.
-        LoadBalancer::Random | LoadBalancer::Passthrough => any(endpoints, draw),
+        LoadBalancer::Random | LoadBalancer::Passthrough => any_of(endpoints, draw),
         LoadBalancer::ConsistentHash { .. } => match (draw.hash, endpoints.table) {
             (Some(hash), Some(table)) => table.find(hash, &|index| endpoints.is_available(index)),
-            (Some(_) | None, Some(_) | None) => any(endpoints, draw),
+            (Some(_) | None, Some(_) | None) => any_of(endpoints, draw),
         },
     }
 }
@@ -72,7 +72,7 @@ fn below(draw: &mut Draw<'_>, count: usize) -> usize {
     usize::try_from((draw.random)(count as u64)).unwrap_or(0)
 }
 
-fn any(endpoints: &Endpoints<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+fn any_of(endpoints: &Endpoints<'_>, draw: &mut Draw<'_>) -> Option<usize> {
     let count = endpoints.count();
     if count == 0 {
         return None;

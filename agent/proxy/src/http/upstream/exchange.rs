@@ -128,23 +128,23 @@ impl Exchange {
         }
     }
 
-    /// Keeps the account until the body has ended, or the connection that the answer upgrades is closed.
+    /// Keeps the account until the body has ended, or the connection that the answer upgrades is closed. Where that
+    /// is not ours, the body of the answer stands for it until it is dropped.
     pub(super) fn attach(self, response: Response<Body>, judge: Option<Judge>) -> Response<Body> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let usage = match &self.carrier {
-                Carrier::Single(connection) => Some(connection.usage.clone()),
-                Carrier::Shared(_) | Carrier::Node(_) => None,
-            };
-            if let Some(usage) = usage {
+        let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        match &self.carrier {
+            Carrier::Single(connection) if upgraded => {
+                let usage = connection.usage.clone();
                 usage.keep_until_closed(self);
                 return response;
             }
+            Carrier::Single(_) | Carrier::Shared(_) | Carrier::Node(_) => {}
         }
-        if response.body().is_end_stream() {
+        if response.body().is_end_stream() && !upgraded {
             self.finish();
             return response;
         }
-        response.map(|body| Body::new(Accounted { body, exchange: Some(self), judge }))
+        response.map(|body| Body::new(Accounted { body, exchange: Some(self), judge, upgraded }))
     }
 }
 
@@ -212,6 +212,7 @@ struct Accounted {
     body: Body,
     exchange: Option<Exchange>,
     judge: Option<Judge>,
+    upgraded: bool,
 }
 
 impl Accounted {
@@ -230,9 +231,10 @@ impl Accounted {
                 }
                 self.exchange = None;
             }
+            None if self.upgraded => {}
             None => self.end(),
         }
-        if self.body.is_end_stream() {
+        if self.body.is_end_stream() && !self.upgraded {
             self.end();
         }
     }

@@ -1,6 +1,6 @@
 //! What one worker remembers of clusters: their shared state, their endpoints with connections, their hash table.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use weft_core::Identity;
 use weft_core::decide::http::{Cluster, ClusterPolicy};
 use weft_core::resource::NamespacedName;
-use weft_core::resource::destination_rule::LoadBalancer;
+use weft_core::resource::destination_rule::{HashAlgorithm, LoadBalancer};
 use weft_core::snapshot::Endpoint;
 
 use super::balance::{self, Draw, Endpoints};
@@ -85,18 +85,48 @@ impl LocalHost {
 struct View {
     endpoints: Arc<[Endpoint]>,
     hosts: Vec<Rc<LocalHost>>,
-    table: OnceCell<Arc<Table>>,
+    /// The algorithm of consistent hashing and its table.
+    table: Option<(HashAlgorithm, Arc<Table>)>,
 }
 
 impl View {
-    fn table(&self, worker: &Worker, ipv4: bool, balancer: &LoadBalancer) -> Option<&Table> {
-        let LoadBalancer::ConsistentHash { algorithm, .. } = balancer else { return None };
-        let make = || {
-            let addresses: Vec<_> = self.hosts.iter().map(|local| local.host.addr).collect();
-            worker.shared.http.table(&self.endpoints, ipv4, *algorithm, &addresses)
-        };
-        Some(self.table.get_or_init(make))
+    fn table(&self) -> Option<&Table> {
+        self.table.as_ref().map(|(_, table)| &**table)
     }
+
+    /// The endpoint that the client dialled itself: those of a headless Service are not chosen by us.
+    fn dialled(&self, cluster: &Cluster, original: SocketAddr) -> Option<&Rc<LocalHost>> {
+        if !cluster.service.vips.is_empty() {
+            return None;
+        }
+        let at = self.hosts.binary_search_by_key(&original, |local| local.host.addr).ok()?;
+        self.hosts.get(at)
+    }
+
+    fn is_of(&self, cluster: &Cluster) -> bool {
+        let same = Arc::ptr_eq(&self.endpoints, &cluster.endpoints) || self.endpoints == cluster.endpoints;
+        same && self.table.as_ref().map(|(algorithm, _)| *algorithm) == hash_algorithm(cluster)
+    }
+}
+
+fn hash_algorithm(cluster: &Cluster) -> Option<HashAlgorithm> {
+    match cluster.policy.load_balancer {
+        LoadBalancer::ConsistentHash { algorithm, .. } => Some(algorithm),
+        LoadBalancer::LeastRequest
+        | LoadBalancer::RoundRobin
+        | LoadBalancer::Random
+        | LoadBalancer::Passthrough => None,
+    }
+}
+
+/// What a request wants of its endpoint.
+pub(super) struct Wanted<'a> {
+    /// The request's hash.
+    pub(super) hash: Option<u64>,
+    /// Endpoints that are avoided while there are others.
+    pub(super) tried: &'a [SocketAddr],
+    /// Whether the policy can be kept with an endpoint.
+    pub(super) suits: &'a dyn Fn(&SocketAddr) -> bool,
 }
 
 /// One cluster as this worker knows it.
@@ -107,8 +137,6 @@ pub(super) struct LocalCluster {
     views: [RefCell<Option<Rc<View>>>; 2],
     /// Addresses that are not the cluster's endpoints (PASSTHROUGH).
     strays: RefCell<HashMap<SocketAddr, Rc<LocalHost>>>,
-    /// The policy that the table belongs to.
-    policy: RefCell<Option<Arc<ClusterPolicy>>>,
     used: Cell<Instant>,
 }
 
@@ -118,47 +146,65 @@ impl LocalCluster {
             state,
             views: Default::default(),
             strays: RefCell::default(),
-            policy: RefCell::default(),
             used: Cell::new(Instant::now()),
         })
     }
 
-    /// Chooses an endpoint: of those that are not ejected one that was not tried, else any of them.
+    /// Chooses an endpoint: of those that are not ejected and that `suits` accepts one that was not tried, else any
+    /// of them.
     pub(super) fn choose(
         &self,
         worker: &Worker,
         cluster: &Cluster,
         original: SocketAddr,
-        hash: Option<u64>,
-        tried: &[SocketAddr],
+        wanted: &Wanted<'_>,
     ) -> Option<Rc<LocalHost>> {
-        let balancer = &cluster.policy.load_balancer;
-        if *balancer == LoadBalancer::Passthrough {
-            return Some(self.stray(original));
+        if cluster.policy.load_balancer == LoadBalancer::Passthrough {
+            return Some(self.stray(original)).filter(|local| (wanted.suits)(&local.host.addr));
         }
-        self.follow(&cluster.policy);
-        let view = self.view(cluster, original.is_ipv4());
-        let table = view.table(worker, original.is_ipv4(), balancer);
-        let host = |index: usize| view.hosts.get(index).map(|local| &local.host);
-        let ejected = |index: usize| host(index).is_none_or(|host| host.is_ejected());
-        let untried = |index: usize| host(index).is_some_and(|host| !tried.contains(&host.addr));
-        let any_ejected = self.any_ejected(&cluster.policy, view.hosts.len());
-        let in_rotation = |index: usize| !ejected(index);
-        let fresh = |index: usize| untried(index) && !(any_ejected && ejected(index));
+        let view = self.view(worker, cluster, original.is_ipv4());
+        if let Some(dialled) = view.dialled(cluster, original) {
+            return (wanted.suits)(&original).then(|| dialled.clone());
+        }
+        let chosen = self.choose_in(worker, cluster, &view, wanted, false)?;
+        if (wanted.suits)(&chosen.host.addr) {
+            return Some(chosen);
+        }
+        // Most often all endpoints suit or none does: only now is each of them asked.
+        self.choose_in(worker, cluster, &view, wanted, true)
+    }
+
+    fn choose_in(
+        &self,
+        worker: &Worker,
+        cluster: &Cluster,
+        view: &View,
+        wanted: &Wanted<'_>,
+        ask: bool,
+    ) -> Option<Rc<LocalHost>> {
+        let hosts = &view.hosts;
+        let any_ejected = self.any_ejected(&cluster.policy, hosts.len());
+        let may = |index: usize, fresh: bool| {
+            hosts.get(index).map(|local| &local.host).is_some_and(|host| {
+                let tried = fresh && wanted.tried.contains(&host.addr);
+                let out = any_ejected && host.is_ejected();
+                !tried && !out && (!ask || (wanted.suits)(&host.addr))
+            })
+        };
         let choose = |available: Option<&dyn Fn(usize) -> bool>| {
-            let active = |index: usize| host(index).map_or(u32::MAX, |host| host.active.get());
-            let endpoints = Endpoints { len: view.hosts.len(), available, active: &active, table };
+            let active = |index: usize| hosts.get(index).map_or(u32::MAX, |local| local.host.active.get());
+            let endpoints = Endpoints { len: hosts.len(), available, active: &active, table: view.table() };
             let mut random = |below: u64| worker.random() % below.max(1);
             let turn = || self.state.next_turn();
-            balance::choose(balancer, &endpoints, &mut Draw { random: &mut random, turn: &turn, hash })
+            let mut draw = Draw { random: &mut random, turn: &turn, hash: wanted.hash };
+            balance::choose(&cluster.policy.load_balancer, &endpoints, &mut draw)
         };
-        let chosen = match (tried.is_empty(), any_ejected) {
-            (true, false) => choose(None),
-            (true, true) => choose(Some(&in_rotation)),
-            (false, false) => choose(Some(&fresh)).or_else(|| choose(None)),
-            (false, true) => choose(Some(&fresh)).or_else(|| choose(Some(&in_rotation))),
-        };
-        view.hosts.get(chosen?).cloned()
+        let in_rotation = |index: usize| may(index, false);
+        let untried = |index: usize| may(index, true);
+        let available: Option<&dyn Fn(usize) -> bool> =
+            if any_ejected || ask { Some(&in_rotation) } else { None };
+        let chosen = if wanted.tried.is_empty() { None } else { choose(Some(&untried)) };
+        hosts.get(chosen.or_else(|| choose(available))?).cloned()
     }
 
     /// Whether ejections are to be looked at: below `minHealthPercent` they are not.
@@ -171,30 +217,10 @@ impl LocalCluster {
         outlier.min_health_percent == 0 || healthy >= hosts as u128 * u128::from(outlier.min_health_percent)
     }
 
-    /// A table belongs to the load balancer that it was made for.
-    fn follow(&self, policy: &Arc<ClusterPolicy>) {
-        let mut current = self.policy.borrow_mut();
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, policy)) {
-            return;
-        }
-        if current.as_ref().is_some_and(|current| current.load_balancer != policy.load_balancer) {
-            for view in &self.views {
-                let mut view = view.borrow_mut();
-                *view = view.take().map(|view| {
-                    let (endpoints, hosts) = (view.endpoints.clone(), view.hosts.clone());
-                    Rc::new(View { endpoints, hosts, table: OnceCell::new() })
-                });
-            }
-        }
-        *current = Some(policy.clone());
-    }
-
-    fn view(&self, cluster: &Cluster, ipv4: bool) -> Rc<View> {
+    fn view(&self, worker: &Worker, cluster: &Cluster, ipv4: bool) -> Rc<View> {
         let [of_ipv6, of_ipv4] = &self.views;
         let mut view = if ipv4 { of_ipv4 } else { of_ipv6 }.borrow_mut();
-        if let Some(view) = &*view
-            && (Arc::ptr_eq(&view.endpoints, &cluster.endpoints) || view.endpoints == cluster.endpoints)
-        {
+        if let Some(view) = view.as_ref().filter(|view| view.is_of(cluster)) {
             return view.clone();
         }
         // A client of one address family may have no route in the other.
@@ -206,9 +232,13 @@ impl LocalCluster {
             Some(local) => local.clone(),
             None => Rc::new(LocalHost { host, pools: Pools::default() }),
         };
-        let hosts = self.state.hosts(ready, &cluster.endpoints).into_iter().map(local).collect();
+        let hosts: Vec<_> = self.state.hosts(ready, &cluster.endpoints).into_iter().map(local).collect();
         let endpoints = cluster.endpoints.clone();
-        view.insert(Rc::new(View { endpoints, hosts, table: OnceCell::new() })).clone()
+        let table = hash_algorithm(cluster).map(|algorithm| {
+            let addresses: Vec<_> = hosts.iter().map(|local| local.host.addr).collect();
+            (algorithm, worker.shared.http.table(&endpoints, ipv4, algorithm, &addresses))
+        });
+        view.insert(Rc::new(View { endpoints, hosts, table })).clone()
     }
 
     fn stray(&self, addr: SocketAddr) -> Rc<LocalHost> {

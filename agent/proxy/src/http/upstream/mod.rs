@@ -39,9 +39,11 @@ use self::admit::{Admission, Overflow};
 use self::dial::{Dial, Way};
 use self::exchange::{Active, Carrier, Exchange, Home, Judge};
 use self::limits::{Counted, Limits, Permit};
+use self::local::Wanted;
 use self::outlier::Outcome;
 use self::pool::Settings;
 use super::body::Body;
+use super::inbound::serve_local;
 use crate::account::{Failure, Route};
 use crate::labels::Service;
 use crate::pod::Pod;
@@ -62,6 +64,25 @@ pub(crate) struct Leg<'a> {
     pub(crate) original: SocketAddr,
     /// The configuration of this request.
     pub(crate) snapshot: &'a Arc<Snapshot>,
+}
+
+impl Leg<'_> {
+    fn path(&self, endpoint: SocketAddr, mode: Option<ClientTlsMode>) -> Option<Path> {
+        with_tls(mode, candidate(self.snapshot, &self.source.workload, endpoint).path)
+    }
+}
+
+/// How an endpoint is reached under a policy (D-18); `None` where the policy cannot be kept.
+fn with_tls(mode: Option<ClientTlsMode>, path: Path) -> Option<Path> {
+    match (mode, &path) {
+        (None, _) | (Some(ClientTlsMode::IstioMutual), Path::SameNode(_) | Path::Hbone(_)) => Some(path),
+        (Some(ClientTlsMode::IstioMutual), Path::Plaintext) => None,
+        // Without a tunnel nobody proves an identity, on one node as well: the endpoint's listener sees plaintext
+        // (PA-5).
+        (Some(ClientTlsMode::Disable | ClientTlsMode::Simple | ClientTlsMode::Mutual), _) => {
+            Some(Path::Plaintext)
+        }
+    }
 }
 
 /// What is spoken to the endpoint.
@@ -193,15 +214,18 @@ pub(crate) async fn send(
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
     let local = worker.upstreams.cluster(worker, leg, cluster);
-    let Some(host) = local.choose(worker, cluster, leg.original, hash, tried) else {
+    let mode = cluster.policy.tls.as_ref().map(|tls| tls.mode);
+    let suits =
+        |addr: &SocketAddr| mode != Some(ClientTlsMode::IstioMutual) || leg.path(*addr, mode).is_some();
+    let wanted = Wanted { hash, tried, suits: &suits };
+    let Some(host) = local.choose(worker, cluster, leg.original, &wanted) else {
         let detail = format!("{} has no endpoint that is ready and not ejected", cluster.name);
         return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(request));
     };
     let endpoint = host.host.addr;
     tried.push(endpoint);
     let found = candidate(leg.snapshot, &leg.source.workload, endpoint);
-    let plain = cluster.policy.tls.as_ref().is_some_and(|tls| tls.mode == ClientTlsMode::Disable);
-    let path = if plain { &Path::Plaintext } else { &found.path };
+    let path = &with_tls(mode, found.path).unwrap_or(Path::Plaintext);
     let judge = cluster.policy.outlier_detection.as_ref().map(|_| Judge {
         cluster: local.state.clone(),
         host: host.host.clone(),
@@ -246,7 +270,7 @@ pub(crate) async fn send_to(
     let pool = ConnectionPool::default();
     let dial = dial_of(leg, endpoint, path, (Service::Unknown, &pool));
     let sent = match path {
-        Path::SameNode(local) => same_node(worker, leg, local, (endpoint, protocol), request).await,
+        Path::SameNode(local) => serve_local(worker, leg, local, (endpoint, protocol), request).await,
         Path::Hbone(_) | Path::Plaintext => {
             outside_clusters(worker, &dial, &Settings::of(&pool), request, protocol).await
         }
@@ -359,27 +383,13 @@ async fn in_cluster(
     let response = match path {
         Path::SameNode(local) => {
             let to = (admission.dial.endpoint, admission.protocol);
-            same_node(admission.worker, leg, local, to, request).await?
+            serve_local(admission.worker, leg, local, to, request).await?
         }
         Path::Hbone(_) | Path::Plaintext => exchange.send(shaped(request, admission.protocol)).await?,
     };
     counters.completed(response.status().as_u16());
     let judge = judge.and_then(|judge| judge.head(&response));
     Ok(exchange.attach(response, judge))
-}
-
-/// A pod of this node: the destination's rules apply in this process.
-async fn same_node(
-    worker: &Rc<Worker>,
-    leg: &Leg<'_>,
-    local: &Arc<LocalWorkload>,
-    (endpoint, protocol): (SocketAddr, UpstreamProtocol),
-    request: Request<Body>,
-) -> Result<Response<Body>, SendError> {
-    let path = Path::Hbone(local.workload.clone());
-    let pool = ConnectionPool::default();
-    let dial = dial_of(leg, endpoint, &path, (Service::Unknown, &pool));
-    outside_clusters(worker, &dial, &Settings::of(&pool), request, protocol).await
 }
 
 /// Sends without limits, over the connections that belong to no cluster.

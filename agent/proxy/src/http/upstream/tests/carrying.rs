@@ -237,7 +237,28 @@ fn a_pod_of_another_node_is_reached_through_a_tunnel() {
             assert_eq!(sent.workload.as_ref().unwrap().key, name("server"));
             assert_eq!(read(sent.response.into_body()).await, "hello");
         }
-        assert_eq!((backend.requests.get(), backend.connections.get()), (3, 1));
+        assert_eq!(backend.requests.get(), 3);
+        assert_eq!(client.state(&cluster).connections.get(), 1, "one stream of the tunnel carries them");
+    });
+}
+
+#[test]
+fn istio_mutual_leaves_out_who_has_no_identity() {
+    run(async {
+        let bed = Bed::new("b");
+        bed.serve_tunnels();
+        let client = Client::new(bed, UpstreamProtocol::Http1);
+        let of_pod = Backend::new(client.bed.server_ip, UpstreamProtocol::Http1).await;
+        let outside = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
+        let tls = ClientTls { mode: ClientTlsMode::IstioMutual, sni: None, subject_alt_names: Vec::new() };
+        let policy = ClusterPolicy { tls: Some(tls), load_balancer: LoadBalancer::RoundRobin, ..policy() };
+        let both = cluster(&[of_pod.addr, outside.addr], policy.clone());
+        for _ in 0..6 {
+            assert_eq!(client.send(&both, get()).await.unwrap().route, Route::Hbone);
+        }
+        let neither = cluster(&[outside.addr], policy);
+        assert_eq!(client.get(&neither).await.unwrap_err().kind, SendErrorKind::NoHealthyUpstream);
+        assert_eq!(outside.requests.get(), 0);
     });
 }
 

@@ -150,6 +150,23 @@ fn passthrough_goes_where_the_client_wanted() {
 }
 
 #[test]
+fn an_endpoint_of_a_headless_service_that_was_dialled_is_the_one() {
+    run(async {
+        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
+        let backends = three(&client).await;
+        let cluster = cluster(&addresses(&backends), policy());
+        for _ in 0..5 {
+            let leg = Leg { original: backends[1].addr, ..client.leg() };
+            let mut tried = SmallVec::new();
+            let worker = &client.bed.worker;
+            let sent =
+                send(worker, &leg, &cluster, (None, &mut tried), get(), client.protocol).await.unwrap();
+            assert_eq!(sent.endpoint, backends[1].addr);
+        }
+    });
+}
+
+#[test]
 fn an_endpoint_that_fails_is_out_and_comes_back() {
     run(async {
         let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
