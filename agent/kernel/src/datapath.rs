@@ -28,6 +28,7 @@ use crate::probe::{Capabilities, probe_kernel};
 use crate::sys::{self, monotonic_ns};
 use crate::tables::Tables;
 use crate::view::{Desired, Ids, Place, Steering};
+use crate::watch::NamespaceChanges;
 use crate::{Netns, bpffs};
 
 pub use crate::counters::CounterValue;
@@ -131,6 +132,7 @@ pub struct Datapath {
     /// When flows that were on their way during the last revocation are established or gone.
     sweep_due_ns: Option<u64>,
     events_taken: bool,
+    changes: NamespaceChanges,
     /// Last, so that the lock outlives everything that uses the pins.
     _lock: PinLock,
 }
@@ -187,6 +189,7 @@ impl Datapath {
             // Policy may have changed while there was no agent.
             sweep_due_ns: Some(monotonic_ns() + TUPLE_LIFETIME_NS),
             events_taken: false,
+            changes: NamespaceChanges::new().doing(|| "watch for changes in network namespaces")?,
             pins,
             _lock: lock,
         };
@@ -207,7 +210,13 @@ impl Datapath {
             return Err(EnrolError::Refused(format!("pod {} is enrolled already", pod.key)));
         }
         let (candidate, routes) = admit(pod, &self.own, &self.enrolled, &mut self.processes, &self.pins)?;
-        let (enrolled, listeners) = set_up(candidate, routes, &mut self.loader, self.captures.as_fd())?;
+        let (mut enrolled, listeners) = set_up(candidate, routes, &mut self.loader, self.captures.as_fd())?;
+        match enrolled.netns.run(|| self.changes.watch_here()).flatten() {
+            Ok(watch) => enrolled.watch = Some(watch),
+            Err(error) => {
+                tracing::warn!(pod = %pod.key, %error, "its rules are looked at from time to time only")
+            }
+        }
         let cookie = enrolled.cookie();
         for older in self.pins.older() {
             // Its program has done its work until ours was attached.
@@ -300,6 +309,12 @@ impl Datapath {
                 .doing(|| format!("remove what an earlier agent left of pod {}", leftover.pod)),
             None => Ok(()),
         }
+    }
+
+    /// Tells when [`reassert`](Self::reassert) may have something to do: rules, routes or addresses of an enrolled
+    /// pod's namespace changed. Sysctls are not reported.
+    pub fn changes(&self) -> NamespaceChanges {
+        self.changes.clone()
     }
 
     /// Puts rules, routes and sysctls back that something removed from pods' namespaces (ruling 11), and

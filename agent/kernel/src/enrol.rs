@@ -22,6 +22,7 @@ use crate::route::{IpFamily, Routes};
 use crate::sys;
 use crate::sysctl;
 use crate::view::Steering;
+use crate::watch::Watch;
 
 /// Length of the accept queue, as the kernel limits it by default (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
@@ -40,6 +41,8 @@ pub(crate) struct EnrolledPod {
     steer: OwnedFd,
     config: SteerConfig,
     had_device: bool,
+    /// Reports changes of the namespace; without it they are found when the agent looks from time to time.
+    pub(crate) watch: Option<Watch>,
 }
 
 /// Listeners of a pod.
@@ -131,6 +134,7 @@ pub(crate) fn set_up(
             steer,
             config,
             had_device,
+            watch: None,
         },
         listeners,
     ))
@@ -304,6 +308,9 @@ impl EnrolledPod {
     /// Puts rule, route and sysctls back if something took them out, and follows changes of the addresses.
     /// True when something was missing.
     pub(crate) fn reassert(&mut self) -> io::Result<bool> {
+        if let Some(watch) = &self.watch {
+            watch.clear();
+        }
         let addresses = self.routes().addresses()?;
         let mut config = self.config;
         set_addresses(&mut config, &self.ips, &addresses);

@@ -39,6 +39,7 @@ mod sys;
 mod sysctl;
 mod tables;
 mod view;
+mod watch;
 
 pub use cleanup::CleanupReport;
 pub use datapath::{Applied, CounterValue, Cut, Datapath, DatapathConfig, Enrolled, MapUse, PodToEnrol};
@@ -47,3 +48,4 @@ pub use flows::{DirectFlowEvent, DirectFlowTotals, FlowEventKind, FlowEvents, Fl
 pub use handles::{AttestedPeer, OnwardTuples, Tuples};
 pub use netns::Netns;
 pub use older::OlderConnection;
+pub use watch::NamespaceChanges;

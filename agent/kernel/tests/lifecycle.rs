@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use lab::{Lab, accept, counter, eventually, is_idle, pins};
@@ -219,6 +220,26 @@ fn rules_that_a_pod_removes_come_back() {
 
     let _client = lab.a.connect(lab.c.at(80)).unwrap();
     accept(&a.outbound[0]);
+}
+
+#[test]
+fn the_kernel_reports_a_rule_that_a_pod_removes() {
+    let lab = Lab::new();
+    let (mut datapath, _a, _b) = lab.enrolled(&lab.view());
+    let changes = datapath.changes();
+    let (reported, reports) = std::sync::mpsc::channel();
+    std::thread::spawn(move || while changes.wait().is_ok() && reported.send(()).is_ok() {});
+    // What enrolling itself changed.
+    assert!(datapath.reassert().is_empty());
+    while reports.try_recv().is_ok() {}
+    for _ in 0..3 {
+        lab.a.ip(&["rule", "del", "pref", "10"]);
+        reports.recv_timeout(Duration::from_secs(10)).expect("a report");
+        assert_eq!(datapath.reassert(), std::slice::from_ref(&lab.a.key));
+        while reports.recv_timeout(Duration::from_millis(100)).is_ok() {
+            assert!(datapath.reassert().is_empty(), "our own repair is nothing to repair");
+        }
+    }
 }
 
 #[test]

@@ -175,7 +175,8 @@ impl Proxy {
     }
 
     /// Stops accepting, tells peers to go away, waits for connections until `deadline`, then cuts the rest.
-    pub async fn drain(self, deadline: Duration) {
+    /// Meanwhile [`reevaluate`](Self::reevaluate) still ends what policy revokes.
+    pub async fn drain(&self, deadline: Duration) {
         let mut waiting = Vec::new();
         self.tell_all(|_| {
             let (done, over) = tokio::sync::oneshot::channel();

@@ -76,7 +76,7 @@ impl Facts {
     fn workloads(&self) -> Vec<WorkloadStatus> {
         let snapshot = self.config.snapshot();
         let state = self.state.load();
-        let connections = lock(&self.proxy).as_ref().map(weft_proxy::Proxy::connections).unwrap_or_default();
+        let connections = lock(&self.proxy).as_ref().map(|proxy| proxy.connections()).unwrap_or_default();
         let open = |key| connections.iter().find(|(pod, _)| pod == key).map_or(0, |(_, open)| *open);
         let local = snapshot.local().iter().map(|local| &local.workload);
         let in_mesh = local.filter(|workload| workload.membership != Membership::OutOfMesh);

@@ -25,7 +25,7 @@ use weft_core::kernel_view::LearnedPorts;
 use weft_core::resource::NamespacedName;
 use weft_identity::csr_api::UnixCaClient;
 use weft_identity::{Ca, CaClient, CertStore, EmbeddedCa};
-use weft_kernel::{Datapath, FlowEvents};
+use weft_kernel::{Datapath, FlowEvents, NamespaceChanges};
 use weft_proxy::{Context, Proxy, ProxyConfig};
 use weft_telemetry::{AccessLog, AccessLogFormat, Metrics};
 
@@ -207,9 +207,9 @@ impl Agent {
         direct: Arc<Mutex<DirectAccounting>>,
     ) -> anyhow::Result<Running> {
         let (learned, learning) = tokio::sync::mpsc::unbounded_channel();
-        let (onward, tuples) = {
+        let (onward, tuples, changes) = {
             let datapath = lock(&datapath);
-            (datapath.onward(), datapath.tuples())
+            (datapath.onward(), datapath.tuples(), datapath.changes())
         };
         let context = Context {
             snapshot: facts.config.cell().clone(),
@@ -225,7 +225,8 @@ impl Agent {
             connections_per_pod: connections_per_pod(),
             ..ProxyConfig::default()
         };
-        *lock(&facts.proxy) = Some(Proxy::start(settings, context).context("the proxy cannot be started")?);
+        let proxy = Proxy::start(settings, context).context("the proxy cannot be started")?;
+        *lock(&facts.proxy) = Some(Arc::new(proxy));
         let flow_events = lock(&datapath).take_events().context("events of direct flows cannot be read")?;
         let has_events = flow_events.is_some();
         let cuts = Arc::new(Cuts::default());
@@ -258,6 +259,7 @@ impl Agent {
             node.run(&received);
         })?;
         tokio::spawn(forward_learned(learning, events.clone()));
+        watch_namespaces(changes, events.clone())?;
         Ok(Running { events, ended })
     }
 
@@ -268,8 +270,9 @@ impl Agent {
         let Some(running) = running else { return };
         // A reconciler that has ended needs no telling.
         let _ = running.events.send(Event::Stop);
-        let proxy = lock(proxy).take();
-        if let Some(proxy) = proxy {
+        // It stays where the reconciler finds it: what policy revokes meanwhile ends.
+        let draining = lock(proxy).clone();
+        if let Some(proxy) = draining {
             tokio::select! {
                 () = proxy.drain(limit) => {}
                 () = signals.next() => tracing::info!("stopping now"),
@@ -324,6 +327,18 @@ async fn forward_learned(mut learning: UnboundedReceiver<(NamespacedName, u16)>,
             return;
         }
     }
+}
+
+/// Tells the reconciler of changes in pods' namespaces, on a thread of its own that ends with the process.
+fn watch_namespaces(changes: NamespaceChanges, reconciler: Sender<Event>) -> std::io::Result<()> {
+    /// A pod that takes its rules out again and again occupies no more of the agent than this allows.
+    const PAUSE: Duration = Duration::from_millis(50);
+    let watch = move || {
+        while changes.wait().is_ok() && reconciler.send(Event::Namespaces).is_ok() {
+            std::thread::sleep(PAUSE);
+        }
+    };
+    std::thread::Builder::new().name("namespaces".into()).spawn(watch).map(drop)
 }
 
 /// Writes the access log of direct flows, on a thread of its own that ends with the process.

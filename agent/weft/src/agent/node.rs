@@ -27,7 +27,8 @@ use crate::output;
 
 /// How often a sign of life is given; the kernel believes in it for 30 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How often the rules in the pods' namespaces are looked after.
+/// How often the rules in the pods' namespaces are looked after when nothing reports a change: sysctls are not
+/// reported.
 const REASSERT: Duration = Duration::from_secs(10);
 /// One tuple's lifetime after a revocation the kernel is asked again about flows that were being opened.
 const SWEEP: Duration = Duration::from_millis(5_100);
@@ -42,6 +43,8 @@ pub(crate) enum Event {
     Config,
     /// A port was seen to speak something else than HTTP.
     Learned(NamespacedName, u16),
+    /// Something changed in the network namespace of a pod.
+    Namespaces,
     /// End: connections are being drained, pins stay.
     Stop,
 }
@@ -50,8 +53,8 @@ pub(crate) enum Event {
 /// between. Connections never come near the lock.
 pub(crate) type SharedDatapath = Arc<Mutex<Datapath>>;
 
-/// The proxy until it is drained. The lock is held for the calls of reconciler, status and scrapes.
-pub(crate) type SharedProxy = Arc<Mutex<Option<Proxy>>>;
+/// The proxy, once there is one. The lock is held for the calls of reconciler, status and scrapes.
+pub(crate) type SharedProxy = Arc<Mutex<Option<Arc<Proxy>>>>;
 
 /// Locks, whatever happened to an earlier holder: both types are consistent between calls.
 pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,14 +122,17 @@ impl Node {
         loop {
             match events.recv_timeout(self.next_wake().saturating_duration_since(Instant::now())) {
                 Ok(first) => {
-                    let mut stop = false;
+                    let (mut stop, mut changed) = (false, false);
                     for event in std::iter::once(first).chain(events.try_iter()) {
+                        changed |= !matches!(event, Event::Namespaces);
                         stop |= self.take(event);
                     }
                     if stop {
                         return self.beat_until_closed(events);
                     }
-                    self.reconcile();
+                    if changed {
+                        self.reconcile();
+                    }
                     // Events may follow one another faster than they are dealt with.
                     self.look_after();
                 }
@@ -146,6 +152,10 @@ impl Node {
                 if self.learned.0.range(first..=last).count() < LEARNED_PER_POD {
                     self.learned.0.insert((pod, port));
                 }
+                false
+            }
+            Event::Namespaces => {
+                self.clocks.reassert = Instant::now();
                 false
             }
             Event::Stop => true,
