@@ -7,5 +7,5 @@ pub mod decode;
 pub mod directory;
 pub mod writer;
 
-pub use directory::{DirectoryOptions, Handle, Loaded, StartError, load, start};
+pub use directory::{DirectoryOptions, Handle, Loaded, StartError, analyze, load, start};
 pub use writer::{Published, Status};

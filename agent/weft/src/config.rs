@@ -20,10 +20,24 @@ pub(crate) struct Loaded {
 
 /// Reads files, directories and (`-`) standard input once; every pod counts as local.
 pub(crate) fn load(paths: &[PathBuf]) -> anyhow::Result<Loaded> {
-    // Ruling 15: files may use Istio's opt-in labels.
-    let options = CompileOptions { node: None, adopt_istio_labels: true };
-    let directory::Loaded { snapshot, problems, objects } = directory::load(paths, options)?;
-    Ok(Loaded { snapshot, problems, counts: objects })
+    Ok(directory::load(paths, of_files())?.into())
+}
+
+/// Reads as [`load`] does, and adds what the analyzers find.
+pub(crate) fn analyze(paths: &[PathBuf]) -> anyhow::Result<Loaded> {
+    Ok(directory::analyze(paths, of_files())?.into())
+}
+
+/// Ruling 15: files may use Istio's opt-in labels.
+fn of_files() -> CompileOptions {
+    CompileOptions { node: None, adopt_istio_labels: true }
+}
+
+impl From<directory::Loaded> for Loaded {
+    fn from(loaded: directory::Loaded) -> Self {
+        let directory::Loaded { snapshot, problems, objects } = loaded;
+        Self { snapshot, problems, counts: objects }
+    }
 }
 
 /// Reads files and directories and goes on watching them.

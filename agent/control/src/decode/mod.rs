@@ -7,6 +7,7 @@
 
 mod destination_rule;
 pub mod documents;
+mod facts;
 mod fields;
 mod intern;
 mod kinds;
@@ -32,6 +33,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use weft_core::Problem;
+use weft_core::analyze::ObjectSet;
 use weft_core::problem::Origin;
 use weft_core::resource::{Kind, Resource, ResourceKey};
 
@@ -112,6 +114,8 @@ pub enum Trust {
 pub struct Decoder {
     interner: Interner,
     trust: Trust,
+    /// What the analyzers want to know, where somebody wants to analyze.
+    facts: Option<Box<ObjectSet>>,
 }
 
 /// `apiVersion` and `kind`.
@@ -137,7 +141,17 @@ const OBJECT_FIX: &str = "Every document needs `apiVersion`, `kind` and `metadat
 impl Decoder {
     /// A decoder for one source.
     pub fn new(trust: Trust) -> Self {
-        Self { interner: Interner::default(), trust }
+        Self { interner: Interner::default(), trust, facts: None }
+    }
+
+    /// A decoder that also notes what [`weft_core::analyze`] asks for.
+    pub fn noting(trust: Trust) -> Self {
+        Self { facts: Some(Box::default()), ..Self::new(trust) }
+    }
+
+    /// What was noted of all objects so far, valid or not; empty without [`Decoder::noting`].
+    pub fn into_facts(self) -> ObjectSet {
+        self.facts.map(|facts| *facts).unwrap_or_default()
     }
 
     /// Decodes one document of a file. Empty documents yield nothing.
@@ -206,6 +220,9 @@ impl Decoder {
         {
             out.extend(result.err().map(|error| unreadable(body, kind, place, error)));
             return;
+        }
+        if let Some(set) = &mut self.facts {
+            facts::add(set, body, header, place);
         }
         out.push(match classify(api_version, kind) {
             Class::Read(kind) => self.read(kind, body, place),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use weft_core::Problem;
+use weft_core::analyze::ObjectSet;
 use weft_core::problem::Origin;
 use weft_core::resource::{Change, Kind, ObjectRef, ResourceKey};
 
@@ -71,6 +72,16 @@ struct Reading {
 }
 
 impl Files {
+    /// Files of which the analyzers' questions are answered as well.
+    pub(super) fn noting() -> Self {
+        Self { decoder: Decoder::noting(Trust::Files), ..Self::default() }
+    }
+
+    /// What was noted for the analyzers.
+    pub(super) fn into_facts(self) -> ObjectSet {
+        self.decoder.into_facts()
+    }
+
     /// Reads what may have changed.
     pub(super) fn scan(
         &mut self,

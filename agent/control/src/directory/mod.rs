@@ -11,6 +11,7 @@ mod notice;
 mod state;
 mod tree;
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -147,11 +148,30 @@ pub struct Loaded {
 ///
 /// When a path does not exist or cannot be read at all. Broken files are no error: they are findings.
 pub fn load(paths: &[PathBuf], compile: CompileOptions) -> Result<Loaded, StartError> {
+    load_into(&mut Files::default(), paths, compile)
+}
+
+/// Reads as [`load`] does, and adds what the analyzers find ([`weft_core::analyze`]).
+///
+/// # Errors
+///
+/// As for [`load`].
+pub fn analyze(paths: &[PathBuf], compile: CompileOptions) -> Result<Loaded, StartError> {
+    let mut files = Files::noting();
+    let mut loaded = load_into(&mut files, paths, compile)?;
+    let found = weft_core::analyze::analyze(&files.into_facts());
+    let place = |problem: &Problem| (problem.code, problem.object.clone(), problem.field.clone());
+    // The compiler tells some of it already, of the pods that it enrols.
+    let known: HashSet<_> = loaded.problems.iter().map(place).collect();
+    loaded.problems.extend(found.into_iter().filter(|problem| !known.contains(&place(problem))));
+    Ok(loaded)
+}
+
+fn load_into(files: &mut Files, paths: &[PathBuf], compile: CompileOptions) -> Result<Loaded, StartError> {
     let is_stdin = |path: &&PathBuf| path.as_path() == Path::new("-");
     let on_disk: Vec<PathBuf> = paths.iter().filter(|path| !is_stdin(path)).cloned().collect();
     check_readable(&on_disk)?;
     let mut compiler = Compiler::new(compile);
-    let mut files = Files::default();
     let mut emit = |change: Change| compiler.apply([change]);
     if paths.iter().any(|path| is_stdin(&path)) {
         let mut text = Vec::new();

@@ -40,7 +40,7 @@ impl From<FailOn> for Severity {
 }
 
 pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
-    let loaded = config::load(&options.config)?;
+    let loaded = config::analyze(&options.config)?;
     let bad = worst(&loaded.problems) >= Some(Severity::from(options.fail_on));
     let counts = loaded.counts;
     let analysis = Analysis {
