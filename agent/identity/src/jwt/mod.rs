@@ -26,12 +26,18 @@ pub fn verify(rule: &JwtRule, keys: &JwkSet, token: &str, now: i64) -> Result<Cl
 
 /// A token that would be valid if its signature were.
 ///
-/// Everything that needs no key is checked first, so that nobody makes us fetch keys for a token that is useless.
+/// Everything that needs no key is checked first, so that nobody makes us fetch keys for a token that is useless, or
+/// wait for those of another issuer.
 #[derive(Debug)]
-pub(crate) struct Unverified<'t>(Token<'t>);
+pub struct Unverified<'t>(Token<'t>);
 
 impl<'t> Unverified<'t> {
-    pub(crate) fn read(rule: &JwtRule, token: &'t str, now: i64) -> Result<Self, JwtFailure> {
+    /// Reads a token. `now` counts seconds since the Unix epoch.
+    ///
+    /// # Errors
+    ///
+    /// The token is malformed, of another issuer, for another audience, or not of this time.
+    pub fn read(rule: &JwtRule, token: &'t str, now: i64) -> Result<Self, JwtFailure> {
         let token = Token::read(token)?;
         if !rule.issuer.is_empty() && *rule.issuer != *token.issuer {
             return Err(JwtFailure::Issuer);
@@ -48,7 +54,12 @@ impl<'t> Unverified<'t> {
         Ok(Self(token))
     }
 
-    pub(crate) fn verify(self, keys: &JwkSet) -> Result<Claims, JwtFailure> {
+    /// Verifies the signature.
+    ///
+    /// # Errors
+    ///
+    /// [`JwtFailure::KeyNotFound`] where no key may verify this token, [`JwtFailure::Signature`] where none does.
+    pub fn verify(self, keys: &JwkSet) -> Result<Claims, JwtFailure> {
         let Self(token) = self;
         keys.verify(&token)?;
         Ok(Claims {

@@ -14,7 +14,7 @@ use weft_core::Snapshot;
 use weft_core::decide::request_authentication::{Claims, JwtFailure};
 use weft_core::resource::request_authentication::{JwtRule, KeySource};
 use weft_core::snapshot::LocalWorkload;
-use weft_identity::jwt::{JwkSet, verify};
+use weft_identity::jwt::{JwkSet, Unverified};
 
 use super::outcall;
 use crate::pod::Pod;
@@ -24,6 +24,8 @@ use crate::worker::Worker;
 const GOOD_FOR: Duration = Duration::from_secs(300);
 /// How long keys are still used while no new ones can be had.
 const AT_MOST: Duration = Duration::from_secs(3600);
+/// How long keys are taken for all that the issuer has.
+const ROTATION: Duration = Duration::from_secs(30);
 /// How soon a failed attempt is repeated.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Sources that a worker remembers.
@@ -76,8 +78,22 @@ fn is_remote(source: &KeySource) -> bool {
 impl Keys {
     /// Verifies a token; [`JwtFailure::KeysMissing`] asks for [`Keys::fetch`].
     pub(crate) fn verify(&self, rule: &JwtRule, token: &str, now: i64) -> Result<Claims, JwtFailure> {
-        let set = self.of(rule)?;
-        verify(rule, &set, token, now)
+        // What needs no key comes first: a token of another issuer waits for nobody's keys.
+        let token = Unverified::read(rule, token, now)?;
+        let verified = token.verify(&*self.of(rule)?);
+        match verified {
+            Err(JwtFailure::KeyNotFound) if self.may_have_rotated(rule) => Err(JwtFailure::KeysMissing),
+            verified => verified,
+        }
+    }
+
+    /// Whether an unknown key may be one that the issuer has published since its keys were fetched.
+    fn may_have_rotated(&self, rule: &JwtRule) -> bool {
+        let key = key(rule);
+        let entries = self.0.borrow();
+        let Some(Entry { set: Some((_, at)), failed, .. }) = entries.get(&key) else { return false };
+        let failed_lately = failed.as_ref().is_some_and(|(_, at)| at.elapsed() < AGAIN);
+        is_remote(&key.0) && at.elapsed() >= ROTATION && !failed_lately
     }
 
     fn of(&self, rule: &JwtRule) -> Result<Rc<JwkSet>, JwtFailure> {
