@@ -24,8 +24,7 @@ use super::message::Message;
 use super::mirror::{self, Mirrored};
 use super::record::{Addresses, Record};
 use super::reply::Reply;
-use super::scan::Smell;
-use super::serve::{BrokenOff, Downstream};
+use super::serve::{Admitted, BrokenOff, Downstream};
 use super::upstream::{Leg, UpstreamProtocol};
 use crate::account::Route;
 use crate::inbound;
@@ -58,7 +57,7 @@ struct Asked<'a> {
 pub(crate) async fn exchange(
     downstream: &Rc<Downstream>,
     outbound: &Outbound,
-    smell: Option<Smell>,
+    admitted: Admitted,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
@@ -66,7 +65,8 @@ pub(crate) async fn exchange(
     let Ok(source) = inbound::own_workload(&snapshot, &outbound.pod) else { return Err(BrokenOff::new()) };
     let (mut parts, body) = request.into_parts();
     let mut record = begin(worker, outbound, source, &parts);
-    let message = match Message::read(&parts, smell, snapshot.mesh().http.path_normalization) {
+    record.hold(admitted.busy);
+    let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(reply)),
     };
@@ -147,7 +147,19 @@ fn name_route(record: &mut Record, decision: &RouteDecision) {
             Action::Respond(_) | Action::Forward(_) => Service::Unknown,
         },
     };
-    record.route_name = decision.rule.as_ref().and_then(|rule| rule.name.clone());
+    record.route_name = match (&decision.rule, &decision.service) {
+        (Some(rule), _) => rule.name.clone(),
+        (None, Some(_)) => Some(default_route()),
+        (None, None) => None,
+    };
+}
+
+/// What the log calls the route where no rule was needed to find one (L-4).
+fn default_route() -> Arc<str> {
+    thread_local! {
+        static NAME: Arc<str> = "default".into();
+    }
+    NAME.with(Arc::clone)
 }
 
 async fn to_target(
