@@ -216,13 +216,14 @@ mod tests {
         assert_eq!(jwks_uri("<html>"), None);
     }
 
-    #[test]
-    fn inline_keys_that_are_none_refuse_tokens() {
-        let keys = Keys::default();
-        let rule = JwtRule {
-            issuer: "a".into(),
+    /// `{"alg":"ES256","kid":"new"}`, `{"iss":"a"}` and a signature that is none.
+    const TOKEN: &str = "eyJhbGciOiJFUzI1NiIsImtpZCI6Im5ldyJ9.eyJpc3MiOiJhIn0.AA";
+
+    fn rule(issuer: &str, keys: KeySource) -> JwtRule {
+        JwtRule {
+            issuer: issuer.into(),
             audiences: Vec::new(),
-            keys: KeySource::Inline("nonsense".into()),
+            keys,
             from_headers: Vec::new(),
             from_params: Vec::new(),
             from_cookies: Vec::new(),
@@ -232,11 +233,38 @@ mod tests {
             timeout: Duration::from_secs(5),
             space_delimited_claims: Vec::new(),
             required: false,
-        };
-        assert_eq!(keys.verify(&rule, "a.b.c", 0), Err(JwtFailure::KeysInvalid));
-        let remote = JwtRule { keys: KeySource::Uri("http://a/".into()), ..rule };
-        assert_eq!(keys.verify(&remote, "a.b.c", 0), Err(JwtFailure::KeysMissing));
+        }
+    }
+
+    #[test]
+    fn keys_that_are_none_refuse_tokens() {
+        let keys = Keys::default();
+        let inline = rule("a", KeySource::Inline("nonsense".into()));
+        assert_eq!(keys.verify(&inline, TOKEN, 0), Err(JwtFailure::KeysInvalid));
+        let remote = rule("a", KeySource::Uri("http://a/".into()));
+        assert_eq!(keys.verify(&remote, TOKEN, 0), Err(JwtFailure::KeysMissing));
         keys.fetched(&key(&remote), Err(JwtFailure::KeysUnavailable));
-        assert_eq!(keys.verify(&remote, "a.b.c", 0), Err(JwtFailure::KeysUnavailable));
+        assert_eq!(keys.verify(&remote, TOKEN, 0), Err(JwtFailure::KeysUnavailable));
+    }
+
+    #[test]
+    fn nobody_waits_for_keys_that_cannot_help() {
+        let keys = Keys::default();
+        let other = rule("b", KeySource::Uri("http://b/".into()));
+        assert_eq!(keys.verify(&other, TOKEN, 0), Err(JwtFailure::Issuer));
+        assert_eq!(keys.verify(&other, "a.b.c", 0), Err(JwtFailure::HeaderEncoding));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_key_may_be_a_new_one() {
+        let keys = Keys::default();
+        let remote = rule("a", KeySource::Uri("http://a/".into()));
+        let set = || JwkSet::parse(r#"{"keys": [{"kty": "oct", "kid": "old", "k": "AAAA"}]}"#);
+        keys.fetched(&key(&remote), Ok(set().unwrap()));
+        assert_eq!(keys.verify(&remote, TOKEN, 0), Err(JwtFailure::KeyNotFound));
+        tokio::time::advance(ROTATION).await;
+        assert_eq!(keys.verify(&remote, TOKEN, 0), Err(JwtFailure::KeysMissing));
+        keys.fetched(&key(&remote), Ok(set().unwrap()));
+        assert_eq!(keys.verify(&remote, TOKEN, 0), Err(JwtFailure::KeyNotFound));
     }
 }
