@@ -45,8 +45,6 @@ pub struct DatapathConfig {
     pub agent_cgroup: PathBuf,
     /// Directory on bpffs for links and maps; bpffs is mounted there when it is not one.
     pub pin_dir: PathBuf,
-    /// Send an event for every direct flow (access log of direct flows).
-    pub flow_events: bool,
 }
 
 /// A pod that is to be enrolled.
@@ -178,7 +176,7 @@ impl Datapath {
             tables,
             flows: Flows::open(&pins.map("FLOWS"), &pins.map("AGGREGATES"))?,
             counters: Counters::open(&pins.map("COUNTERS"))?,
-            meta: meta(agent_cgroup, config.flow_events),
+            meta: meta(agent_cgroup),
             meta_map: open_map(&pins, "META")?,
             captures: open_map(&pins, "CAPTURES")?,
             onward: OnwardTuples::new(onward),
@@ -419,12 +417,25 @@ impl Datapath {
         self.tuples.clone()
     }
 
-    /// The reader of flow events, once. Without [`DatapathConfig::flow_events`] there is nothing to read.
+    /// Whether an event tells of every direct flow (for the access log). Off at first.
+    ///
+    /// # Errors
+    /// The map could not be written.
+    pub fn set_flow_events(&mut self, on: bool) -> Result<(), KernelError> {
+        let flags = if on { meta_flags::FLOW_EVENTS } else { 0 };
+        if self.meta.flags == flags {
+            return Ok(());
+        }
+        self.meta.flags = flags;
+        self.heartbeat()
+    }
+
+    /// The reader of flow events, once. There is nothing to read while [`Self::set_flow_events`] says so.
     ///
     /// # Errors
     /// The ring buffer could not be mapped.
     pub fn take_events(&mut self) -> Result<Option<FlowEvents>, KernelError> {
-        if self.events_taken || self.meta.flags & meta_flags::FLOW_EVENTS == 0 {
+        if self.events_taken {
             return Ok(None);
         }
         self.events_taken = true;
@@ -546,15 +557,8 @@ fn place(pod: &EnrolledPod) -> Place {
     Place { cookie: pod.cookie(), ips: pod.ips.clone() }
 }
 
-fn meta(agent_cgroup: u64, flow_events: bool) -> Meta {
-    Meta {
-        abi_major: ABI_MAJOR,
-        abi_minor: ABI_MINOR,
-        heartbeat_ns: 0,
-        agent_cgroup,
-        flags: if flow_events { meta_flags::FLOW_EVENTS } else { 0 },
-        reserved: 0,
-    }
+fn meta(agent_cgroup: u64) -> Meta {
+    Meta { abi_major: ABI_MAJOR, abi_minor: ABI_MINOR, heartbeat_ns: 0, agent_cgroup, flags: 0, reserved: 0 }
 }
 
 fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, KernelError> {

@@ -231,12 +231,18 @@ fn the_kernel_vouches_for_a_flow_that_policy_stopped_on_its_way() {
 
 #[test]
 fn flow_events_tell_the_whole_story() {
-    let mut lab = Lab::new();
-    lab.config.flow_events = true;
+    let lab = Lab::new();
     let (mut datapath, _a, _b) = lab.enrolled(&lab.direct_view(&[80]));
     let mut events = datapath.take_events().unwrap().unwrap();
     assert!(datapath.take_events().unwrap().is_none(), "there is one reader");
     let app = lab.b.listen("[::]:80".parse().unwrap());
+    for on in [true, false] {
+        datapath.set_flow_events(on).unwrap();
+    }
+    drop((lab.a.connect(lab.b.at(80)).unwrap(), accept(&app)));
+    eventually("the flow ends", || datapath.direct_flows().is_empty());
+    assert!(events.next().is_none(), "nobody asked for events");
+    datapath.set_flow_events(true).unwrap();
     let client = lab.a.connect(lab.b.at(80)).unwrap();
     let source = client.local_addr().unwrap();
     let (server, _) = accept(&app);

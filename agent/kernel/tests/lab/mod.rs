@@ -71,7 +71,6 @@ impl Lab {
                 probe_cgroup: None,
                 agent_cgroup: base.join("agent"),
                 pin_dir,
-                flow_events: false,
             },
             prefix,
             hierarchy,

@@ -46,7 +46,6 @@ impl DatapathOptions {
             probe_cgroup: self.probe_cgroup.clone(),
             agent_cgroup,
             pin_dir: self.pin_dir.clone().unwrap_or_else(default_pin_dir),
-            flow_events: false,
         })
     }
 }

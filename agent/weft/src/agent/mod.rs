@@ -124,7 +124,7 @@ impl Agent {
         let access_log = AccessLog::stdout();
         configure_access_log(&access_log, &config);
         let certs = self.certificates(&config)?;
-        let datapath = self.datapath(&config)?;
+        let datapath = self.datapath()?;
         let facts = Facts {
             node: self.options.node.as_str().into(),
             config: config.clone(),
@@ -181,9 +181,8 @@ impl Agent {
     }
 
     /// The data path; `None` in break-glass, where what an earlier agent left is removed (ruling 12).
-    fn datapath(&self, config: &Published) -> anyhow::Result<Option<SharedDatapath>> {
-        let mut settings = self.options.datapath.resolve(&self.options.node)?;
-        settings.flow_events = config.snapshot().mesh().access_log;
+    fn datapath(&self) -> anyhow::Result<Option<SharedDatapath>> {
+        let settings = self.options.datapath.resolve(&self.options.node)?;
         if !self.options.break_glass {
             let datapath = Datapath::open(settings).context("the data path cannot be opened")?;
             return Ok(Some(Arc::new(Mutex::new(datapath))));
@@ -228,7 +227,6 @@ impl Agent {
         let proxy = Proxy::start(settings, context).context("the proxy cannot be started")?;
         *lock(&facts.proxy) = Some(Arc::new(proxy));
         let flow_events = lock(&datapath).take_events().context("events of direct flows cannot be read")?;
-        let has_events = flow_events.is_some();
         let cuts = Arc::new(Cuts::default());
         if let Some(flow_events) = flow_events {
             let (config, cuts, access_log) = (facts.config.clone(), cuts.clone(), access_log.clone());
@@ -244,7 +242,7 @@ impl Agent {
             access_log: access_log.clone(),
             direct,
             cuts,
-            flow_events: has_events,
+            flow_events: false,
             state: facts.state.clone(),
             pods: Pods::default(),
             learned: LearnedPorts::default(),
@@ -304,14 +302,18 @@ fn configure_access_log(access_log: &AccessLog, config: &Published) {
 /// Tells everybody of a new snapshot.
 async fn follow(config: Published, access_log: AccessLog, reconciler: Option<Sender<Event>>) {
     let mut revisions = config.subscribe();
-    // Events of direct flows are switched on when the programs are loaded.
-    let mut untold = reconciler.is_some() && !config.snapshot().mesh().access_log;
+    let trust_domain = config.snapshot().mesh().trust_domain.clone();
+    let mut told = trust_domain.clone();
     while revisions.changed().await.is_ok() {
         configure_access_log(&access_log, &config);
-        if untold && config.snapshot().mesh().access_log {
-            untold = false;
-            tracing::warn!("direct flows are in the access log only after the agent is started again");
+        let wanted = config.snapshot().mesh().trust_domain.clone();
+        if wanted != trust_domain && wanted != told {
+            tracing::error!(
+                %wanted, in_force = %trust_domain,
+                "MeshConfig names another trust domain: certificates keep the old one until controller and agents are started again"
+            );
         }
+        told = wanted;
         if let Some(reconciler) = &reconciler
             && reconciler.send(Event::Config).is_err()
         {

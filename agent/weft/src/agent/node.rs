@@ -364,8 +364,22 @@ impl Node {
         enrolled.map(|(key, _)| key.clone()).collect()
     }
 
+    /// Direct flows have events exactly while the access log wants everything.
+    fn follow_access_log(&mut self, wanted: bool) {
+        if self.flow_events == wanted {
+            return;
+        }
+        match lock(&self.datapath).set_flow_events(wanted) {
+            Ok(()) => self.flow_events = wanted,
+            Err(error) => {
+                tracing::error!(error = %output::chain(&error), "the access log of direct flows stays as it was");
+            }
+        }
+    }
+
     /// Writes the kernel's view, and cuts what it revoked and policy denies.
     fn apply(&mut self, snapshot: &Snapshot) {
+        self.follow_access_log(snapshot.mesh().access_log);
         let view = kernel_view(snapshot, &self.enrolled(), &self.learned);
         let applied = lock(&self.datapath).apply(&view);
         let failure = match applied {
