@@ -317,6 +317,8 @@ pub struct Service {
     pub selector: Option<Labels>,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// `spec.externalName` of the type ExternalName: the host that this is another name of, in lower case.
+    pub external_name: Option<Arc<str>>,
 }
 
 /// One address of an EndpointSlice.

@@ -228,6 +228,8 @@ pub struct CompiledService {
     pub vips: SmallVec<[IpAddr; 2]>,
     /// Its ports.
     pub ports: Arc<[CompiledPort]>,
+    /// The host that this is another name of.
+    pub alias: Option<Arc<str>>,
 }
 
 impl CompiledService {
@@ -284,6 +286,15 @@ impl Snapshot {
     /// A Service by namespace and name.
     pub fn service(&self, key: &NamespacedName) -> Option<&Arc<CompiledService>> {
         self.services.get(key)
+    }
+
+    /// The Service that `service` is another name of: itself, unless it is of the type ExternalName. `None` where that
+    /// name is no Service's.
+    pub fn concrete<'a>(&'a self, service: &'a Arc<CompiledService>) -> Option<&'a Arc<CompiledService>> {
+        match &service.alias {
+            None => Some(service),
+            Some(host) => self.routing.services.get(&**host).filter(|service| service.alias.is_none()),
+        }
     }
 
     /// A Service by one of its virtual addresses.

@@ -78,6 +78,7 @@ pub(crate) fn service(name: &str, vips: &[&str], selector: &str, ports: &[Servic
         ports: ports.into(),
         selector: Some(labels(selector)).filter(|selector| !selector.is_empty()),
         publish_not_ready: false,
+        external_name: None,
     }
 }
 

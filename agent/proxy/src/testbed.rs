@@ -242,6 +242,7 @@ pub(crate) fn service(vip: SocketAddr, ips: &[IpAddr], port: u16) -> [Change; 2]
         ports: Arc::new(ports),
         selector: None,
         publish_not_ready: false,
+        external_name: None,
     };
     let endpoints = ips.iter().map(|ip| SliceEndpoint {
         addresses: [*ip].into_iter().collect(),

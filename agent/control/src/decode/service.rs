@@ -31,6 +31,8 @@ struct ServiceWire<'a> {
 struct ServiceSpec<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Text<'a>,
+    #[serde(borrow, default)]
+    external_name: Text<'a>,
     #[serde(default, rename = "clusterIP")]
     cluster_ip: ClusterIp,
     #[serde(default, rename = "clusterIPs", deserialize_with = "nullable")]
@@ -70,8 +72,17 @@ pub(super) fn service<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Inter
         ports: ports.into(),
         selector: selector(&spec.selector, interner),
         publish_not_ready: spec.publish_not_ready_addresses,
+        external_name: external_name(&spec, interner),
     };
     Ok((Resource::Service(service), report))
+}
+
+/// The name as hosts are compared: in lower case, without a final dot.
+fn external_name(spec: &ServiceSpec<'_>, interner: &mut Interner) -> Option<Arc<str>> {
+    let name = spec.external_name.as_str();
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let named = spec.kind.as_str() == "ExternalName" && !name.is_empty();
+    named.then(|| interner.text(&name.to_ascii_lowercase()))
 }
 
 fn vips(spec: &ServiceSpec<'_>) -> SmallVec<[IpAddr; 2]> {

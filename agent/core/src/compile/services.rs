@@ -271,7 +271,8 @@ fn compile(
         None => host(key).into(),
     };
     let vips = record.service.vips.clone();
-    Some(CompiledService { key: key.clone(), host, vips, ports: ports.collect() })
+    let alias = record.service.external_name.clone();
+    Some(CompiledService { key: key.clone(), host, vips, ports: ports.collect(), alias })
 }
 
 /// The full host of a Service.

@@ -46,6 +46,16 @@ kind: Service
 metadata: {name: empty, namespace: shop}
 spec: {clusterIP: 10.96.0.3, clusterIPs: [10.96.0.3], selector: {app: nobody}, ports: [{name: http, port: 80}]}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: alias, namespace: shop}
+spec: {type: ExternalName, externalName: reviews.shop.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere, namespace: shop}
+spec: {type: ExternalName, externalName: www.example.com}
+---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: reviews, namespace: shop}
@@ -240,6 +250,14 @@ fn the_port_decides_what_is_spoken() {
     ] {
         assert_eq!(get(to, headers).protocol, protocol, "{to}");
     }
+}
+
+#[test]
+fn an_alias_is_the_service_that_it_names() {
+    let answer = get("http://alias:9080/teapot", &[]);
+    assert_eq!(answer.service.unwrap().host, "reviews.shop.svc.cluster.local");
+    assert_eq!(answer.response.unwrap().status, 418);
+    assert_eq!(get("http://elsewhere/", &[]).verdict, "passthrough");
 }
 
 #[test]

@@ -69,7 +69,9 @@ impl Target {
             let ip = ip.to_canonical();
             target.addressed = snapshot.service_by_vip(&ip).cloned();
             target.to = To::Address(ip);
-        } else if let Some(service) = service_key(host, namespace)?.and_then(|key| snapshot.service(&key)) {
+        } else if let Some(service) = service_key(host, namespace)?.and_then(|key| snapshot.service(&key))
+            && let Some(service) = snapshot.concrete(service)
+        {
             target.to = To::Service(service.clone());
         }
         Ok(target)

@@ -77,7 +77,8 @@ pub(crate) fn cluster_of(
     let listener = caller.original.port();
     let subset = destination.subset.as_ref();
     let missing = |port: u16| cluster_name(port, subset.map(|name| &**name), &destination.host);
-    let Some(service) = snapshot.routing.services.get(&*destination.host) else {
+    let named = snapshot.routing.services.get(&*destination.host);
+    let Some(service) = named.and_then(|service| snapshot.concrete(service)) else {
         return Err(missing(destination.port.unwrap_or(listener)));
     };
     // V-15.

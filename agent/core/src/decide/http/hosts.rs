@@ -46,7 +46,7 @@ pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: S
 fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'s Arc<CompiledService>> {
     let services = &snapshot.routing.services;
     if let Some(service) = services.get(host) {
-        return Some(service);
+        return snapshot.concrete(service);
     }
     let mut labels = host.split('.');
     let full = match (labels.next(), labels.next(), labels.next(), labels.next()) {
@@ -55,7 +55,7 @@ fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'
         (_, _, Some("svc"), None) => format!("{host}.{CLUSTER_DOMAIN}"),
         _ => return None,
     };
-    services.get(full.as_str())
+    services.get(full.as_str()).and_then(|service| snapshot.concrete(service))
 }
 
 fn with_port(service: &Arc<CompiledService>, original: SocketAddr) -> Option<Named> {

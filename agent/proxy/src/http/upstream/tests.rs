@@ -158,6 +158,7 @@ fn cluster(endpoints: &[SocketAddr], policy: ClusterPolicy) -> Arc<Cluster> {
         host: host.clone(),
         vips: SmallVec::new(),
         ports: Arc::new([port]),
+        alias: None,
     };
     Arc::new(Cluster {
         name: "outbound|80||shop.shop.svc.cluster.local".into(),
