@@ -642,6 +642,7 @@ pub struct ExtAuthz {
 /// Any object that the mesh reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each variant wraps the kind of the same name")]
+#[allow(clippy::large_enum_variant, reason = "changes box them, and the compiler takes them apart")]
 pub enum Resource {
     Namespace(Namespace),
     Node(Node),

@@ -203,6 +203,7 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
     lines.extend(snapshot.local().iter().map(|local| render_local(local)));
     lines.extend(snapshot.local_services().map(|service| format!("local service {}", service.key)));
     lines.extend(snapshot.bypassed.iter().map(|key| format!("bypassed {key}")));
+    lines.extend(crate::compile::routing::tests::render(snapshot));
     lines.extend(snapshot.problems().iter().map(|problem| problem.to_string()));
     lines.join("\n")
 }

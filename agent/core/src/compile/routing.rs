@@ -12,9 +12,10 @@ pub(crate) mod retry;
 pub(crate) mod rules;
 pub(crate) mod subsets;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use self::hosts::HostIndex;
@@ -28,7 +29,10 @@ use super::sharded::Sharded;
 use crate::decide::http::ClusterPolicy;
 use crate::resource::virtual_service::{HttpAction, Retries};
 use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
-use crate::snapshot::{CompiledService, Workload};
+use crate::snapshot::{CompiledService, Endpoint, Workload};
+
+/// Up to so many changed addresses are looked for among the endpoints of divided Services.
+const FEW_ADDRESSES: usize = 64;
 
 /// The VirtualServices of one host, the oldest first.
 type HostServices = Arc<[Arc<CompiledVirtualService>]>;
@@ -86,8 +90,8 @@ struct RoutingDirty {
     hosts: BTreeSet<Arc<str>>,
     /// Services that changed.
     services: BTreeSet<NamespacedName>,
-    /// Services of which a subset may have changed.
-    subsets: BTreeSet<NamespacedName>,
+    /// Addresses of pods that came, went or changed their labels.
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl RoutingState {
@@ -101,16 +105,26 @@ impl RoutingState {
         self.dirty.services.insert(key.clone());
     }
 
-    /// A pod behind a Service changed its labels or addresses.
-    pub(super) fn note_endpoint(&mut self, key: NamespacedName) {
-        if self.routing.subsets.get(&key).is_some() {
-            self.dirty.subsets.insert(key);
+    /// The pod behind these addresses came, went or changed its labels.
+    pub(super) fn note_addresses(&mut self, ips: &[IpAddr]) {
+        if !self.routing.subsets.is_empty() {
+            self.dirty.addresses.extend(ips);
         }
     }
 
-    /// Whether pods are to be reported with [`Self::note_endpoint`].
-    pub(super) fn has_subsets(&self) -> bool {
-        !self.routing.subsets.is_empty()
+    /// The Services that are divided and have an endpoint at one of these addresses (all of them, when there are
+    /// many addresses).
+    fn divided_at(&self, addresses: &BTreeSet<IpAddr>) -> Vec<NamespacedName> {
+        if addresses.is_empty() {
+            return Vec::new();
+        }
+        let many = addresses.len() > FEW_ADDRESSES;
+        let divided = self.routing.subsets.iter().map(|(key, _)| key);
+        let touched = |key: &&NamespacedName| {
+            let service = self.routing.services.get(super::services::host(key).as_str());
+            service.is_some_and(|service| many || has_endpoint(service, addresses))
+        };
+        divided.filter(touched).cloned().collect()
     }
 
     /// A VirtualService is compiled again with those that delegate to it.
@@ -221,11 +235,11 @@ impl RoutingState {
         &mut self,
         key: &NamespacedName,
         service: Option<&CompiledService>,
-        workload_of: impl Fn(&std::net::IpAddr) -> Option<&'p Arc<Workload>>,
+        workload_of: impl Fn(&IpAddr) -> Option<&'p Arc<Workload>>,
     ) {
         let old = self.routing.subsets.get(key).cloned();
         let table = service.map(|service| {
-            let labels_of = |ip: &std::net::IpAddr| workload_of(ip).map(|workload| &*workload.pod_labels);
+            let labels_of = |ip: &IpAddr| workload_of(ip).map(|workload| &*workload.pod_labels);
             SubsetTable::new(service, self.subsets_of(&service.host), labels_of, old.as_deref())
         });
         let table = table.filter(|table| !table.is_empty());
@@ -238,6 +252,14 @@ impl RoutingState {
             None => self.routing.subsets.remove(key),
         }
     }
+}
+
+fn has_endpoint(service: &CompiledService, addresses: &BTreeSet<IpAddr>) -> bool {
+    let at = |endpoints: &[Endpoint], ip: &IpAddr| {
+        let first = endpoints.partition_point(|endpoint| endpoint.addr < SocketAddr::new(*ip, 0));
+        endpoints.get(first).is_some_and(|endpoint| endpoint.addr.ip() == *ip)
+    };
+    service.ports.iter().any(|port| addresses.iter().any(|ip| at(&port.endpoints, ip)))
 }
 
 fn delegates(service: &VirtualService) -> impl Iterator<Item = &NamespacedName> {
@@ -312,8 +334,8 @@ impl Compiler {
         }
         let services = &self.services;
         self.routing.settle_services(&dirty.services, |key| services.get(key));
-        let mut divided = dirty.subsets;
-        divided.extend(dirty.services);
+        let mut divided = dirty.services;
+        divided.extend(self.routing.divided_at(&dirty.addresses));
         for host in &dirty.hosts {
             if self.routing.settle_host(host) {
                 divided.extend(self.services_covered(host));

@@ -284,20 +284,9 @@ impl Compiler {
                 continue;
             };
             let selecting = state.services_selecting(&record.workload.pod_labels);
-            let selecting =
-                selecting.into_iter().map(|name| NamespacedName::new(key.namespace.clone(), name));
-            for service in selecting {
-                if !state.slices_of.contains_key(&service.name) {
-                    self.dirty.services.insert(service.clone());
-                }
-                self.routing.note_endpoint(service);
-            }
-        }
-        if self.routing.has_subsets() {
-            let records = old.into_iter().chain(new);
-            let manual: Vec<_> =
-                records.flat_map(|record| self.manual_services_of(&record.workload.ips)).collect();
-            manual.into_iter().for_each(|service| self.routing.note_endpoint(service));
+            let derived = selecting.into_iter().filter(|name| !state.slices_of.contains_key(name));
+            self.dirty.services.extend(derived.map(|name| NamespacedName::new(key.namespace.clone(), name)));
+            self.routing.note_addresses(&record.workload.ips);
         }
     }
 

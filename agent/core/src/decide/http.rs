@@ -316,4 +316,4 @@ pub fn grpc_status(http: u16) -> u8 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -53,6 +53,13 @@ impl CompiledDestinationRule {
         Some((subset, subset.policies.of_port(port)))
     }
 
+    /// All of it as text, for tests that compare.
+    #[cfg(test)]
+    pub(super) fn render(&self) -> String {
+        let subsets: BTreeMap<_, _> = self.subsets.iter().collect();
+        format!("{:?} {:?} {:?} {subsets:?}", self.visibility, self.selector, self.top)
+    }
+
     /// The labels of all subsets.
     pub(super) fn subset_labels(&self) -> impl Iterator<Item = &Arc<Labels>> {
         self.subsets.values().map(|subset| &subset.labels)

@@ -94,9 +94,16 @@ fn delegate((rule, name, refusal): &Refused) -> (Severity, Text) {
             format!("{} matches requests that this rule does not match, and is not in force", own(at)),
         ),
     };
+    // The object itself is as Istio admits it: its delegate may come later.
+    let (code, name) = match refusal {
+        Refusal::Missing => ("IST0101", "ReferencedResourceNotFound"),
+        Refusal::HasHosts | Refusal::NotExported | Refusal::Nested(_) | Refusal::Outside(_) => {
+            ("WEFT0131", "DelegateNotUsed")
+        }
+    };
     let text = Text {
-        code: "WEFT0131",
-        name: "DelegateNotUsed",
+        code,
+        name,
         field: format!("spec.http[{rule}].delegate"),
         message,
         fix: "name a VirtualService without hosts that is exported to this namespace, whose matches lie within this \

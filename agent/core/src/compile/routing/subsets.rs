@@ -6,9 +6,12 @@ use std::sync::Arc;
 use crate::resource::Labels;
 use crate::snapshot::{CompiledService, Endpoint};
 
+/// The endpoints of one subset, for each port of the Service.
+type ByPort = Box<[Arc<[Endpoint]>]>;
+
 /// The subsets of one Service, by their labels.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct SubsetTable(Box<[(Arc<Labels>, Box<[Arc<[Endpoint]>]>)]>);
+pub(crate) struct SubsetTable(Box<[(Arc<Labels>, ByPort)]>);
 
 impl SubsetTable {
     /// Filters the endpoints of each port by the labels of their pods. Lists that equal those of `old` are shared

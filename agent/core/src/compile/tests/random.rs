@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use crate::compile::routing::tests::{some_destination_rule, some_virtual_service};
 use crate::compile::{CompileOptions, Compiler, policy};
 use crate::resource::*;
 use crate::testing::{
@@ -181,6 +182,8 @@ pub(crate) fn some_resource() -> impl Strategy<Value = Resource> {
         3 => some_peer_authentication(),
         1 => some_mesh_config(),
         3 => some_namespace(),
+        3 => some_virtual_service(),
+        3 => some_destination_rule(),
         1 => name("sa").prop_map(|name| Resource::ServiceAccount(meta(&name))),
     ]
 }

@@ -35,8 +35,17 @@ fn entry() -> impl Strategy<Value = HttpMatch> {
     let namespace = prop_oneof![4 => Just(None), 1 => Just(Some("default")), 1 => Just(Some("other"))];
     let gateways = prop_oneof![5 => Just(vec![]), 1 => Just(vec!["mesh"]), 1 => Just(vec!["x/gw"])];
     let labelled = prop_oneof![4 => Just(""), 1 => Just("app=client"), 1 => Just("app=no")];
-    let parts =
-        (uri, prop::bool::ANY, fields("x-a"), fields("x-b"), fields("q"), port, namespace, gateways, labelled);
+    let parts = (
+        uri,
+        prop::bool::ANY,
+        fields("x-a"),
+        fields("x-b"),
+        fields("q"),
+        port,
+        namespace,
+        gateways,
+        labelled,
+    );
     parts.prop_map(
         |(
             uri,
