@@ -4,6 +4,7 @@
 //! connection goes. The proxy executes the answers, `explain` prints them.
 
 pub mod connection;
+pub mod ext_authz;
 pub mod http;
 pub mod inbound;
 pub mod outbound;

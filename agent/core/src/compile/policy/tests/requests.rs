@@ -17,6 +17,8 @@ use crate::testing::{any, connection, from, identity, pattern, policy};
 
 pub(super) const PROVIDER: &str = "known";
 
+type TokenClaims = Vec<(&'static str, Vec<&'static str>)>;
+
 /// A request, for the naive interpreter.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
@@ -24,7 +26,8 @@ pub(super) struct Facts {
     host: &'static str,
     path: &'static str,
     headers: Vec<(&'static str, &'static str)>,
-    token: Option<(&'static str, Vec<(&'static str, Vec<&'static str>)>)>,
+    /// Principal and claims.
+    token: Option<(&'static str, TokenClaims)>,
 }
 
 impl Facts {
