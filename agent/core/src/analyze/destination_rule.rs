@@ -1,7 +1,7 @@
 //! DestinationRules: hosts and subsets without anybody, and servers that nobody verifies (D-4, D-18, S-58).
 
 use super::hosts::{Hosts, Target};
-use super::objects::{DestinationRule, Head, ObjectSet, Pairs, Pod};
+use super::objects::{DestinationRule, ObjectSet, Pairs, Pod};
 use super::workloads::selects;
 use super::{Findings, codes, shown};
 
@@ -43,11 +43,10 @@ fn subsets(set: &ObjectSet, hosts: &Hosts<'_>, rule: &DestinationRule, findings:
     }
     for (at, (name, labels)) in rule.subsets.iter().enumerate() {
         if !has_members(set, target, labels) {
-            let message = format!(
-                "No pod behind `{}` has the labels {}, so requests to the subset `{name}` get 503.",
-                rule.host,
-                shown(labels)
-            );
+            let which =
+                if labels.is_empty() { String::new() } else { format!(" has the labels {}", shown(labels)) };
+            let message =
+                format!("No pod behind `{}`{which}: requests to the subset `{name}` get 503.", rule.host);
             let field = format!("spec.subsets[{at}].labels");
             findings.add(
                 codes::EMPTY_SUBSET,
@@ -81,23 +80,21 @@ fn has_members(set: &ObjectSet, target: Option<Target<'_>>, subset: &Pairs) -> b
         }
         Some(Target::Service(_)) | None => false,
     };
-    outside || set.pods.iter().any(|pod| is_member(pod) && selects(subset, &placed(set, pod)))
+    outside || set.pods.iter().any(|pod| is_member(pod) && is_in(set, pod, subset))
 }
 
-/// A pod's labels, and where it runs.
-fn placed(set: &ObjectSet, pod: &Pod) -> Pairs {
+/// Whether a pod has the labels of a subset; where it runs counts as labels as well.
+fn is_in(set: &ObjectSet, pod: &Pod, subset: &Pairs) -> bool {
     const PLACES: [&str; 3] =
         ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
-    let mut labels = pod.labels.clone();
-    if !pod.node.is_empty() {
-        labels.insert("kubernetes.io/hostname".to_owned(), pod.node.clone());
-        let node: Option<&Head> = set.nodes.iter().find(|node| node.name == pod.node);
-        for place in PLACES {
-            let value = node.and_then(|node| node.labels.get(place)).filter(|value| !value.is_empty());
-            if let Some(value) = value {
-                labels.insert(place.to_owned(), value.clone());
-            }
-        }
-    }
-    labels
+    let of_node = |place: &str| {
+        let node = set.nodes.iter().find(|node| node.name == pod.node)?;
+        node.labels.get(place).filter(|value| !value.is_empty())
+    };
+    let value_of = |label: &str| match label {
+        "kubernetes.io/hostname" if !pod.node.is_empty() => Some(&pod.node),
+        _ if PLACES.contains(&label) => of_node(label).or_else(|| pod.labels.get(label)),
+        _ => pod.labels.get(label),
+    };
+    subset.iter().all(|(label, value)| value_of(label) == Some(value))
 }

@@ -133,11 +133,12 @@ fn is_same_certificate(one: &ServerTls, other: &ServerTls) -> bool {
 
 /// Two Gateways of the same pods with the same host, port and address.
 fn conflicts(set: &ObjectSet, gateway: &Gateway, findings: &mut Findings) {
-    let neighbours: Vec<&Gateway> = set
-        .gateways
-        .iter()
-        .filter(|other| !is_same(gateway, other) && share_pods(set, gateway, other))
-        .collect();
+    // Comparing servers is cheap, comparing pods is not.
+    let contradicts = |other: &&Gateway| {
+        gateway.servers.iter().any(|server| other.servers.iter().any(|known| collide(server, known)))
+    };
+    let others = set.gateways.iter().filter(|other| !is_same(gateway, other)).filter(contradicts);
+    let neighbours: Vec<&Gateway> = others.filter(|other| share_pods(set, gateway, other)).collect();
     for (at, server) in gateway.servers.iter().enumerate() {
         let claims = |other: &&&Gateway| other.servers.iter().any(|known| collide(server, known));
         let names: Vec<String> =

@@ -91,6 +91,9 @@ fn listed<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
 
 /// A selector in a sentence.
 fn shown(selector: &objects::Pairs) -> String {
+    if selector.is_empty() {
+        return "(none)".to_owned();
+    }
     let pairs: Vec<String> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
     pairs.join(",")
 }

@@ -26,25 +26,21 @@ fn is_made_by_others(service: &Service) -> bool {
 fn check_port(service: &Service, at: usize, port: &ServicePort, findings: &mut Findings) {
     let field = format!("spec.ports[{at}].name");
     let place = (&service.head, field.as_str());
-    if service.is_external_name {
-        if port.name == "tcp" || !names_protocol(port) {
-            let message = format!(
-                "Port {} of an ExternalName Service is named `{}`, so all traffic to this port number may be taken \
-                 for it.",
-                port.port, port.name
-            );
-            findings.add(
-                codes::EXTERNAL_NAME_PORT,
-                place,
-                message,
-                "Name the port after its protocol, e.g. `http`.",
-            );
-        }
+    let named = match port.name.as_str() {
+        "" => "has no name".to_owned(),
+        name => format!("is named `{name}`"),
+    };
+    if service.is_external_name && (port.name == "tcp" || !names_protocol(port)) {
+        let message = format!(
+            "Port {} of an ExternalName Service {named}, so all traffic to this port number may be taken for it.",
+            port.port
+        );
+        let fix = "Name the port after its protocol, e.g. `http`.";
+        findings.add(codes::EXTERNAL_NAME_PORT, place, message, fix);
     } else if !names_protocol(port) {
         let message = format!(
-            "The name `{}` of port {} (target port {}) does not tell a protocol, so the first bytes of each \
-             connection decide.",
-            port.name, port.port, port.target
+            "Port {} (target port {}) {named}, which tells no protocol: the first bytes of each connection decide.",
+            port.port, port.target
         );
         let fix = "Begin the name with http, http2, grpc, tcp, tls, https … and `-`, or write `appProtocol`.";
         findings.add(codes::PORT_NAME, place, message, fix);

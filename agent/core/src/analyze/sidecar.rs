@@ -19,17 +19,17 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
             of_namespaces.entry(namespace).or_default().push(sidecar);
             continue;
         }
-        let before = of_pods.values().map(Vec::len).sum::<usize>();
-        for pod in workloads::selected(set, namespace, &sidecar.selector) {
-            of_pods.entry(pod.head.full_name()).or_default().push(sidecar);
-        }
-        if of_pods.values().map(Vec::len).sum::<usize>() == before {
+        let mut pods = workloads::selected(set, namespace, &sidecar.selector).peekable();
+        if pods.peek().is_none() {
             let message = format!(
                 "No pod of `{namespace}` has the labels {}, so the Sidecar applies to nobody.",
                 shown(&sidecar.selector)
             );
             let place = (&sidecar.head, "spec.workloadSelector.labels");
             findings.add(codes::NOT_FOUND, place, message, "Correct the labels.");
+        }
+        for pod in pods {
+            of_pods.entry(pod.head.full_name()).or_default().push(sidecar);
         }
     }
     for (pod, sidecars) in of_pods.iter().filter(|(_, sidecars)| sidecars.len() > 1) {

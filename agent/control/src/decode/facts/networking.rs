@@ -46,7 +46,9 @@ pub(super) fn service_entry(head: Head, value: &Value) -> Object {
         head,
         hosts: strings(spec, "hosts"),
         export_to: strings(spec, "exportTo"),
-        has_addresses: has(spec, "addresses") || !items(get(value, "status"), "addresses").is_empty(),
+        has_addresses: [spec, get(value, "status")]
+            .into_iter()
+            .any(|owner| !items(owner, "addresses").is_empty()),
         ports: items(spec, "ports").iter().map(port).collect(),
         selector: selector(spec, "workloadSelector", "labels"),
         endpoints: items(spec, "endpoints").iter().map(|endpoint| pairs(endpoint, "labels")).collect(),

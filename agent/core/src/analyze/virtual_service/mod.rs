@@ -4,7 +4,7 @@ mod destinations;
 mod gateways;
 mod reachability;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::hosts::{EVERYWHERE, complete, overlap, scopes};
 use super::objects::{ObjectSet, VirtualService};
@@ -45,7 +45,9 @@ fn conflicts(set: &ObjectSet, findings: &mut Findings) {
             }
         }
     }
-    for ((scope, host), own) in &claims {
+    let mut told: BTreeSet<(&str, &str, &str)> = BTreeSet::new();
+    // Narrow scopes see the wide one as well, and tell more: `*` sorts before all names.
+    for ((scope, host), own) in claims.iter().rev() {
         let mut all = own.clone();
         if *scope != EVERYWHERE {
             let public =
@@ -61,6 +63,9 @@ fn conflicts(set: &ObjectSet, findings: &mut Findings) {
             listed(names.iter().map(String::as_str))
         );
         for service in all {
+            if !told.insert((&service.head.namespace, &service.head.name, host)) {
+                continue;
+            }
             let fix = "Merge them into one VirtualService.";
             findings.add(codes::CONFLICTING_HOSTS, (&service.head, "spec.hosts"), message.as_str(), fix);
         }

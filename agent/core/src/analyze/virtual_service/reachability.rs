@@ -20,7 +20,7 @@ fn check_list(head: &Head, list: &str, rules: &[Rule], findings: &mut Findings) 
         let field = format!("spec.{list}[{at}]");
         if let Some(earlier) = takes_all {
             let message = format!(
-                "{} is never reached: {} before it has no match and takes everything.",
+                "No request reaches {}: {} before it has no match and takes everything.",
                 named(list, at, rule),
                 named_at(list, earlier, rules)
             );
@@ -29,10 +29,8 @@ fn check_list(head: &Head, list: &str, rules: &[Rule], findings: &mut Findings) 
         } else {
             let covered = duplicates(head, (list, rules, at), &mut known, findings);
             if covered == rule.matches.len() && covered > 0 {
-                let message = format!(
-                    "{} is never reached: earlier rules have all of its matches.",
-                    named(list, at, rule)
-                );
+                let message =
+                    format!("No request reaches {}: earlier matches are the same.", named(list, at, rule));
                 findings.add(
                     codes::UNREACHABLE_RULE,
                     (head, &field),
@@ -63,11 +61,7 @@ fn duplicates<'r>(
         };
         count += 1;
         let field = format!("spec.{list}[{at}].match[{number}]");
-        let message = format!(
-            "{} has this match already, so it never counts for {}.",
-            named_at(list, *earlier, rules),
-            named(list, at, rule)
-        );
+        let message = format!("This match never counts: {} has the same.", named_at(list, *earlier, rules));
         findings.add(codes::INEFFECTIVE_MATCH, (head, &field), message, "Remove the match, or change it.");
     }
     count
@@ -76,9 +70,9 @@ fn duplicates<'r>(
 /// A rule in a sentence.
 fn named(list: &str, at: usize, rule: &Rule) -> String {
     if rule.name.is_empty() {
-        format!("Rule {list}[{at}]")
+        format!("rule {list}[{at}]")
     } else {
-        format!("Rule {list}[{at}] (`{}`)", rule.name)
+        format!("rule {list}[{at}] (`{}`)", rule.name)
     }
 }
 
