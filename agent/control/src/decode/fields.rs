@@ -11,6 +11,8 @@ use std::net::IpAddr;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::strict;
+
 /// A value that could not be read: where and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FieldError {
@@ -34,23 +36,32 @@ impl<'a> Body<'a> {
     pub(crate) fn read<T: Deserialize<'a>>(self) -> Result<T, FieldError> {
         match self {
             // The path costs time, so it is looked for only when there is an error to tell.
-            Self::Text(text) => serde_json::from_str(text).or_else(|_| {
+            Self::Text(text) => strict::from_str(text).or_else(|_| {
                 let mut json = serde_json::Deserializer::from_str(text);
-                serde_path_to_error::deserialize(&mut json).map_err(field_error)
+                let read =
+                    serde_path_to_error::deserialize(strict::Strict(&mut json)).map_err(field_error)?;
+                json.end().map_err(|error| FieldError { path: String::new(), message: reason(&error) })?;
+                Ok(read)
             }),
-            Self::Value(value) => serde_path_to_error::deserialize(value).map_err(field_error),
+            Self::Value(value) => {
+                serde_path_to_error::deserialize(strict::Strict(value)).map_err(field_error)
+            }
         }
     }
 }
 
 fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> FieldError {
     let path = error.path().to_string();
-    let mut message = error.into_inner().to_string();
-    // The position counts within the object and would mislead: the origin names the line.
+    FieldError { path: if path == "." { String::new() } else { path }, message: reason(error.inner()) }
+}
+
+/// Without the position: it counts within the object and would mislead, for the origin names the line.
+fn reason(error: &serde_json::Error) -> String {
+    let mut message = error.to_string();
     if let Some(at) = message.rfind(" at line ") {
         message.truncate(at);
     }
-    FieldError { path: if path == "." { String::new() } else { path }, message }
+    message
 }
 
 /// `null` as the default value of any type.

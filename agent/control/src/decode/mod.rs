@@ -21,6 +21,7 @@ mod policy;
 mod report;
 mod request_authentication;
 mod service;
+mod strict;
 mod validate;
 mod validated;
 mod virtual_service;
@@ -183,7 +184,7 @@ impl Decoder {
             self.object(Body::Text(text), (api_version, kind), place, out);
             return;
         }
-        match serde_json::from_str::<Header<'_>>(text) {
+        match strict::from_str::<Header<'_>>(text) {
             Ok(header) => {
                 let header = (header.api_version.as_str(), header.kind.as_str());
                 self.object(Body::Text(text), header, place, out);
@@ -276,7 +277,7 @@ impl Decoder {
     }
 
     fn item(&mut self, text: &str, inherited: (&str, &str), place: Place<'_>, out: &mut Vec<Decoded>) {
-        let Ok(header) = serde_json::from_str::<Header<'_>>(text) else {
+        let Ok(header) = strict::from_str::<Header<'_>>(text) else {
             out.push(no_object(place));
             return;
         };

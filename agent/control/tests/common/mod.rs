@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use weft_control::decode::documents::{self, Format};
-use weft_control::decode::{Decoded, Decoder, Trust};
+use weft_control::decode::{Decoded, Decoder, Outcome, Trust};
 use weft_core::problem::Origin;
 
 /// Decodes a whole file.
@@ -17,4 +17,77 @@ pub(crate) fn decode(text: &[u8], format: Format) -> Vec<Decoded> {
     })
     .unwrap();
     decoded
+}
+
+/// An object as text: one line for each rule, without what is absent or empty.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn compact(resource: &weft_core::resource::Resource) -> String {
+    let mut text = format!("{resource:?}");
+    let empty = [
+        "headers: HeaderOperations { request: HeaderChanges { set: [], add: [], remove: [] }, \
+         response: HeaderChanges { set: [], add: [], remove: [] } }",
+        "source_labels: Labels([])",
+    ];
+    for part in empty {
+        text = text.replace(part, "nothing: None");
+    }
+    let absent = |part: &str| {
+        let value = part.rsplit_once(": ").map_or("", |(_, value)| value);
+        matches!(value, "None" | "[]" | "false") && !part.contains(['{', '('])
+    };
+    let parts: Vec<&str> = text.split(", ").filter(|part| !absent(part)).collect();
+    let text = parts.join(", ").replace("nothing: None ", "").replace(", nothing: None", "");
+    ["HttpRule {", "TlsRule {", "TcpRule {", "Subset {", "TrafficPolicy {"]
+        .iter()
+        .fold(text, |text, part| text.replace(part, &format!("\n  {part}")))
+}
+
+/// The problems of one object of `networking.istio.io` in the namespace `shop` with this `spec`.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn networking(kind: &str, spec: &str) -> Vec<weft_core::Problem> {
+    let spec = spec.replace('\n', "\n  ");
+    let text = format!(
+        "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: test, namespace: shop}}\nspec:\n  {spec}\n"
+    );
+    let decoded = decode(text.as_bytes(), Format::Yaml);
+    assert_eq!(decoded.len(), 1, "{text}");
+    decoded.into_iter().flat_map(|decoded| decoded.problems).collect()
+}
+
+/// `spec` is accepted; findings of lesser weight are returned as `code field`.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn accepts(kind: &str, spec: &str) -> Vec<String> {
+    let problems = networking(kind, spec);
+    let errors: Vec<_> =
+        problems.iter().filter(|problem| problem.severity == weft_core::Severity::Error).collect();
+    assert!(errors.is_empty(), "{spec}\n{errors:#?}");
+    problems.iter().map(|problem| format!("{} {}", problem.code, problem.field)).collect()
+}
+
+/// `spec` is refused because of exactly this field, with a reason and a way out.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn refuses(kind: &str, spec: &str, field: &str) {
+    let problems = networking(kind, spec);
+    let errors: Vec<_> =
+        problems.iter().filter(|problem| problem.severity == weft_core::Severity::Error).collect();
+    assert!(!errors.is_empty(), "accepted: {spec}");
+    for error in errors {
+        assert_eq!((error.code, error.field.as_str()), ("IST0106", field), "{spec}\n{error}");
+        assert!(!error.fix.is_empty() && error.message.ends_with('.'), "{error}");
+    }
+}
+
+/// A whole file as text: what became of each object, and what there is to say about it.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn render_compact(text: &[u8]) -> String {
+    let mut lines = Vec::new();
+    for Decoded { outcome, problems } in decode(text, Format::Yaml) {
+        lines.push(match outcome {
+            Outcome::Accepted(resource) => format!("accepted {}", compact(&resource)),
+            other => format!("{other:?}"),
+        });
+        lines.extend(problems.iter().map(|problem| format!("  {problem}")));
+        lines.push(String::new());
+    }
+    lines.join("\n")
 }
