@@ -143,7 +143,8 @@ fn root_rule(matches: Vec<HttpMatch>) -> HttpRule {
 }
 
 fn codes(snapshot: &Snapshot) -> Vec<(&'static str, String)> {
-    let own = snapshot.problems().iter().filter(|problem| problem.code.starts_with("WEFT013"));
+    let own = |code: &str| code.starts_with("WEFT013") || code == "IST0101";
+    let own = snapshot.problems().iter().filter(|problem| own(problem.code));
     own.map(|problem| (problem.code, problem.message.clone())).collect()
 }
 
