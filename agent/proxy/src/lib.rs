@@ -10,6 +10,7 @@ mod buffers;
 mod counters;
 mod drain;
 mod hbone;
+mod hello;
 mod http;
 mod inbound;
 mod labels;

@@ -11,19 +11,24 @@ use std::task::Context;
 use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use weft_core::Snapshot;
+use weft_core::decide::http::{Caller, Cluster, choose};
 use weft_core::decide::outbound::{outbound, pick};
-use weft_core::decide::{Candidate, Destination, OutboundDecision, Path};
+use weft_core::decide::{Candidate, Destination, OutboundDecision, Path, route_connection};
+use weft_core::resource::PortProtocol;
 use weft_core::snapshot::{LocalWorkload, Workload};
 
 use crate::account::{Account, Facts, Failure, Route, Side};
 use crate::hbone::client::{self, TunnelStream};
 use crate::hbone::pool::Permit;
+use crate::hello;
 use crate::http::detect::{self, Heard, Speaks};
 use crate::http::exchange::Outbound;
 use crate::http::io::Transport;
 use crate::http::serve::{Origin, serve as serve_http};
 use crate::http::stream::TunnelIo;
+use crate::http::upstream::{Chosen, Leg, Opaque, Place};
 use crate::inbound::{self, Application};
 use crate::labels::Service;
 use crate::learn::Learning;
@@ -104,7 +109,7 @@ struct Open {
     ahead: Ahead,
     live: Registered,
     /// Given back after the connection has been closed.
-    held: (Option<EndpointLoad>, Held),
+    held: (Load, Held),
 }
 
 /// What the server's side occupies.
@@ -134,7 +139,16 @@ async fn set_up(
             let outbound = Outbound { pod, client: peer, original: local };
             Some(Next::Http(Box::new((Transport::Tcp(stream, ahead), outbound, live))))
         }
-        Ok(Heard::Opaque((Way { upstream, live, learning }, load))) => {
+        Ok(Heard::Opaque((way, load))) => {
+            let load = match load.settle() {
+                Ok(load) => load,
+                Err(failure) => {
+                    net::reset(stream);
+                    facts.fail(&worker, &failure);
+                    return None;
+                }
+            };
+            let Way { upstream, live, learning } = way;
             let account = Account::open(&worker, facts, learning);
             let mut ahead = Ahead { socket: ahead, stream: Bytes::new() };
             let (pair, held) = match upstream {
@@ -158,7 +172,29 @@ async fn set_up(
 }
 
 /// A way with what it adds to the load of its endpoint.
-type Opened = (Way, Option<EndpointLoad>);
+type Opened = (Way, Load);
+
+/// How a connection is counted while it is open.
+enum Load {
+    /// For nobody.
+    None,
+    /// For the endpoint.
+    Endpoint(#[expect(dead_code, reason = "held until it is dropped")] EndpointLoad),
+    /// For the endpoint and the cluster, within the limits of the client's policy.
+    Cluster(#[expect(dead_code, reason = "held until it is dropped")] Place),
+    /// As before, once it is known that the connection is not HTTP: that has limits of its own.
+    Later(Box<(Opaque, Chosen)>),
+}
+
+impl Load {
+    /// Counts a connection that turned out not to be HTTP.
+    fn settle(self) -> Result<Self, Failure> {
+        match self {
+            Self::Later(later) => later.0.place(&later.1).map(Self::Cluster),
+            Self::None | Self::Endpoint(_) | Self::Cluster(_) => Ok(self),
+        }
+    }
+}
 
 /// Finds out what the connection speaks, and opens a way unless that is HTTP.
 async fn hear(
@@ -178,34 +214,115 @@ async fn hear(
     facts.ends.source_principal = Some(source.workload.labels.principal.clone());
     match Speaks::outbound(&snapshot, facts.addressed) {
         Speaks::Http => Ok(Heard::Http),
-        Speaks::Opaque => Ok(Heard::Opaque(establish(worker, pod, (&snapshot, source), facts).await?)),
+        Speaks::Opaque => {
+            let sni = if is_tls(&snapshot, facts.addressed) {
+                hello::server_name(client, &worker.shared.config).await
+            } else {
+                None
+            };
+            let known = Known { opaque: true, sni: sni.as_deref() };
+            Ok(Heard::Opaque(establish(worker, pod, (&snapshot, source), known, facts).await?))
+        }
         Speaks::Unknown => {
-            let opening = establish(worker, pod, (&snapshot, source), facts);
+            let known = Known { opaque: false, sni: None };
+            let opening = establish(worker, pod, (&snapshot, source), known, facts);
             detect::listen(client, opening, |(way, _), cx| way.upstream.has_spoken(cx)).await
         }
     }
 }
 
+/// What is known about a connection when its way is opened.
+struct Known<'a> {
+    /// It is certainly not HTTP.
+    opaque: bool,
+    /// The server that a TLS client asks for.
+    sni: Option<&'a str>,
+}
+
+/// Whether a port is declared to speak TLS: then the client begins, with the name of the server.
+fn is_tls(snapshot: &Snapshot, addressed: SocketAddr) -> bool {
+    let service = snapshot.service_by_vip(&addressed.ip());
+    let port = service.and_then(|service| service.port(addressed.port()));
+    port.is_some_and(|port| port.protocol == PortProtocol::Tls)
+}
+
 async fn establish(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
-    (snapshot, source): (&Snapshot, &LocalWorkload),
+    (snapshot, source): (&Arc<Snapshot>, &Arc<LocalWorkload>),
+    known: Known<'_>,
     facts: &mut Facts,
 ) -> Result<Opened, Failure> {
-    match outbound(snapshot, &source.workload, facts.addressed) {
+    let leg = Leg { pod, source, client: facts.client, original: facts.addressed, snapshot };
+    let workload = &source.workload;
+    let caller = Caller { workload, original: leg.original, labels: &workload.pod_labels };
+    let decision = route_connection(snapshot, &caller, known.sni);
+    if let Some((service, at)) = &decision.service {
+        let port = service.ports.get(*at).map_or(0, |port| port.port);
+        facts.ends.service = Service::Known { service: service.clone(), port };
+        let mut random = |below: u64| worker.random() % below.max(1);
+        return match choose(&decision.targets, &mut random).map(|target| &target.cluster) {
+            Some(Ok(cluster)) => in_cluster(worker, &leg, (cluster, known.opaque), facts).await,
+            Some(Err(name)) => {
+                Err(Failure::new("NC", "no_cluster", format!("{name} is the name of no cluster")))
+            }
+            None => Err(Failure::new("NR", "no_route", "no destination of the rule has a weight")),
+        };
+    }
+    match outbound(snapshot, workload, facts.addressed) {
         OutboundDecision::Endpoints { destination, candidates } => {
             facts.ends.service = Service::of(&destination, false);
             let (way, load) = any_endpoint(worker, pod, source, &candidates, facts).await?;
-            Ok((way, Some(load)))
+            Ok((way, Load::Endpoint(load)))
         }
         OutboundDecision::Passthrough { destination } => {
-            pass_through(worker, pod, &destination, facts).await.map(|way| (way, None))
+            pass_through(worker, pod, &destination, facts).await.map(|way| (way, Load::None))
         }
         OutboundDecision::Unreachable { destination, reason, flag } => {
             facts.ends.service = Service::of(&destination, true);
             Err(Failure::new(flag, "unreachable", reason))
         }
     }
+}
+
+/// Tries endpoints of a cluster as [`any_endpoint`] does, under the client's policy.
+async fn in_cluster(
+    worker: &Rc<Worker>,
+    leg: &Leg<'_>,
+    (cluster, opaque): (&Arc<Cluster>, bool),
+    facts: &mut Facts,
+) -> Result<Opened, Failure> {
+    let policy = Opaque::new(worker, leg, cluster);
+    let limit = policy.connect_timeout().unwrap_or(worker.shared.config.connect_timeout);
+    let mut tried = SmallVec::<[SocketAddr; ATTEMPTS]>::new();
+    let nobody = format!("port {} of Service {} has no ready endpoint", cluster.port, cluster.service.key);
+    let mut last = Failure::new("UH", "unreachable", nobody);
+    while tried.len() < ATTEMPTS && facts.began.elapsed() < limit {
+        let Some(chosen) = policy.choose(worker, leg, &tried) else { break };
+        tried.push(chosen.candidate.addr);
+        let place = if opaque { Some(policy.place(&chosen)?) } else { None };
+        let opening = one_endpoint(worker, leg.pod, leg.source, &chosen.candidate, facts);
+        let opened = match policy.connect_timeout() {
+            Some(limit) => timeout(limit, opening).await.unwrap_or_else(|_| {
+                let details = format!("no answer from {} within connectTimeout", chosen.candidate.addr);
+                Err(Setback::Endpoint(Failure::new("UF", "connect", details)))
+            }),
+            None => opening.await,
+        };
+        match opened {
+            Ok(way) => {
+                policy.reached(&chosen, true);
+                let later = || Load::Later(Box::new((policy.clone(), chosen)));
+                return Ok((way, place.map_or_else(later, Load::Cluster)));
+            }
+            Err(Setback::Final(failure)) => return Err(failure),
+            Err(Setback::Endpoint(failure)) => {
+                policy.reached(&chosen, false);
+                last = failure;
+            }
+        }
+    }
+    Err(last)
 }
 
 async fn pass_through(

@@ -4,6 +4,12 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use weft_core::resource::destination_rule::{
+    ConnectionPool, DestinationRule, HashAlgorithm, HashKey, LoadBalancer, PolicyBlocks, TrafficPolicy,
+};
+use weft_core::resource::virtual_service::{DestinationRef, TcpRule, VirtualService};
+use weft_core::resource::{Change, Meta, Resource};
+
 use crate::listener::Role;
 use crate::testbed::{Bed, connect_from, deny_all, name, run, run_paused, service};
 use crate::{ProxyConfig, ports};
@@ -212,5 +218,104 @@ fn the_future_of_a_connection_is_small() {
             crate::listener::Accepted { pod: bed.client.clone(), stream, peer, local: peer, admitted };
         let size = size_of_val(&super::serve(bed.worker.clone(), accepted));
         assert!((400..900).contains(&size), "{size}");
+    });
+}
+
+/// A DestinationRule for the Service.
+fn rule(blocks: PolicyBlocks) -> Change {
+    Change::Upsert(Box::new(Resource::DestinationRule(DestinationRule {
+        meta: Meta { key: name("shop"), created: None, origin: None },
+        host: "shop.shop.svc.cluster.local".into(),
+        policy: Some(TrafficPolicy { blocks, ports: Vec::new() }),
+        subsets: Vec::new(),
+        export_to: Vec::new(),
+        workload_selector: None,
+    })))
+}
+
+/// A VirtualService that sends the Service's connections elsewhere.
+fn tcp_rule(destination: DestinationRef) -> Change {
+    Change::Upsert(Box::new(Resource::VirtualService(VirtualService {
+        meta: Meta { key: name("shop"), created: None, origin: None },
+        hosts: vec!["shop.shop.svc.cluster.local".into()],
+        gateways: vec!["mesh".into()],
+        export_to: Vec::new(),
+        http: Vec::new(),
+        tls: Vec::new(),
+        tcp: vec![TcpRule { matches: Vec::new(), routes: vec![(destination, 1)] }],
+    })))
+}
+
+#[test]
+fn connections_beyond_the_limit_of_the_clients_policy_are_refused() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        let pool = ConnectionPool { max_connections: Some(1), ..ConnectionPool::default() };
+        bed.change([rule(PolicyBlocks { connection_pool: Some(pool), ..PolicyBlocks::default() })]);
+        let mut first = connect_from(bed.client_ip, vip).await.unwrap();
+        let mut server = application.accept().await.unwrap().0;
+        exchange(&mut first, &mut server).await;
+        let mut second = connect_from(bed.client_ip, vip).await.unwrap();
+        second.write_all(b"\x00question").await.unwrap();
+        let refused = second.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
+        assert!(bed.log().contains("UO"), "{}", bed.log());
+        let metrics = bed.metrics();
+        assert!(!series(&metrics, "envoy_cluster_upstream_cx_overflow", &["} 1"]).is_empty(), "{metrics}");
+        drop((first, server));
+        bed.until("room again", |bed| bed.worker.live.is_empty(Some(&bed.client))).await;
+        let mut third = connect_from(bed.client_ip, vip).await.unwrap();
+        // The second one had reached the application before it was known not to be HTTP.
+        let _second = application.accept().await.unwrap();
+        let mut server = application.accept().await.unwrap().0;
+        exchange(&mut third, &mut server).await;
+    });
+}
+
+#[test]
+fn one_client_keeps_its_endpoint_where_its_address_is_hashed() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let other = tokio::net::TcpListener::bind((bed.other_ip, addr.port())).await.unwrap();
+        let endpoints = [addr.ip(), bed.other_ip];
+        let vip = captured(&mut bed, &endpoints, addr.port());
+        let load_balancer = LoadBalancer::ConsistentHash {
+            key: HashKey::SourceIp,
+            algorithm: HashAlgorithm::Ring { minimum_size: 1024 },
+        };
+        let blocks = PolicyBlocks { load_balancer: Some(load_balancer), ..PolicyBlocks::default() };
+        bed.change([rule(blocks)]);
+        let mut seen = [0, 0];
+        for _ in 0..6 {
+            let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+            let (at, mut server) = tokio::select! {
+                accepted = application.accept() => (0, accepted.unwrap().0),
+                accepted = other.accept() => (1, accepted.unwrap().0),
+            };
+            exchange(&mut client, &mut server).await;
+            seen[at] += 1;
+        }
+        assert!(seen.contains(&6), "{seen:?}");
+    });
+}
+
+#[test]
+fn a_rule_for_connections_sends_them_to_another_service() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let endpoints = [bed.other_ip];
+        let vip = captured(&mut bed, &endpoints, addr.port());
+        let missing =
+            DestinationRef { host: "nowhere.shop.svc.cluster.local".into(), subset: None, port: None };
+        bed.change([tcp_rule(missing)]);
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        client.write_all(b"\x00question").await.unwrap();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bed.log().contains("NC"), "{}", bed.log());
+        drop(application);
     });
 }

@@ -209,6 +209,11 @@ impl ClusterState {
         (host.connections.get() == 0).then(|| self.connect_anyway(host))
     }
 
+    /// A place within the limit and nothing else.
+    pub(super) fn connect_within(self: &Arc<Self>, limit: u32, host: &Arc<Host>) -> Option<Slot> {
+        self.connections.try_add(limit).then(|| Slot::new(self, host))
+    }
+
     /// A place beyond the limit.
     pub(super) fn connect_anyway(self: &Arc<Self>, host: &Arc<Host>) -> Slot {
         self.connections.add();

@@ -12,6 +12,7 @@ mod dial;
 mod exchange;
 mod limits;
 mod local;
+mod opaque;
 mod outlier;
 mod pool;
 mod state;
@@ -50,6 +51,7 @@ use crate::pod::Pod;
 use crate::worker::Worker;
 
 pub(crate) use self::local::Upstreams;
+pub(crate) use self::opaque::{Chosen, Opaque, Place};
 pub(crate) use self::state::State;
 
 /// The client's side of a request.

@@ -247,12 +247,6 @@ impl Pool {
             && self.handed.borrow().is_empty()
             && self.attempt.borrow().is_none()
     }
-
-    /// Idle and shared connections.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.idle.borrow().len() + self.shared.borrow().len()
-    }
 }
 
 /// The duty to end an attempt. Dropped without an outcome, as by a panic, it has failed: nobody waits for ever.
