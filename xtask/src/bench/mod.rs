@@ -7,7 +7,9 @@
 mod bed;
 mod change;
 mod l4;
+mod l7;
 mod load;
+mod meter;
 mod report;
 mod rows;
 mod scale;
@@ -39,6 +41,8 @@ pub(crate) struct BenchArgs {
 pub(crate) enum Suite {
     /// TCP on one node and between two.
     L4,
+    /// HTTP, beside real Envoys.
+    L7,
     /// State and policy at scale.
     Scale,
     /// Change, start, restart.
@@ -79,13 +83,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let binaries = build::release()?;
     let plan = Plan { only: args.only.clone(), rounds: args.rounds };
     let mut collected = Collected::default();
-    for suite in [Suite::L4, Suite::Scale, Suite::Change] {
+    for suite in [Suite::L4, Suite::L7, Suite::Scale, Suite::Change] {
         let chosen = args.suites.is_empty() || args.suites.contains(&suite);
         if !chosen || !plan.wants_any(&rows::names(suite)) {
             continue;
         }
         let measured = match suite {
             Suite::L4 => l4::measure(&plan, &binaries, &mut collected),
+            Suite::L7 => l7::measure(&plan, &binaries, &mut collected),
             Suite::Scale => scale::measure(&plan, &binaries, &mut collected),
             Suite::Change => change::measure(&plan, &binaries, &mut collected),
         };

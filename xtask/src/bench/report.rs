@@ -32,6 +32,7 @@ impl Family {
 pub(crate) enum Contender {
     Direct,
     Weft,
+    Envoy,
 }
 
 impl Contender {
@@ -41,6 +42,7 @@ impl Contender {
         match self {
             Self::Direct => "direct",
             Self::Weft => "weft",
+            Self::Envoy => "envoy",
         }
     }
 }
@@ -126,6 +128,8 @@ impl Collected {
             figure_is: match spec.figure {
                 Figure::OfDirect => "of direct",
                 Figure::AddedToDirect => "added to direct",
+                Figure::OfEnvoy => "of envoy",
+                Figure::AddedOfEnvoy => "added, of envoy",
                 Figure::Absolute => "value",
             },
             gate: spec.gate,
@@ -193,9 +197,12 @@ fn round(value: f64) -> f64 {
 fn figure(kind: Figure, median: &BTreeMap<&str, f64>) -> Option<f64> {
     let weft = *median.get(Contender::Weft.name())?;
     let direct = median.get(Contender::Direct.name()).copied();
+    let envoy = median.get(Contender::Envoy.name()).copied();
     let value = match kind {
         Figure::OfDirect => weft / direct.filter(|d| *d > 0.0)?,
         Figure::AddedToDirect => weft - direct?,
+        Figure::OfEnvoy => weft / envoy.filter(|e| *e > 0.0)?,
+        Figure::AddedOfEnvoy => (weft - direct?) / Some(envoy? - direct?).filter(|added| *added > 0.0)?,
         Figure::Absolute => weft,
     };
     Some(round(value))
@@ -215,8 +222,8 @@ pub(crate) fn print(collected: &Collected, rounds: usize, output: Output) -> Res
         Output::Table => {
             println!("{} · {rounds} rounds · foreign load {:.1} %", machine()?, foreign * 100.0);
             println!(
-                "{:<28}{:<6}{:>12}{:>12}  {:<24}{:>10}  {:>10}",
-                "row", "", "direct", "weft", "unit", "figure", "gate"
+                "{:<28}{:<6}{:>12}{:>12}{:>12}  {:<24}{:>10}  {:>10}",
+                "row", "", "direct", "envoy", "weft", "unit", "figure", "gate"
             );
             rows.iter().for_each(print_row);
         }
@@ -228,10 +235,11 @@ fn print_row(row: &Row<'_>) {
     let value = |name: &str| row.median.get(name).map_or_else(|| "-".to_owned(), ToString::to_string);
     let relation = if row.higher_is_better { "≥" } else { "≤" };
     println!(
-        "{:<28}{:<6}{:>12}{:>12}  {:<24}{:>10}  {relation} {:>8}  {}",
+        "{:<28}{:<6}{:>12}{:>12}{:>12}  {:<24}{:>10}  {relation} {:>8}  {}",
         row.name,
         row.family,
         value("direct"),
+        value("envoy"),
         value("weft"),
         row.unit,
         row.figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string()),

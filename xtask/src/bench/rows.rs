@@ -9,6 +9,10 @@ pub(crate) enum Figure {
     OfDirect,
     /// Weft's median minus that of the direct path.
     AddedToDirect,
+    /// Weft's median divided by that of the Envoys.
+    OfEnvoy,
+    /// What Weft adds to the direct path, divided by what the Envoys add.
+    AddedOfEnvoy,
     /// Weft's median.
     Absolute,
 }
@@ -43,8 +47,8 @@ impl RowSpec {
     }
 }
 
-use Figure::{Absolute, AddedToDirect, OfDirect};
-use Suite::{Change, L4, Scale};
+use Figure::{Absolute, AddedOfEnvoy, AddedToDirect, OfDirect, OfEnvoy};
+use Suite::{Change, L4, L7, Scale};
 
 /// All rows, in the order in which they are printed.
 pub(crate) const ROWS: &[RowSpec] = &[
@@ -65,6 +69,16 @@ pub(crate) const ROWS: &[RowSpec] = &[
     row(L4, "cross-node.http", "1/s", OfDirect, 0.30).more(),
     row(L4, "cross-node.memory-per-conn", "bytes", Absolute, 3584.0),
     row(L4, "agent.rss-empty", "MB", Absolute, 16.0),
+    row(L7, "l7.cross.rps", "1/s", OfEnvoy, 2.2).more(),
+    row(L7, "l7.cross.cpu", "µs", OfEnvoy, 0.42),
+    row(L7, "l7.same.cpu", "µs", OfEnvoy, 0.20),
+    row(L7, "l7.same.cpu-hop", "µs", OfEnvoy, 0.42),
+    row(L7, "l7.cross.p50-1", "µs", AddedOfEnvoy, 0.33),
+    row(L7, "l7.cross.p99-1", "µs", AddedOfEnvoy, 0.35),
+    row(L7, "l7.cross.p50-5000", "µs", AddedOfEnvoy, 0.20),
+    row(L7, "l7.cross.p99-5000", "µs", AddedOfEnvoy, 0.20),
+    row(L7, "l7.rules-overhead", "of own CPU", Absolute, 0.10),
+    row(L7, "l7.grpc.cpu", "µs", OfEnvoy, 0.45),
     row(Scale, "scale.l4-decision", "µs", Absolute, 5.0),
     row(Scale, "scale.decision-growth", "ratio", Absolute, 1.5),
     row(Scale, "scale.rss", "MB", Absolute, 80.0),

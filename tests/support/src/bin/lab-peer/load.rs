@@ -12,6 +12,7 @@ use serde_json::json;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::dial::congestion_control;
+use crate::{grpc, latency};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LoadMode {
@@ -23,6 +24,10 @@ pub(crate) enum LoadMode {
     Conn(LoadArgs),
     /// HTTP/1.1 keep-alive with an `http` server over N connections, 1 KiB bodies.
     Http(LoadArgs),
+    /// HTTP/1.1 keep-alive as above; how long answers take.
+    Latency(latency::LatencyArgs),
+    /// Unary gRPC calls to an `app` over one connection, N at a time.
+    Grpc(LoadArgs),
     /// Connect, one byte there and back, once; how long that takes.
     First(LoadArgs),
 }
@@ -33,18 +38,25 @@ pub(crate) struct LoadArgs {
     address: SocketAddr,
     /// Streams, or connections at a time.
     #[arg(short, default_value_t = 1)]
-    n: usize,
+    pub(crate) n: usize,
+    /// Host or `:authority`; otherwise the address.
+    #[arg(long)]
+    host: Option<String>,
     /// How long.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
 }
 
 impl LoadArgs {
-    fn end(&self) -> Instant {
+    pub(crate) fn end(&self) -> Instant {
         Instant::now() + Duration::from_secs_f64(self.seconds)
     }
 
-    fn dial(&self) -> Result<TcpStream> {
+    pub(crate) fn authority(&self) -> String {
+        self.host.clone().unwrap_or_else(|| self.address.to_string())
+    }
+
+    pub(crate) fn dial(&self) -> Result<TcpStream> {
         let stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))
             .with_context(|| format!("{} cannot be reached", self.address))?;
         stream.set_nodelay(true)?;
@@ -59,6 +71,8 @@ pub(crate) fn run(mode: &LoadMode) -> Result<()> {
         LoadMode::Rtt(args) => rtt(args),
         LoadMode::Conn(args) => conn(args),
         LoadMode::Http(args) => http(args),
+        LoadMode::Latency(args) => latency::run(args),
+        LoadMode::Grpc(args) => grpc::run(args),
         LoadMode::First(args) => first(args),
     }
 }
@@ -242,7 +256,7 @@ fn count(per_second: &mut Vec<u64>, started: Instant) {
 }
 
 fn http(args: &LoadArgs) -> Result<()> {
-    let request = format!("GET /1k HTTP/1.1\r\nhost: {}\r\n\r\n", args.address);
+    let request = request_text(args);
     let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut connections = Vec::new();
     for index in 0..args.n {
@@ -287,8 +301,13 @@ fn http(args: &LoadArgs) -> Result<()> {
     Ok(())
 }
 
+/// A GET whose answer [`complete`] knows.
+pub(crate) fn request_text(args: &LoadArgs) -> String {
+    format!("GET /1k HTTP/1.1\r\nhost: {}\r\n\r\n", args.authority())
+}
+
 /// Whether the answer (status 200, 1 KiB) is complete.
-fn complete(pending: &[u8]) -> Result<bool> {
+pub(crate) fn complete(pending: &[u8]) -> Result<bool> {
     let Some(end) = pending.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(false) };
     if !pending.starts_with(b"HTTP/1.1 200 ") {
         bail!("the server did not answer with 200: {:?}", String::from_utf8_lossy(pending));
