@@ -110,7 +110,7 @@ pub(crate) fn identity(pod: &str) -> Identity {
     Identity::new("cluster.local", "shop", pod)
 }
 
-fn meta(key: NamespacedName) -> Meta {
+pub(crate) fn meta(key: NamespacedName) -> Meta {
     Meta { key, created: None, origin: None }
 }
 
@@ -229,18 +229,27 @@ impl Bed {
 
 /// A Service on `vip` with the endpoints `ips`, all on one port.
 pub(crate) fn service(vip: SocketAddr, ips: &[IpAddr], port: u16) -> [Change; 2] {
-    let ports = [ServicePort {
-        name: None,
-        port: vip.port(),
-        target: TargetPort::Number(port),
-        protocol: PortProtocol::Undeclared,
-    }];
+    service_speaking(PortProtocol::Undeclared, vip, ips, port)
+}
+
+/// The same with a protocol that is declared. The server pod is selected.
+pub(crate) fn service_speaking(
+    protocol: PortProtocol,
+    vip: SocketAddr,
+    ips: &[IpAddr],
+    port: u16,
+) -> [Change; 2] {
+    let ports = [ServicePort { name: None, port: vip.port(), target: TargetPort::Number(port), protocol }];
+    let selector = match protocol {
+        PortProtocol::Undeclared => None,
+        _ => Some([("app", "server")].into_iter().collect()),
+    };
     let service = Service {
         meta: meta(name("shop")),
         annotations: Arc::default(),
         vips: [vip.ip()].into_iter().collect(),
         ports: Arc::new(ports),
-        selector: None,
+        selector,
         publish_not_ready: false,
         external_name: None,
     };

@@ -17,6 +17,7 @@ use weft_core::snapshot::LocalWorkload;
 use weft_telemetry::Reporter;
 
 use super::body::Body;
+use super::expectation;
 use super::flags::{Flags, Reason};
 use super::forward::{self, Outward};
 use super::headers::{X_FORWARDED_CLIENT_CERT, identify, strip_controls, strip_hop_by_hop, wants_upgrade};
@@ -48,7 +49,7 @@ struct Asked<'a> {
     leg: Leg<'a>,
     message: Message,
     parts: Parts,
-    body: Incoming,
+    body: Body,
     record: Box<Record>,
     upgrade: bool,
 }
@@ -63,7 +64,8 @@ pub(crate) async fn exchange(
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
     let Ok(source) = inbound::own_workload(&snapshot, &outbound.pod) else { return Err(BrokenOff::new()) };
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    let (mut parts, body) = expectation::wait(parts, Body::from(body));
     let mut record = begin(worker, outbound, source, &parts);
     record.hold(admitted.busy);
     let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
@@ -147,19 +149,22 @@ fn name_route(record: &mut Record, decision: &RouteDecision) {
             Action::Respond(_) | Action::Forward(_) => Service::Unknown,
         },
     };
-    record.route_name = match (&decision.rule, &decision.service) {
-        (Some(rule), _) => rule.name.clone(),
-        (None, Some(_)) => Some(default_route()),
-        (None, None) => None,
+    record.route_name = match &decision.rule {
+        Some(rule) => rule.name.clone(),
+        None => route_without_rule(&record.ends.service),
     };
 }
 
 /// What the log calls the route where no rule was needed to find one (L-4).
-fn default_route() -> Arc<str> {
+fn route_without_rule(service: &Service) -> Option<Arc<str>> {
     thread_local! {
-        static NAME: Arc<str> = "default".into();
+        static NAMES: [Arc<str>; 2] = ["default".into(), "block_all".into()];
     }
-    NAME.with(Arc::clone)
+    NAMES.with(|[default, block_all]| match service {
+        Service::Known { .. } => Some(default.clone()),
+        Service::BlackHole => Some(block_all.clone()),
+        Service::Passthrough | Service::Unknown => None,
+    })
 }
 
 async fn to_target(
@@ -258,7 +263,7 @@ fn outward(asked: Asked<'_>, extra: Extra) -> Outward<'_> {
         parts,
         message,
         authority: None,
-        body: Body::from(body),
+        body,
         record,
         upgrade,
         protocol,

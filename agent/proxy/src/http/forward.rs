@@ -78,7 +78,9 @@ impl Outward<'_> {
     /// Takes the body.
     pub(crate) fn upload(&mut self, keep: bool) -> Upload {
         let body = std::mem::replace(&mut self.body, Body::empty());
-        Upload::new(body, self.record.received(), keep, self.downstream.http2)
+        let upload = Upload::new(body, self.record.received(), keep, self.downstream.http2);
+        self.record.upload(&upload);
+        upload
     }
 
     /// A copy of the head as it leaves.

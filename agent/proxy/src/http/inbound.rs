@@ -20,6 +20,7 @@ use weft_core::{Identity, Snapshot};
 use weft_telemetry::Reporter;
 
 use super::body::Body;
+use super::expectation;
 use super::external;
 use super::failure;
 use super::headers::{
@@ -28,8 +29,7 @@ use super::headers::{
 use super::message::Message;
 use super::record::{Addresses, Record};
 use super::reply::Reply;
-use super::scan::Smell;
-use super::serve::{BrokenOff, Downstream, Upgrade};
+use super::serve::{Admitted, BrokenOff, Downstream, Upgrade};
 use super::upload::Upload;
 use super::upstream::{self, Application, Leg, SendError, SendErrorKind, UpstreamProtocol};
 use crate::account::{Facts, Failure, Route};
@@ -129,7 +129,7 @@ enum Stopped {
 pub(crate) async fn arrived(
     downstream: &Rc<Downstream>,
     arrival: &Arrival,
-    smell: Option<Smell>,
+    admitted: Admitted,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
@@ -137,9 +137,11 @@ pub(crate) async fn arrived(
     let Ok(local) = crate::inbound::own_workload(&snapshot, &arrival.pod) else {
         return Err(BrokenOff::new());
     };
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    let (mut parts, body) = expectation::wait(parts, Body::from(body));
     let mut record = arrival.record(worker, local, &parts);
-    let message = match Message::read(&parts, smell, snapshot.mesh().http.path_normalization) {
+    record.hold(admitted.busy);
+    let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(reply)),
     };
@@ -150,11 +152,12 @@ pub(crate) async fn arrived(
     parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
     let protocol = if upgrade { UpstreamProtocol::Http1 } else { protocol_of(local, arrival, clients) };
-    let upload = Upload::new(Body::from(body), record.received(), false, downstream.http2);
+    let upload = Upload::new(body, record.received(), false, downstream.http2);
+    record.upload(&upload);
     let going = Asked { worker, arrival, snapshot: &snapshot, local, message, parts, record };
     let delivered = match deliver(going, &upload, protocol).await {
         Ok(delivered) => delivered,
-        Err(Refused::Reply(response)) => return Ok(response),
+        Err(Refused::Reply(response) | Refused::Unreachable(_, response)) => return Ok(response),
         Err(Refused::Close) => return Err(BrokenOff::new()),
     };
     let Delivered { mut response, record } = delivered;
@@ -220,12 +223,13 @@ pub(crate) async fn serve_local(
             .map_or(Service::Unknown, |service| Service::Known { service, port: leg.original.port() }),
     };
     let (parts, body) = request.into_parts();
-    let record = arrival.record(worker, local, &parts);
+    let mut record = arrival.record(worker, local, &parts);
     let message = match Message::read(&parts, None, leg.snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(reply)),
     };
     let upload = Upload::new(body, record.received(), false, true);
+    record.upload(&upload);
     let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, parts, record };
     match deliver(going, &upload, protocol).await {
         Ok(Delivered { response, record }) => {
@@ -236,6 +240,7 @@ pub(crate) async fn serve_local(
             }))
         }
         Err(Refused::Reply(response)) => Ok(response),
+        Err(Refused::Unreachable(error, _)) => Err(error),
         Err(Refused::Close) => {
             let failure =
                 Failure::new("DENY", "peer_authentication", "the destination refuses the connection");
@@ -250,10 +255,12 @@ struct Delivered {
     record: Box<Record>,
 }
 
-/// Somebody else's.
+/// Somebody else's, or none.
 enum Refused {
     Reply(Response<Body>),
     Close,
+    /// The application cannot be reached; nothing was sent.
+    Unreachable(SendError, Response<Body>),
 }
 
 /// Asks policy, then the application.
@@ -262,14 +269,14 @@ async fn deliver(
     upload: &Upload,
     protocol: UpstreamProtocol,
 ) -> Result<Delivered, Refused> {
-    match admit(&mut going).await {
-        Ok(()) => {}
+    let changed = match admit(&mut going).await {
+        Ok(changed) => changed,
         Err(Stopped::Reply(reply)) => return Err(Refused::Reply(going.record.reply(reply))),
         Err(Stopped::Close(failure)) => {
             going.record.closed(failure);
             return Err(Refused::Close);
         }
-    }
+    };
     let Asked { worker, arrival, local, message, mut parts, mut record, .. } = going;
     vouch(&mut parts, arrival, local);
     address(&mut parts, message.target().clone(), message.authority());
@@ -291,12 +298,20 @@ async fn deliver(
             }
             Ok(Delivered { response, record })
         }
-        Err(error) => Err(Refused::Reply(record.reply(failure::reply(error, false)))),
+        Err(mut error) => {
+            let request = error.request.take().filter(|_| !changed);
+            let (kind, detail) = (error.kind.clone(), error.detail.clone());
+            let reply = record.reply(failure::reply(error, false));
+            if kind != SendErrorKind::ConnectFailure {
+                return Err(Refused::Reply(reply));
+            }
+            Err(Refused::Unreachable(SendError { request, ..SendError::new(kind, detail) }, reply))
+        }
     }
 }
 
-/// Authentication of the request, then policy.
-async fn admit(going: &mut Asked<'_>) -> Result<(), Stopped> {
+/// Authentication of the request, then policy. Says whether the request has been changed.
+async fn admit(going: &mut Asked<'_>) -> Result<bool, Stopped> {
     let authentication = authenticated(going).await;
     let (changes, target) = {
         let request = going.message.view(&going.parts);
@@ -337,13 +352,15 @@ async fn admit(going: &mut Asked<'_>) -> Result<(), Stopped> {
         }
         ([authentication.changes, checked], authentication.target)
     };
-    for change in &changes {
+    let mut changed = target.is_some();
+    for change in changes.iter().filter(|change| **change != HeaderChanges::default()) {
+        changed = true;
         apply(change, &mut going.parts.headers);
     }
     if let Some(target) = target {
         going.message.set_target(&target);
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// What the request's tokens say. Keys that are missing are fetched first, once.

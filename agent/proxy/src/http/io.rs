@@ -162,11 +162,6 @@ impl Io {
         Self { transport, watch }
     }
 
-    /// Whether the peer has sent something that nobody has read: then an orderly end needs more than a close.
-    pub(crate) fn is_tcp(&self) -> bool {
-        matches!(self.transport, Transport::Tcp(..))
-    }
-
     fn moved(&self) {
         if let Some(watch) = &self.watch {
             watch.moves.set(watch.moves.get() + 1);

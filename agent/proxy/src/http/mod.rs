@@ -7,6 +7,7 @@
 pub(crate) mod body;
 pub(crate) mod detect;
 pub(crate) mod exchange;
+mod expectation;
 mod external;
 mod failure;
 pub(crate) mod flags;
@@ -23,5 +24,7 @@ pub(crate) mod reply;
 pub(crate) mod scan;
 pub(crate) mod serve;
 pub(crate) mod stream;
+#[cfg(test)]
+mod tests;
 pub(crate) mod upload;
 pub(crate) mod upstream;

@@ -24,7 +24,9 @@ use weft_telemetry::{
 use super::body::{Body, BodyError};
 use super::flags::{Flags, Reason};
 use super::headers::{GRPC_STATUS, X_FORWARDED_FOR, X_REQUEST_ID, is_grpc};
+use super::io::Busy;
 use super::reply::Reply;
+use super::upload::{Source, Upload};
 use crate::account::{Failure, Route};
 use crate::labels::{Ends, Service};
 use crate::worker::Worker;
@@ -146,6 +148,10 @@ pub(crate) struct Record {
     grpc_status: Option<u8>,
     service_time: Option<Duration>,
     over: bool,
+    /// Keeps the client's connection from being idle.
+    busy: Option<Busy>,
+    /// The request's body, of which nothing is wanted any more when the record is over.
+    upload: Option<Rc<Source>>,
 }
 
 impl Record {
@@ -192,6 +198,8 @@ impl Record {
             grpc_status: None,
             service_time: None,
             over: false,
+            busy: None,
+            upload: None,
         })
     }
 
@@ -203,9 +211,14 @@ impl Record {
         }
     }
 
-    /// When it arrived.
-    pub(crate) fn began(&self) -> Instant {
-        self.began
+    /// Keeps the client's connection from being idle until the request is over.
+    pub(crate) fn hold(&mut self, busy: Busy) {
+        self.busy = Some(busy);
+    }
+
+    /// The request's body ends with the record.
+    pub(crate) fn upload(&mut self, upload: &Upload) {
+        self.upload = upload.source().cloned();
     }
 
     /// Where its body is counted.
@@ -367,6 +380,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            upload.abandon();
+        }
         if !self.over && self.flags.reason.is_none() {
             self.flags.reason = Some(Reason::DC);
             self.details = Cow::Borrowed("downstream_remote_disconnect");

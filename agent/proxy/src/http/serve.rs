@@ -1,6 +1,7 @@
 //! The server's side of an HTTP connection: reads requests, has them answered, writes the answers.
 
 use std::cell::RefCell;
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::Service;
+use hyper::service::{HttpService, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -19,8 +20,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use super::body::Body;
 use super::exchange::{self, Outbound};
 use super::inbound::{self, Arrival};
-use super::io::{Deadline, Io, Transport, Watch};
+use super::io::{Busy, Deadline, Io, Transport, Watch};
 use super::record::Record;
+use super::scan::Smell;
 use crate::registry::{Live, Registered};
 use crate::sniff::{self, Protocol};
 use crate::worker::Worker;
@@ -60,6 +62,14 @@ pub(crate) struct Downstream {
     upgrade: RefCell<Option<Upgrade>>,
 }
 
+/// What the connection knows about a request.
+pub(crate) struct Admitted {
+    /// What is wrong with its head.
+    pub(crate) smell: Option<Smell>,
+    /// Keeps the connection from being idle.
+    pub(crate) busy: Busy,
+}
+
 /// A connection that is about to speak another protocol.
 pub(crate) struct Upgrade {
     /// The application's side.
@@ -90,12 +100,11 @@ impl Downstream {
 
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
         let (smell, busy) = self.watch.request();
-        let answer = match &self.origin {
-            Origin::Outbound(outbound) => exchange::exchange(&self, outbound, smell, request).await,
-            Origin::Inbound(arrival) => inbound::arrived(&self, arrival, smell, request).await,
-        };
-        drop(busy);
-        answer
+        let admitted = Admitted { smell, busy };
+        match &self.origin {
+            Origin::Outbound(outbound) => exchange::exchange(&self, outbound, admitted, request).await,
+            Origin::Inbound(arrival) => inbound::arrived(&self, arrival, admitted, request).await,
+        }
     }
 }
 
@@ -152,16 +161,19 @@ trait Driven: Future<Output = hyper::Result<()>> {
     fn graceful(self: Pin<&mut Self>);
 }
 
-type Http1 = http1::Connection<TokioIo<Io>, Answering>;
-type Http2 = http2::Connection<TokioIo<Io>, Answering, Tasks>;
-
-impl Driven for Http1 {
+impl<S> Driven for http1::Connection<TokioIo<Io>, S>
+where
+    S: HttpService<Incoming, ResBody = Body, Error: Into<Box<dyn Error + Send + Sync>>>,
+{
     fn graceful(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
 }
 
-impl Driven for Http2 {
+impl<S> Driven for http2::Connection<TokioIo<Io>, S, Tasks>
+where
+    S: HttpService<Incoming, ResBody = Body, Error: Into<Box<dyn Error + Send + Sync>>, Future: 'static>,
+{
     fn graceful(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
@@ -199,7 +211,8 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
         .max_header_size(HEAD_BYTES)
         .max_buf_size(BUFFERED)
         .header_read_timeout(None);
-    let mut connection = builder.serve_connection(TokioIo::new(io), Answering(downstream.clone()));
+    let answering = service_fn(|request| downstream.clone().answer(request));
+    let mut connection = builder.serve_connection(TokioIo::new(io), answering);
     let end = drive(Pin::new(&mut connection), Some(deadline), live).await;
     let upgrade = downstream.upgrade.borrow_mut().take();
     match (end, upgrade) {
@@ -220,33 +233,10 @@ async fn serve_http2(downstream: &Rc<Downstream>, io: Io, live: &Registered) {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEAD_BYTES as u32)
         .max_send_buf_size(STREAM_WINDOW as usize);
-    let connection = pin!(builder.serve_connection(TokioIo::new(io), Answering(downstream.clone())));
+    let answering = service_fn(|request| downstream.clone().answer(request));
+    let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.
     drive(connection, None, live).await;
-}
-
-/// Answers the requests of one connection.
-struct Answering(Rc<Downstream>);
-
-impl Service<Request<Incoming>> for Answering {
-    type Response = Response<Body>;
-    type Error = BrokenOff;
-    type Future = Answer;
-
-    fn call(&self, request: Request<Incoming>) -> Answer {
-        Answer(Box::pin(self.0.clone().answer(request)))
-    }
-}
-
-/// One answer in the making.
-struct Answer(Pin<Box<dyn Future<Output = Result<Response<Body>, BrokenOff>>>>);
-
-impl Future for Answer {
-    type Output = Result<Response<Body>, BrokenOff>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
-    }
 }
 
 /// Runs the streams of HTTP/2 connections on their worker.

@@ -39,6 +39,8 @@ pub(crate) struct Source {
     tries: Cell<u32>,
     ended: Cell<Option<Instant>>,
     waiting: RefCell<Option<Waker>>,
+    /// Who asked for more.
+    asking: RefCell<Option<Waker>>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,7 @@ impl Upload {
             tries: Cell::new(0),
             ended: Cell::new(None),
             waiting: RefCell::default(),
+            asking: RefCell::default(),
         }))
     }
 
@@ -107,6 +110,14 @@ impl Upload {
         }
     }
 
+    /// Where it comes from; `None` when there is none.
+    pub(crate) fn source(&self) -> Option<&Rc<Source>> {
+        match self {
+            Self::None(_) => None,
+            Self::Some(source) => Some(source),
+        }
+    }
+
     /// When the client has sent everything, if it has.
     pub(crate) fn ended(&self) -> Option<Instant> {
         match self {
@@ -130,7 +141,23 @@ impl Upload {
 }
 
 impl Source {
+    /// The answer is over: nobody wants what the client has not sent yet.
+    pub(crate) fn abandon(&self) {
+        if self.ended.get().is_none() {
+            self.tries.set(u32::MAX);
+            *self.body.borrow_mut() = Body::empty();
+            if let Some(waker) = self.asking.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut asking = self.asking.borrow_mut();
+        if !asking.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *asking = Some(cx.waker().clone());
+        }
+        drop(asking);
         loop {
             let polled = Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx);
             let frame = match ready!(polled) {
@@ -218,7 +245,7 @@ impl HttpBody for Try {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.source.tries.get() != self.number {
-            return Poll::Ready(Some(Err(BodyError::Ended("the request is tried again"))));
+            return Poll::Ready(Some(Err(BodyError::Ended("this try is over"))));
         }
         if let Some(frame) = self.source.kept_at(self.position) {
             self.position += 1;

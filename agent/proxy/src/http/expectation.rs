@@ -1,0 +1,92 @@
+//! `Expect: 100-continue` from end to end (H-6): the client sends its body when the application wants it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http::header::EXPECT;
+use http::request::Parts;
+use http::{Request, Version};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::Sleep;
+
+use super::body::{Body, BodyError};
+
+/// How long an application may be silent: some never say 100, and wait for the body (RFC 9110 10.1.1).
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Told by the connection to the application.
+#[derive(Default)]
+struct Gate {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// Holds the body back until the application says 100, if the client waits for that.
+///
+/// Reading the body is what makes the client's connection say 100.
+pub(crate) fn wait(parts: Parts, body: Body) -> (Parts, Body) {
+    let expects =
+        parts.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if !expects || parts.version != Version::HTTP_11 || body.is_end_stream() {
+        return (parts, body);
+    }
+    let gate = Arc::new(Gate::default());
+    let opener = gate.clone();
+    let mut request = Request::from_parts(parts, ());
+    hyper::ext::on_informational(&mut request, move |response| {
+        if response.status() == http::StatusCode::CONTINUE {
+            opener.open.store(true, Ordering::Release);
+            opener.waker.wake();
+        }
+    });
+    let (parts, ()) = request.into_parts();
+    (parts, Body::new(Held { body, gate, patience: None, open: false }))
+}
+
+struct Held {
+    body: Body,
+    gate: Arc<Gate>,
+    /// Begins with the first question.
+    patience: Option<Pin<Box<Sleep>>>,
+    open: bool,
+}
+
+impl Held {
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.gate.waker.register(cx.waker());
+        if self.gate.open.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE))).as_mut().poll(cx)
+    }
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.open {
+            ready!(self.poll_open(cx));
+            self.open = true;
+            self.patience = None;
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

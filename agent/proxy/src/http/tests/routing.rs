@@ -1,0 +1,193 @@
+//! Where requests go and what is changed on the way.
+
+use std::time::Duration;
+
+use weft_core::resource::virtual_service::{
+    CorsPolicy, DirectResponse, HeaderChanges, HeaderOperations, Mirror, PerMillion, Redirect, Rewrite,
+};
+
+use super::*;
+
+#[test]
+fn headers_and_paths_are_changed_as_the_rule_says() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let request = HeaderChanges {
+            set: vec![("x-set".into(), "1".into())],
+            add: vec![("x-old".into(), "new".into())],
+            remove: vec!["x-old".into()],
+        };
+        let response =
+            HeaderChanges { set: vec![("x-answer".into(), "2".into())], ..HeaderChanges::default() };
+        mesh.route(vec![HttpRule {
+            matches: prefix("/old"),
+            rewrite: Some(Rewrite {
+                uri: Some("/new".into()),
+                regex: None,
+                authority: Some("other.test".into()),
+            }),
+            headers: HeaderOperations { request, response },
+            ..to_shop()
+        }]);
+        let mut sent = get("/old/x?y=1");
+        sent.headers_mut().insert("x-old", "old".parse().unwrap());
+        let reply = mesh.send(sent).await;
+        assert_eq!((reply.status, reply.header("x-answer")), (200, Some("2")));
+        let seen = app.next();
+        assert_eq!((seen.target(), seen.header("host")), ("/new/x?y=1", Some("other.test")));
+        assert_eq!((seen.header("x-set"), seen.header("x-old")), (Some("1"), Some("new")));
+        assert_eq!(seen.header("x-envoy-original-path"), Some("/old/x?y=1"));
+    });
+}
+
+#[test]
+fn redirects_and_direct_answers_come_from_the_mesh() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let redirect = Redirect {
+            uri: Some("/new".into()),
+            prefix_rewrite: None,
+            authority: Some("other.test".into()),
+            port: None,
+            scheme: None,
+            code: 301,
+        };
+        let direct = DirectResponse { status: 418, body: b"short and stout"[..].into() };
+        mesh.route(vec![
+            HttpRule {
+                matches: prefix("/old"),
+                action: HttpAction::Redirect(redirect),
+                ..HttpRule::default()
+            },
+            HttpRule { action: HttpAction::DirectResponse(direct), ..HttpRule::default() },
+        ]);
+        let reply = mesh.get("/old?q=1").await;
+        assert_eq!((reply.status, reply.header("location")), (301, Some("http://other.test/new?q=1")));
+        let reply = mesh.get("/").await;
+        assert_eq!((reply.status, reply.body.as_str()), (418, "short and stout"));
+        assert_eq!(app.requests(), 0);
+    });
+}
+
+#[test]
+fn a_mirror_gets_a_copy_and_does_not_matter_when_it_is_dead() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let mirror = |host: &str| Mirror {
+            destination: DestinationRef { host: host.into(), subset: None, port: None },
+            share: PerMillion::ALL,
+        };
+        mesh.route(vec![HttpRule { mirrors: vec![mirror(HOST), mirror("nobody.test")], ..to_shop() }]);
+        let reply = mesh.send(post("/x", "a body")).await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, "hello"));
+        mesh.bed.until("the mirrored request", |_| app.requests() == 2).await;
+        let seen = [app.next(), app.next()];
+        let copies: Vec<_> = seen.iter().filter(|seen| seen.header("x-envoy-internal").is_some()).collect();
+        assert_eq!(copies.len(), 1);
+        for seen in &seen {
+            assert_eq!(
+                (seen.target(), &seen.body[..], seen.header("host")),
+                ("/x", &b"a body"[..], Some(HOST))
+            );
+        }
+        let [one, other] = &seen;
+        assert_eq!(one.header("x-request-id"), other.header("x-request-id"));
+    });
+}
+
+#[test]
+fn a_mirror_that_never_answers_does_not_slow_the_client_down() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::handling(&bed, false, |request| {
+            Box::pin(async move {
+                if request.headers().contains_key("x-envoy-internal") {
+                    std::future::pending::<()>().await;
+                }
+                let bytes = request.into_body().collect().await.unwrap().to_bytes();
+                Response::new(Body::full(bytes.len().to_string()))
+            })
+        })
+        .await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let destination = DestinationRef { host: HOST.into(), subset: None, port: None };
+        mesh.route(vec![HttpRule {
+            mirrors: vec![Mirror { destination, share: PerMillion::ALL }],
+            ..to_shop()
+        }]);
+        let reply = mesh.send(post("/", vec![1; 8 * 1024 * 1024])).await;
+        assert_eq!(reply.body, (8 * 1024 * 1024).to_string());
+    });
+}
+
+#[test]
+fn cors_answers_preflights_and_marks_answers() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let cors = CorsPolicy {
+            allow_origins: vec![TextMatch::Exact("http://page.test".into())],
+            allow_methods: vec!["GET".into()],
+            allow_headers: Vec::new(),
+            expose_headers: Vec::new(),
+            max_age: Some(Duration::from_secs(60)),
+            allow_credentials: None,
+            ignore_unmatched_preflights: false,
+        };
+        mesh.route(vec![HttpRule { cors: Some(cors), ..to_shop() }]);
+        let preflight = |origin: &str| {
+            Request::options("/")
+                .header("host", HOST)
+                .header("origin", origin)
+                .header("access-control-request-method", "GET")
+                .body(Body::empty())
+                .unwrap()
+        };
+        let reply = mesh.send(preflight("http://page.test")).await;
+        assert_eq!((reply.status, reply.header("access-control-allow-methods")), (200, Some("GET")));
+        assert_eq!(app.requests(), 0);
+        assert_eq!(mesh.send(preflight("http://other.test")).await.body, "hello");
+        let mut simple = get("/");
+        simple.headers_mut().insert("origin", "http://page.test".parse().unwrap());
+        assert_eq!(mesh.send(simple).await.header("access-control-allow-origin"), Some("http://page.test"));
+    });
+}
+
+#[test]
+fn a_new_configuration_acts_on_the_next_request_of_an_old_connection() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let mut client = mesh.http1().await;
+        assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 200);
+        let direct = DirectResponse { status: 410, body: [].into() };
+        mesh.route(vec![HttpRule { action: HttpAction::DirectResponse(direct), ..HttpRule::default() }]);
+        client.ready().await.unwrap();
+        assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 410);
+    });
+}
+
+#[test]
+fn the_address_of_a_pod_reaches_that_pod() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        // The listener stands for capture: it has the address that the client dials.
+        let addr = bed.listen(&bed.client, Role::Outbound, SocketAddr::new(bed.other_ip, 0));
+        let mesh = Mesh { bed, vip: addr };
+        let answer = mesh.raw(b"GET / HTTP/1.1\r\nHost: 10.0.0.9\r\nConnection: close\r\n\r\n").await;
+        // What it accepted is addressed to itself: the proxy must recognise its own second connection.
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(mesh.bed.worker.shared.counters.all().contains(&("loops", 1)));
+        assert!(mesh.bed.metrics().contains("destination_service_name=\"PassthroughCluster\""));
+        drop(app);
+    });
+}
