@@ -328,20 +328,16 @@ fn d15_outlier_detection() {
 
 #[test]
 fn d18_tls() {
-    for tls in [
-        "{}",
-        "{mode: DISABLE}",
-        "{mode: ISTIO_MUTUAL, sni: a, subjectAltNames: [b]}",
-        "{mode: SIMPLE, insecureSkipVerify: false}",
-    ] {
+    for tls in ["{}", "{mode: DISABLE}", "{mode: ISTIO_MUTUAL, sni: a, subjectAltNames: [b]}"] {
         assert_eq!(accepts_policy(&format!("{{tls: {tls}}}")), [""; 0], "{tls}");
     }
     for (tls, findings) in [
-        ("{mode: SIMPLE, caCertificates: c}", 1),
-        ("{mode: SIMPLE, insecureSkipVerify: true}", 1),
-        ("{mode: MUTUAL, clientCertificate: c, privateKey: k}", 2),
-        ("{mode: MUTUAL, credentialName: c, insecureSkipVerify: true}", 2),
-        ("{mode: SIMPLE, credentialName: 'configmap://shop/c'}", 1),
+        ("{mode: SIMPLE, insecureSkipVerify: false}", 1),
+        ("{mode: SIMPLE, caCertificates: c}", 2),
+        ("{mode: SIMPLE, insecureSkipVerify: true}", 2),
+        ("{mode: MUTUAL, clientCertificate: c, privateKey: k}", 3),
+        ("{mode: MUTUAL, credentialName: c, insecureSkipVerify: true}", 3),
+        ("{mode: SIMPLE, credentialName: 'configmap://shop/c'}", 2),
         // Istio looks at certificates in these two modes only.
         ("{mode: ISTIO_MUTUAL, credentialName: c, privateKey: k}", 2),
     ] {

@@ -49,7 +49,11 @@ fn tcp(wire: &TcpWire<'_>, pool: &mut ConnectionPool, at: &Path<'_>, reader: &mu
 /// 0 switches the timeout off.
 fn idle_timeout(text: Option<&Text<'_>>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<Duration> {
     let nanoseconds = reader.any_duration(text, at)?;
-    if nanoseconds / 1_000_000 == 0 { Some(Duration::ZERO) } else { reader.duration(text, at) }
+    if nanoseconds / 1_000_000 == 0 {
+        return Some(Duration::ZERO);
+    }
+    reader.not_applied(at, "connections that are not HTTP stay open until one side ends them (D-12)");
+    reader.duration(text, at)
 }
 
 fn http(wire: &HttpWire<'_>, pool: &mut ConnectionPool, at: &Path<'_>, reader: &mut Reader<'_, '_>) {

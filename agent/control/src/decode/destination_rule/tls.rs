@@ -5,6 +5,7 @@ use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode};
 use super::super::networking::{Reader, shown};
 use super::super::report::Path;
 use super::wire::TlsWire;
+use crate::codes;
 
 /// The beginning of a `credentialName` that names a ConfigMap.
 const CONFIG_MAP: &str = "configmap://";
@@ -13,7 +14,10 @@ pub(super) fn tls(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>
     let mode = mode(wire, &at.field("mode"), reader);
     check_credential(wire, &at.field("credentialName"), reader);
     match mode {
-        ClientTlsMode::Simple | ClientTlsMode::Mutual => check_certificates(wire, mode, at, reader),
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => {
+            check_certificates(wire, mode, at, reader);
+            warn_of_plaintext(mode, &at.field("mode"), reader);
+        }
         ClientTlsMode::Disable | ClientTlsMode::IstioMutual => {}
     }
     tell_what_is_not_applied(wire, at, reader);
@@ -21,6 +25,9 @@ pub(super) fn tls(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>
         mode,
         sni: reader.optional(&wire.sni),
         subject_alt_names: reader.texts(&wire.subject_alt_names),
+        certificates: [&wire.client_certificate, &wire.ca_certificates, &wire.ca_crl, &wire.credential_name]
+            .into_iter()
+            .any(|text| text.non_empty().is_some()),
     }
 }
 
@@ -79,6 +86,17 @@ fn check_certificates(wire: &TlsWire<'_>, mode: ClientTlsMode, at: &Path<'_>, re
     {
         reader.report.reject(at.field(name), format!("MUTUAL needs `{name}`."), "Name the file.");
     }
+}
+
+/// Who asks for TLS has to know that there is none.
+fn warn_of_plaintext(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+    let message = format!(
+        "`{}` is accepted but not applied: this version does not begin TLS in place of the application, so the host \
+         gets what the application sends, in plaintext (D-18).",
+        mode.as_str()
+    );
+    let fix = "Let the application speak TLS itself, or use ISTIO_MUTUAL within the mesh.";
+    reader.report.add(codes::NO_EFFECT, at, message, fix);
 }
 
 /// Certificates of an application's own are not presented yet; what is told must be told.
