@@ -19,6 +19,7 @@ pub mod names;
 pub mod problem;
 pub mod re2;
 pub mod resource;
+pub mod routing_view;
 pub mod snapshot;
 #[cfg(test)]
 mod testing;

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use weft_core::Snapshot;
 use weft_core::resource::request_authentication::KeySource;
+use weft_core::routing_view::{HostPolicy, RoutedHost, RoutedRule};
 use weft_core::snapshot::{
     CaptureRules, CompiledService, EffectiveMode, JwtPolicy, LocalWorkload, Membership, TrafficHint, Workload,
 };
 
-use crate::explain::{ObjectView, PeerAuthenticationView};
+use crate::explain::{ObjectView, PeerAuthenticationView, load_balancer};
 use crate::view::Finding;
 
 /// `weft dump`: the compiled snapshot in the terms of the objects that it came from.
@@ -19,6 +20,9 @@ pub(crate) struct Dump {
     mesh: MeshDump,
     workloads: Vec<WorkloadDump>,
     services: Vec<ServiceDump>,
+    /// VirtualServices by host; for each client the first that it sees owns the host.
+    hosts: Vec<HostDump>,
+    destination_rules: Vec<DestinationRuleDump>,
     /// Pods of this node, with what their inbound side enforces.
     local: Vec<LocalDump>,
     problems: Vec<Finding>,
@@ -51,6 +55,8 @@ struct ServiceDump {
     service: String,
     host: String,
     vips: Vec<String>,
+    /// The host that it is another name of.
+    alias: Option<String>,
     ports: Vec<PortDump>,
 }
 
@@ -66,6 +72,44 @@ struct PortDump {
 struct EndpointDump {
     address: String,
     ready: bool,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct HostDump {
+    host: String,
+    virtual_services: Vec<VirtualServiceDump>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct VirtualServiceDump {
+    object: ObjectView,
+    /// Whether clients of the mesh take part.
+    mesh: bool,
+    gateways: Vec<String>,
+    http: Vec<RuleDump>,
+    tls: usize,
+    tcp: usize,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct RuleDump {
+    /// The delegate, where the rule stands in one.
+    object: ObjectView,
+    rule: usize,
+    name: Option<String>,
+    /// `null` takes everything.
+    matches: Option<usize>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct DestinationRuleDump {
+    host: String,
+    namespace: String,
+    object: Option<ObjectView>,
+    load_balancer: &'static str,
+    tls: Option<&'static str>,
+    outlier_detection: bool,
+    subsets: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -130,6 +174,8 @@ impl Dump {
             },
             workloads: workloads.into_iter().map(WorkloadDump::of).collect(),
             services: services.into_iter().map(ServiceDump::of).collect(),
+            hosts: snapshot.routed_hosts().iter().map(HostDump::of).collect(),
+            destination_rules: snapshot.host_policies().iter().map(DestinationRuleDump::of).collect(),
             local: snapshot.local().iter().map(|local| LocalDump::of(local)).collect(),
             problems: snapshot.problems().iter().map(Finding::from).collect(),
         }
@@ -170,7 +216,47 @@ impl ServiceDump {
             service: service.key.to_string(),
             host: service.host.to_string(),
             vips: strings(service.vips.iter()),
+            alias: service.alias.as_deref().map(Into::into),
             ports: ports.collect(),
+        }
+    }
+}
+
+impl HostDump {
+    fn of(routed: &RoutedHost) -> Self {
+        let virtual_services = routed.virtual_services.iter().map(|routed| VirtualServiceDump {
+            object: ObjectView::from(&routed.object),
+            mesh: routed.mesh,
+            gateways: strings(routed.source.gateways.iter()),
+            http: routed.http.iter().map(RuleDump::of).collect(),
+            tls: routed.source.tls.len(),
+            tcp: routed.source.tcp.len(),
+        });
+        Self { host: routed.host.clone(), virtual_services: virtual_services.collect() }
+    }
+}
+
+impl RuleDump {
+    fn of(rule: &RoutedRule) -> Self {
+        Self {
+            object: ObjectView::from(&rule.object),
+            rule: rule.rule,
+            name: rule.name.as_deref().map(Into::into),
+            matches: rule.matches,
+        }
+    }
+}
+
+impl DestinationRuleDump {
+    fn of(rule: &HostPolicy) -> Self {
+        Self {
+            host: rule.host.clone(),
+            namespace: rule.namespace.to_string(),
+            object: rule.policy.object.as_ref().map(ObjectView::from),
+            load_balancer: load_balancer(&rule.policy.load_balancer),
+            tls: rule.policy.tls.as_ref().map(|tls| tls.mode.as_str()),
+            outlier_detection: rule.policy.outlier_detection.is_some(),
+            subsets: strings(rule.subsets.iter()),
         }
     }
 }
@@ -256,4 +342,55 @@ fn mode(effective: &EffectiveMode) -> PeerAuthenticationView {
 
 fn strings<T: ToString>(items: impl Iterator<Item = T>) -> Vec<String> {
     items.map(|item| item.to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: shop, labels: {weft.dev/mesh: enabled}}
+spec: {nodeName: a, serviceAccountName: a}
+status: {podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: root, namespace: shop}
+spec:
+  hosts: [reviews, '*.example.com']
+  http:
+  - {match: [{uri: {prefix: /a}}], delegate: {name: part}}
+  - {name: rest, route: [{destination: {host: reviews}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: part, namespace: shop}
+spec: {http: [{match: [{uri: {prefix: /a/b}}], route: [{destination: {host: reviews}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews, namespace: shop}
+spec:
+  host: reviews
+  trafficPolicy: {loadBalancer: {simple: RANDOM}}
+  subsets: [{name: v2, labels: {version: v2}}, {name: v1, labels: {version: v1}}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec: {jwtRules: [{issuer: me, jwksUri: 'https://example.com/keys'}]}
+";
+
+    #[test]
+    fn routing_stands_there_as_it_was_compiled() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("all.yaml"), FILES).unwrap();
+        let snapshot = crate::config::load(&[dir.path().to_owned()]).unwrap().snapshot;
+        let dump = serde_json::to_value(Dump::of(&snapshot)).unwrap();
+        let part = |key: &str| serde_json::to_string_pretty(&dump[key]).unwrap();
+        insta::assert_snapshot!([part("hosts"), part("destination_rules")].join("\n"));
+        assert_eq!(dump["local"][0]["request_authentications"][0]["keys"], "https://example.com/keys");
+    }
 }

@@ -55,6 +55,57 @@ fn explain_for_people() {
     insta::assert_snapshot!(stdout(&output));
 }
 
+const SPLIT: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: stock, namespace: shop}
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1]
+  selector: {app: stock}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stock-v1, namespace: shop, labels: {weft.dev/mesh: enabled, app: stock, version: v1}}
+spec: {nodeName: a, serviceAccountName: stock}
+status: {podIPs: [{ip: 10.0.0.2}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: stock, namespace: shop}
+spec: {host: stock, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: stock, namespace: shop}
+spec:
+  hosts: [stock]
+  http:
+  - match: [{uri: {prefix: /gone}}]
+    redirect: {uri: /}
+  - route:
+    - {destination: {host: stock, subset: v1}, weight: 90}
+    - {destination: {host: stock, subset: v2}, weight: 10}
+    headers: {request: {set: {x-by: mesh}}, response: {remove: [server]}}
+    timeout: 1s
+";
+
+#[test]
+fn explain_a_request_for_people() {
+    let dir = directory(&[("mesh.yaml", MESH), ("split.yaml", SPLIT)]);
+    let ask = |path: &str| {
+        let to = format!("http://stock{path}");
+        let args =
+            ["explain", "--config", text(dir.path()), "--from", "shop/cart", "--to", &to, "-H", "x-a: b"];
+        let output = weft(&args);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        stdout(&output)
+    };
+    insta::assert_snapshot!("explain_a_request", ask("/x?y"));
+    insta::assert_snapshot!("explain_a_redirect", ask("/gone/by"));
+}
+
 #[test]
 fn a_denial_is_bad_news_only_when_asked() {
     let dir = directory(&[("mesh.yaml", MESH), ("policy.yaml", POLICY)]);

@@ -41,10 +41,24 @@ fn render(dump: &Value) -> String {
         let policies = pod.get("policies").and_then(Value::as_array).map_or(0, Vec::len);
         [text(pod, "pod"), text(pod, "netns"), mode.to_owned(), policies.to_string()]
     });
+    let hosts = list("hosts");
+    let hosts = hosts.iter().map(|host| {
+        let services = host.get("virtual_services").and_then(Value::as_array).cloned().unwrap_or_default();
+        let name = |service: &Value| {
+            let part = |key| service.pointer(key).and_then(Value::as_str).unwrap_or_default();
+            format!("{}/{}", part("/object/namespace"), part("/object/name"))
+        };
+        [text(host, "host"), services.iter().map(name).collect::<Vec<_>>().join(",")]
+    });
+    let rules = list("destination_rules");
+    let rules =
+        rules.iter().map(|rule| ["host", "namespace", "load_balancer", "subsets"].map(|key| text(rule, key)));
     format!(
-        "{}\n{}\n{}",
+        "{}\n{}\n{}\n{}\n{}",
         output::table(["POD", "IPS", "NODE", "PRINCIPAL", "IN MESH"], workloads),
         output::table(["SERVICE", "HOST", "VIPS"], services),
+        output::table(["HOST", "VIRTUAL SERVICES"], hosts),
+        output::table(["HOST", "NAMESPACE", "LOAD BALANCER", "SUBSETS"], rules),
         output::table(["LOCAL POD", "NETNS", "MTLS", "POLICIES"], local),
     )
 }

@@ -235,7 +235,7 @@ pub(super) fn name_parts(name: &str) -> (&str, Option<u16>, Option<&str>) {
 }
 
 /// The API's constant.
-fn load_balancer(load_balancer: &LoadBalancer) -> &'static str {
+pub(crate) fn load_balancer(load_balancer: &LoadBalancer) -> &'static str {
     match load_balancer {
         LoadBalancer::LeastRequest => "LEAST_REQUEST",
         LoadBalancer::RoundRobin => "ROUND_ROBIN",

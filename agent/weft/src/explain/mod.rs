@@ -29,6 +29,7 @@ pub(crate) use self::answer::{
     FaultView, HashView, MirrorView, ObjectView, PeerAuthenticationView, RequestAuthenticationView,
     RequestView, ResponseView, RetryView, RouteView, ServiceView, SourceView,
 };
+pub(crate) use self::destination::load_balancer;
 pub(crate) use self::question::{Question, Unanswerable};
 use self::source::Source;
 use self::target::{Scheme, Target, To};

@@ -64,6 +64,12 @@ impl<V: Clone> HostIndex<V> {
         }
     }
 
+    /// Everything filed, by host or wildcard, in no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (String, &V)> {
+        let exact = self.exact.iter().map(|(host, value)| (host.to_string(), value));
+        exact.chain(self.wildcards.iter().map(|(suffix, value)| (format!("*{suffix}"), value)))
+    }
+
     /// Everything filed that covers a host, the most specific first: the host itself, then longer wildcards before
     /// shorter ones. `*.a` covers `x.a` and `y.x.a`, not `a`.
     pub(crate) fn covering<'a>(&'a self, host: &'a str) -> SmallVec<[Found<'a, V>; 4]> {

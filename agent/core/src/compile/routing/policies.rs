@@ -60,6 +60,18 @@ impl CompiledDestinationRule {
         format!("{:?} {:?} {:?} {subsets:?}", self.visibility, self.selector, self.top)
     }
 
+    /// The policy of ports that have none of their own.
+    pub(crate) fn default_policy(&self) -> &Arc<ClusterPolicy> {
+        &self.top.default
+    }
+
+    /// The names of all subsets, sorted.
+    pub(crate) fn subset_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.subsets.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
     /// The labels of all subsets.
     pub(super) fn subset_labels(&self) -> impl Iterator<Item = &Arc<Labels>> {
         self.subsets.values().map(|subset| &subset.labels)
