@@ -1,8 +1,8 @@
 //! Where requests go, and how they are changed on the way.
 
-use weft_netns_tests::{Family, eventually};
+use weft_netns_tests::{Family, eventually, yaml};
 
-use crate::site::{FAMILIES, NEAR_AND_FAR, SUBSETS, Site, WEB};
+use crate::site::{Answer, FAMILIES, NEAR_AND_FAR, SUBSETS, Site, WEB};
 
 const CANARY: &str = "[{match: [{headers: {end-user: {exact: jason}}}], route: [{destination: {host: reviews, subset: v2}}]}, \
     {match: [{headers: {cookie: {regex: '^(.*?; ?)?(vip=true)(;.*)?$'}}}], route: [{destination: {host: reviews, subset: \
@@ -113,4 +113,45 @@ fn rules_are_the_callers_and_who_is_not_in_the_mesh_is_not_routed() {
     let address = format!("{}:{WEB}", site.mesh.pod("near").ipv4());
     let outside = site.mesh.lab().outside().peer(&["http", &address]).unwrap();
     assert_eq!(outside["versions"]["near"], 1, "{outside}");
+}
+
+#[test]
+fn hosts_that_nobody_knows_are_passed_through_unless_that_is_forbidden() {
+    let Some(site) = Site::new() else { return };
+    let outside = site.mesh.lab().outside();
+    let _app = outside.app("outside", &[WEB]).unwrap();
+    let address = format!("{}:{WEB}", outside.ipv4());
+    let ask = || Answer(site.mesh.pod("client").peer(&["http", &address, "--host", "example.com"]).unwrap());
+    let answer = ask();
+    assert_eq!(
+        (answer.of_version("outside"), &answer.body()["authority"]),
+        (1, &"example.com".into()),
+        "{}",
+        answer.0
+    );
+    let labels = [("reporter", "source"), ("destination_service_name", "PassthroughCluster")];
+    eventually("it is counted", || site.mesh.metric("a", "istio_requests_total", &labels) == 1.0);
+
+    let strict = yaml::LOG_EVERYTHING.to_owned() + "    outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n";
+    site.mesh.write("mesh.yaml", &strict);
+    eventually("it is forbidden", || ask().status() == 502);
+    let line = site.mesh.log_line("a", "a line about the refusal", |line| line["response_code"] == 502);
+    assert_eq!(line["route_name"], "block_all", "{line}");
+    assert!(site.ask("far", &[]).all_good(), "who is known is reached");
+}
+
+#[test]
+fn on_one_node_requests_travel_encrypted_where_the_namespace_wants_it() {
+    let Some(site) = Site::new() else { return };
+    site.mesh
+        .write("namespace-shop.yaml", &yaml::namespace("shop", true, &[("weft.dev/same-node", "encrypt")]));
+    let labels = [
+        ("reporter", "destination"),
+        ("connection_security_policy", "mutual_tls"),
+        ("destination_workload", "near"),
+    ];
+    eventually("requests are encrypted", || {
+        assert!(site.ask("near", &[]).all_good());
+        site.mesh.metric("a", "istio_requests_total", &labels) >= 1.0
+    });
 }

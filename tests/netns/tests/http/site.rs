@@ -6,13 +6,13 @@ use weft_netns_tests::{Family, Mesh, value_eventually};
 
 const PUPPET: &str = env!("CARGO_BIN_EXE_netns-puppet");
 /// The Services' port for HTTP, and the applications'.
-pub const WEB: u16 = 9080;
+pub(crate) const WEB: u16 = 9080;
 /// The Services' port for gRPC, and the applications'.
-pub const GRPC: u16 = 9090;
+pub(crate) const GRPC: u16 = 9090;
 /// The families that everything is tried in.
-pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// A Service on the client's node, and one on the other node; one pod each.
-pub const NEAR_AND_FAR: [&str; 2] = ["near", "far"];
+pub(crate) const NEAR_AND_FAR: [&str; 2] = ["near", "far"];
 
 /// Pod, its node, label `app` (which is the Service, and the service account), and what its application says it is.
 const APPS: [(&str, &str, &str, &str); 5] = [
@@ -24,19 +24,19 @@ const APPS: [(&str, &str, &str, &str); 5] = [
 ];
 const SERVICES: [&str; 3] = ["near", "far", "reviews"];
 /// Subsets of `reviews`.
-pub const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: \
+pub(crate) const SUBSETS: &str = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: reviews, namespace: \
     shop}\nspec:\n  host: reviews\n  subsets:\n  - {name: v1, labels: {version: v1}}\n  - {name: v2, labels: {version: \
     v2}}\n  - {name: v3, labels: {version: v3}}\n";
 
 /// Everything that runs. Pods `client` and `other` are on node a.
-pub struct Site {
-    pub mesh: Mesh,
+pub(crate) struct Site {
+    pub(crate) mesh: Mesh,
     _apps: Vec<Process>,
 }
 
 impl Site {
     /// Agents and applications run; `None` where that cannot be.
-    pub fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let client = |name: &str| PodSpec::new("a", "shop", name).service_account(name);
         let spec = LabSpec::new().node("a").node("b").pod(client("client")).pod(client("other"));
         let spec = APPS.iter().fold(spec, |spec, (pod, node, app, version)| {
@@ -59,7 +59,7 @@ impl Site {
     }
 
     /// `ADDRESS:PORT` of a Service.
-    pub fn address(&self, family: Family, service: &str, port: u16) -> String {
+    pub(crate) fn address(&self, family: Family, service: &str, port: u16) -> String {
         let number = SERVICES.iter().position(|name| *name == service).unwrap() + 1;
         match family {
             Family::V4 | Family::Mapped => format!("10.200.1.{number}:{port}"),
@@ -68,7 +68,13 @@ impl Site {
     }
 
     /// Runs `lab-peer http` in a pod.
-    pub fn ask_from(&self, pod: &str, family: Family, (service, port): (&str, u16), args: &[&str]) -> Answer {
+    pub(crate) fn ask_from(
+        &self,
+        pod: &str,
+        family: Family,
+        (service, port): (&str, u16),
+        args: &[&str],
+    ) -> Answer {
         let address = self.address(family, service, port);
         let host = format!("{service}:{port}");
         let own = ["http", &address, "--host", &host];
@@ -76,12 +82,12 @@ impl Site {
     }
 
     /// The same from pod `client`, to the port for HTTP, over IPv4.
-    pub fn ask(&self, service: &str, args: &[&str]) -> Answer {
+    pub(crate) fn ask(&self, service: &str, args: &[&str]) -> Answer {
         self.ask_from("client", Family::V4, (service, WEB), args)
     }
 
     /// Asks until the answer is as wanted: a change of configuration takes its time.
-    pub fn ask_until(
+    pub(crate) fn ask_until(
         &self,
         what: &str,
         service: &str,
@@ -99,7 +105,7 @@ impl Site {
     }
 
     /// A word to the application itself, which the mesh does not see: from inside its own pod.
-    pub fn tell(&self, pod: &str, path: &str) -> Value {
+    pub(crate) fn tell(&self, pod: &str, path: &str) -> Value {
         let address = format!("127.0.0.1:{WEB}");
         let answer = Answer(self.mesh.pod(pod).peer(&["http", &address, "--path", path]).unwrap());
         assert_eq!(answer.status(), 200, "{}", answer.0);
@@ -107,12 +113,12 @@ impl Site {
     }
 
     /// How many requests for a path an application has seen.
-    pub fn seen(&self, pod: &str, path: &str) -> u64 {
+    pub(crate) fn seen(&self, pod: &str, path: &str) -> u64 {
         self.tell(pod, "/seen")["paths"][path].as_u64().unwrap_or(0)
     }
 
     /// Writes a VirtualService for a Service of the site; `http` is YAML flow.
-    pub fn routes(&self, service: &str, http: &str) {
+    pub(crate) fn routes(&self, service: &str, http: &str) {
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {service}, namespace: \
              shop}}\nspec:\n  hosts: [{service}]\n  http: {http}\n"
@@ -121,7 +127,7 @@ impl Site {
     }
 
     /// Writes a DestinationRule; `policy` is YAML flow.
-    pub fn traffic_policy(&self, service: &str, policy: &str) {
+    pub(crate) fn traffic_policy(&self, service: &str, policy: &str) {
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {service}, namespace: \
              shop}}\nspec:\n  host: {service}\n  trafficPolicy: {policy}\n"
@@ -132,46 +138,46 @@ impl Site {
 
 /// What `lab-peer http` found out.
 #[derive(Debug)]
-pub struct Answer(pub Value);
+pub(crate) struct Answer(pub(crate) Value);
 
 impl Answer {
     /// Status of the last answer; 0 when there was none.
-    pub fn status(&self) -> u64 {
+    pub(crate) fn status(&self) -> u64 {
         self.0["last"]["status"].as_u64().unwrap_or(0)
     }
 
     /// Body of the last answer.
-    pub fn body(&self) -> &Value {
+    pub(crate) fn body(&self) -> &Value {
         &self.0["last"]["body"]
     }
 
     /// Body of the last answer, where it is text.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         self.body().as_str().unwrap_or_default()
     }
 
     /// A header of the last answer.
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.0["last"]["headers"][name].as_str().unwrap_or_default()
     }
 
     /// Milliseconds of the last request.
-    pub fn ms(&self) -> f64 {
+    pub(crate) fn ms(&self) -> f64 {
         self.0["last"]["ms"].as_f64().unwrap_or(f64::NAN)
     }
 
     /// Answers with a status.
-    pub fn with_status(&self, status: u16) -> u64 {
+    pub(crate) fn with_status(&self, status: u16) -> u64 {
         self.0["statuses"][status.to_string()].as_u64().unwrap_or(0)
     }
 
     /// Answers of a version.
-    pub fn of_version(&self, version: &str) -> u64 {
+    pub(crate) fn of_version(&self, version: &str) -> u64 {
         self.0["versions"][version].as_u64().unwrap_or(0)
     }
 
     /// Every request was answered, and with 200.
-    pub fn all_good(&self) -> bool {
+    pub(crate) fn all_good(&self) -> bool {
         self.with_status(200) == self.0["requests"].as_u64().unwrap_or(u64::MAX)
     }
 }

@@ -73,5 +73,6 @@ fn the_access_log_has_istios_keys() {
         assert_eq!(inbound["upstream_cluster"], "inbound|9080||", "{inbound}");
         assert_eq!(inbound["source_principal"], "spiffe://cluster.local/ns/shop/sa/client", "{inbound}");
         assert_eq!(inbound["destination_pod"], format!("shop/{service}"), "{inbound}");
+        assert_eq!(inbound["mesh_path"], path, "{inbound}");
     }
 }
