@@ -7,11 +7,11 @@ use smallvec::SmallVec;
 
 use super::Compiler;
 use super::findings::{Text, Topic};
-use super::policy::{self, PolicyIndex, PolicySet, TrustDomains};
+use super::policy::{PolicyIndex, PolicySet, TrustDomains};
 use super::state::{NamespaceState, PodRecord, policy_selector};
 use super::{capture, membership, report, services};
 use crate::problem::Severity;
-use crate::resource::{AuthorizationPolicy, Kind, Labels, MtlsMode, Namespace, NamespacedName, PortProtocol};
+use crate::resource::{AuthorizationPolicy, Kind, Labels, Namespace, NamespacedName, PortProtocol};
 use crate::snapshot::{LocalWorkload, TrafficHint, Workload};
 
 /// A pod of this node and the Services that may lead to it.
@@ -76,7 +76,6 @@ impl Compiler {
         if state.policies.get(&key.name).is_some_and(|old| **old == policy) {
             return;
         }
-        self.findings.set(Kind::AuthorizationPolicy, &key, Topic::Object, policy::report::findings(&policy));
         if let Some(selector) = policy_selector(&policy)
             && !policy.targets_gateway
         {
@@ -101,7 +100,6 @@ impl Compiler {
             state.policy_selectors.remove(selector, &key.name);
         }
         self.objects -= 1;
-        self.findings.set(Kind::AuthorizationPolicy, key, Topic::Object, Vec::new());
         self.mark_policies(key.namespace.clone());
         self.forget_namespace_if_empty(&key.namespace);
     }
@@ -139,32 +137,8 @@ impl Compiler {
         self.policies.sweep();
         if changed {
             self.local_list = None;
-            self.report_plaintext();
+            self.report_exposure();
         }
-    }
-
-    /// Reports DENY policies on identities where clients may come without one (ruling 11).
-    fn report_plaintext(&mut self) {
-        let exposed = self.local.values().map(|record| &record.workload).filter(|local| {
-            let modes = &local.peer_authentication;
-            let mut modes = modes.ports.iter().map(|(_, mode)| mode).chain([&modes.default]);
-            local.workload.in_mesh() && modes.any(|mode| mode.mode != MtlsMode::Strict)
-        });
-        let denying = |layer: &&Arc<PolicyIndex>| !layer.identity_denies().is_empty();
-        let mut layers: Vec<_> =
-            exposed.flat_map(|local| local.policies.layers()).filter(denying).cloned().collect();
-        layers.sort_by_key(|layer| Arc::as_ptr(layer).addr());
-        layers.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let known = &self.exposed_layers;
-        if layers.len() == known.len() && layers.iter().zip(known).all(|(a, b)| Arc::ptr_eq(a, b)) {
-            return;
-        }
-        let policies = layers.iter().flat_map(|layer| layer.identity_denies());
-        let problems =
-            policies.map(|policy| (policy.meta.key.clone(), policy::report::plaintext_finding(policy)));
-        let problems: BTreeSet<_> = problems.collect();
-        self.findings.set_all(Kind::AuthorizationPolicy, Topic::Scope, problems);
-        self.exposed_layers = layers;
     }
 
     fn settle_local_pod(&mut self, key: &NamespacedName) -> bool {

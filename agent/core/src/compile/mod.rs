@@ -8,6 +8,7 @@
 
 mod addresses;
 mod capture;
+mod exposure;
 mod findings;
 mod intern;
 mod local;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use self::addresses::Addresses;
 use self::findings::Findings;
 use self::local::{LocalRecord, PolicyCache};
-use self::policy::{PolicyIndex, TrustDomains};
+use self::policy::TrustDomains;
 use self::sharded::Registry;
 use self::state::{Dirty, NamespaceState};
 use self::workloads::Interned;
@@ -73,8 +74,8 @@ pub struct Compiler {
     request_authentications: request_authentication::RequestAuthentications,
     local: BTreeMap<NamespacedName, LocalRecord>,
     local_list: Option<LocalList>,
-    /// Policies that deny by identity where plaintext is accepted, as last reported.
-    exposed_layers: Vec<Arc<PolicyIndex>>,
+    /// What policies were last reported about.
+    exposure: exposure::Exposure,
     findings: Findings,
     dirty: Dirty,
     objects: usize,
@@ -105,7 +106,7 @@ impl Compiler {
             request_authentications: request_authentication::RequestAuthentications::default(),
             local: BTreeMap::new(),
             local_list: None,
-            exposed_layers: Vec::new(),
+            exposure: exposure::Exposure::default(),
             findings: Findings::default(),
             dirty: Dirty::default(),
             objects: 0,

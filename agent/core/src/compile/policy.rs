@@ -132,6 +132,8 @@ pub(crate) struct PolicyIndex {
     audits: Vec<Arc<AuthorizationPolicy>>,
     /// Enforced DENY policies with a rule that no client without identity can match.
     identity_denies: Vec<Arc<AuthorizationPolicy>>,
+    /// Policies that need HTTP, or somebody to be asked about requests.
+    http: Vec<Arc<AuthorizationPolicy>>,
     reads_source_ip: bool,
     reads_destination_ip: bool,
     reads_sni: bool,
@@ -153,6 +155,9 @@ impl PolicyIndex {
             if denies && policy.rules.iter().any(matcher::needs_identity) {
                 this.identity_denies.push(policy.clone());
             }
+            if policy.action == PolicyAction::Custom || policy.rules.iter().any(matcher::needs_http) {
+                this.http.push(policy.clone());
+            }
             this.reads_source_ip |= policy.rules.iter().any(reads_source_ip);
             this.reads_destination_ip |= policy.rules.iter().any(reads_destination_ip);
             this.reads_sni |= policy.rules.iter().any(reads_sni);
@@ -172,6 +177,10 @@ impl PolicyIndex {
 
     pub(crate) fn identity_denies(&self) -> &[Arc<AuthorizationPolicy>] {
         &self.identity_denies
+    }
+
+    pub(crate) fn http_policies(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.http
     }
 
     fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {

@@ -145,7 +145,7 @@ impl HttpKey {
 fn entries(text: &str) -> Option<Vec<&str>> {
     let inner = text.strip_prefix('[')?.strip_suffix(']')?;
     let names: Vec<&str> = inner.split("][").collect();
-    names.iter().all(|name| !name.is_empty()).then_some(names)
+    names.iter().all(|name| !name.is_empty() && !name.contains(['[', ']'])).then_some(names)
 }
 
 impl fmt::Display for HttpKey {

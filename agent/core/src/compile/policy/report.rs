@@ -1,20 +1,12 @@
-//! What the author of an AuthorizationPolicy should know about its effect without HTTP (AP-13, AP-17, AP-22).
+//! What the author of an AuthorizationPolicy should know about its effect where it is applied (AP-13, AP-17).
 
 use std::collections::BTreeSet;
 
 use super::matcher;
 use crate::problem::{Problem, Severity};
 use crate::resource::{
-    AuthorizationPolicy, Condition, Kind, ObjectRef, Operation, PolicyAction, Rule, Source,
+    AuthorizationPolicy, Condition, Kind, Match, MeshHttp, ObjectRef, Operation, PolicyAction, Rule, Source,
 };
-
-/// The findings about one policy.
-pub(crate) fn findings(policy: &AuthorizationPolicy) -> Vec<Problem> {
-    if policy.targets_gateway {
-        return Vec::new();
-    }
-    http_finding(policy).into_iter().chain(custom_finding(policy)).collect()
-}
 
 fn finding(policy: &AuthorizationPolicy, code: &'static str, name: &'static str, field: String) -> Problem {
     let key = &policy.meta.key;
@@ -30,10 +22,27 @@ fn finding(policy: &AuthorizationPolicy, code: &'static str, name: &'static str,
     }
 }
 
-fn http_finding(policy: &AuthorizationPolicy) -> Option<Problem> {
+/// The finding about a policy that decides on requests, and applies to ports on which there are none (AP-13).
+pub(crate) fn port_finding(policy: &AuthorizationPolicy, opaque: &BTreeSet<u16>) -> Option<Problem> {
+    let of = |rule: &Rule| opaque.iter().copied().find(|port| applies_to(rule, *port));
+    if policy.action == PolicyAction::Custom {
+        let port = policy.rules.iter().find_map(of)?;
+        let mut problem = finding(policy, "WEFT0102", "CustomActionOnTcp", "spec.action".into());
+        problem.message = format!(
+            "an external authoriser cannot be asked about connections that are not HTTP, as those to port {port} of \
+             a workload that it selects; connections that the rules match are refused"
+        );
+        problem.fix =
+            "use ALLOW or DENY for TCP traffic, or say in the rules which ports they are for".into();
+        return Some(problem);
+    }
+    let needing = policy.rules.iter().enumerate().filter(|(_, rule)| matcher::needs_http(rule));
+    let met: Vec<(usize, &Rule, u16)> =
+        needing.filter_map(|(at, rule)| Some((at, rule, of(rule)?))).collect();
+    let (_, _, port) = met.first()?;
     let mut fields = Vec::new();
-    for (at, rule) in policy.rules.iter().enumerate().filter(|(_, rule)| matcher::needs_http(rule)) {
-        rule_fields(at, rule, &mut fields);
+    for (at, rule, _) in &met {
+        rule_fields(*at, rule, &mut fields);
     }
     let first = fields.first()?.0.clone();
     let names: BTreeSet<&str> = fields.iter().map(|(_, name)| name.as_str()).collect();
@@ -45,20 +54,50 @@ fn http_finding(policy: &AuthorizationPolicy) -> Option<Problem> {
         }
     };
     let mut problem = finding(policy, "WEFT0101", "HttpFieldOnTcp", first);
-    problem.message = format!("{names} can be evaluated on HTTP requests only; on TCP connections {effect}");
-    problem.fix = "use principals, namespaces, serviceAccounts, ipBlocks or ports for TCP traffic".into();
+    problem.message = format!(
+        "{names} can be evaluated on HTTP requests only; on port {port} of a workload that it selects, which does \
+         not speak HTTP, {effect}"
+    );
+    problem.fix =
+        "say in `ports` which ports the rule is for; use principals, namespaces, serviceAccounts, ipBlocks \
+                   or ports for TCP traffic"
+            .into();
     Some(problem)
 }
 
-fn custom_finding(policy: &AuthorizationPolicy) -> Option<Problem> {
-    if policy.action != PolicyAction::Custom {
+/// Whether the rule may match something on a port.
+fn applies_to(rule: &Rule, port: u16) -> bool {
+    let admits = |ports: &Match<u16>| {
+        (ports.any.is_empty() || ports.any.contains(&port)) && !ports.not.contains(&port)
+    };
+    let conditions = rule.when.iter().all(|condition| match condition {
+        Condition::DestinationPort(ports) => admits(ports),
+        Condition::SourceIp(_)
+        | Condition::RemoteIp(_)
+        | Condition::SourceNamespace(_)
+        | Condition::SourcePrincipal(_)
+        | Condition::SourceServiceAccount(_)
+        | Condition::SourceTrustDomain(_)
+        | Condition::DestinationIp(_)
+        | Condition::Sni(_)
+        | Condition::Http { .. } => true,
+    });
+    conditions && (rule.to.is_empty() || rule.to.iter().any(|operation| admits(&operation.ports)))
+}
+
+/// The finding about a CUSTOM policy whose provider no MeshConfig knows (AP-17).
+pub(crate) fn provider_finding(policy: &AuthorizationPolicy, mesh: &MeshHttp) -> Option<Problem> {
+    let wanted = policy.provider.as_deref().filter(|_| policy.action == PolicyAction::Custom)?;
+    if mesh.ext_authz.iter().any(|provider| *provider.name == *wanted) {
         return None;
     }
-    let mut problem = finding(policy, "WEFT0102", "CustomActionOnTcp", "spec.action".into());
-    problem.message = "an external authoriser cannot be asked about TCP connections; \
-                       connections that the rules match are refused"
-        .into();
-    problem.fix = "use ALLOW or DENY for TCP traffic".into();
+    let mut problem = finding(policy, "WEFT0113", "ProviderNotFound", "spec.provider.name".into());
+    problem.message = format!(
+        "MeshConfig has no external authoriser `{wanted}` among its extensionProviders; what the rules match is \
+         refused"
+    );
+    problem.fix =
+        "define the provider with envoyExtAuthzHttp or envoyExtAuthzGrpc, or correct the name".into();
     Some(problem)
 }
 
