@@ -1,7 +1,6 @@
 //! The server's side of HBONE: accepts tunnels into a pod and serves the streams in them.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -246,17 +245,16 @@ async fn set_up(
         }
     };
     match opened {
-        Ok((application, arrival, response)) => {
-            // Fails where the client has gone while the application was being reached.
-            let send = respond.send_response(response, false).ok();
-            let Some(send) = send else {
-                if let Some(Application { dialled, .. }) = application {
+        Ok((way, arrival, response)) => {
+            let Ok(send) = respond.send_response(response, false) else {
+                // The client has gone while the application was being reached.
+                if let Way::Open(Application { dialled, .. }) = way {
                     net::reset(dialled.stream);
                 }
                 return None;
             };
             let stream = TunnelIo::new(H2Stream { send, recv: request.into_body() });
-            Some(begin(&worker, facts, (application, arrival), stream).await)
+            begin(&worker, facts, (way, arrival), stream).await
         }
         Err((status, failure)) => {
             facts.fail(&worker, &failure);
@@ -269,40 +267,58 @@ async fn set_up(
     }
 }
 
+/// How far the way to the application is when the client is told to begin.
+enum Way {
+    /// The stream speaks HTTP: requests are decided one by one.
+    Http,
+    /// The application is there.
+    Open(Application),
+    /// The policies say something about requests: whether they apply shows with the first bytes (AP-13).
+    Later(Admission),
+}
+
 /// Relays to the application, unless the stream turns out to speak HTTP.
 async fn begin(
     worker: &Rc<Worker>,
-    facts: Box<Facts>,
-    (application, arrival): (Option<Application>, Arrival),
+    mut facts: Box<Facts>,
+    (way, arrival): (Way, Arrival),
     stream: TunnelIo,
-) -> Next {
+) -> Option<Next> {
     let mut client = Transport::Tunnel(stream);
-    let unknown = Speaks::inbound_of(&worker.snapshot(), &arrival) == Speaks::Unknown;
-    let application = match application {
-        Some(application) if unknown => {
-            let ready = async { Ok::<_, Infallible>(application) };
-            let spoke = |application: &mut Application, cx: &mut Context<'_>| {
-                application.dialled.stream.poll_read_ready(cx).is_ready()
-            };
-            match detect::listen(&mut client, ready, spoke).await {
-                Ok(Heard::Opaque(application)) => Some(application),
-                Ok(Heard::Http) => None,
-            }
-        }
-        other => other,
+    let spoke = |application: &mut Application, cx: &mut Context<'_>| {
+        application.dialled.stream.poll_read_ready(cx).is_ready()
     };
-    match (application, client) {
-        (Some(Application { dialled, live, learning }), Transport::Tunnel(stream)) => {
+    let snapshot = worker.snapshot();
+    let unknown = Speaks::inbound_of(&snapshot, &arrival) == Speaks::Unknown;
+    let heard = match way {
+        Way::Http => Ok(Heard::Http),
+        Way::Open(application) if !unknown => Ok(Heard::Opaque(application)),
+        Way::Open(application) => detect::listen(&mut client, async { Ok(application) }, spoke).await,
+        Way::Later(admission) => {
+            let opening = async {
+                let local = inbound::own_workload(&snapshot, &arrival.pod)?;
+                inbound::open_application(worker, &arrival.pod, local, &mut facts, admission).await
+            };
+            detect::listen(&mut client, opening, spoke).await
+        }
+    };
+    match (heard, client) {
+        (Ok(Heard::Opaque(Application { dialled, live, learning })), Transport::Tunnel(stream)) => {
             let Dialled { stream: application, lease } = dialled;
             let account = Account::open(worker, facts, learning);
             let (stream, received) = stream.into_parts();
             let ahead = Ahead { socket: Bytes::new(), stream: received };
             let pair = Pair::ServerTcp(application, stream);
-            Next::Relay(Box::new(Open { account, pair, ahead, live, ports: (lease, None) }))
+            Some(Next::Relay(Box::new(Open { account, pair, ahead, live, ports: (lease, None) })))
         }
-        (_, transport) => {
+        (Ok(Heard::Http | Heard::Opaque(_)), transport) => {
             let live = worker.live.tunnel(&arrival.pod);
-            Next::Http(Box::new(Http { transport, arrival, live, port: None }))
+            Some(Next::Http(Box::new(Http { transport, arrival, live, port: None })))
+        }
+        // What is left of the stream is reset.
+        (Err(failure), _) => {
+            facts.fail(worker, &failure);
+            None
         }
     }
 }
@@ -312,7 +328,7 @@ async fn open(
     tunnel: &Tunnel,
     request: &Request<RecvStream>,
     facts: &mut Facts,
-) -> Result<(Option<Application>, Arrival, Response<()>), (StatusCode, Failure)> {
+) -> Result<(Way, Arrival, Response<()>), (StatusCode, Failure)> {
     let snapshot = worker.snapshot();
     let local = inbound::own_workload(&snapshot, &tunnel.pod)
         .map_err(|failure| (StatusCode::SERVICE_UNAVAILABLE, failure))?;
@@ -337,19 +353,23 @@ async fn open(
         let denied = failure.flags == "DENY";
         (if denied { StatusCode::UNAUTHORIZED } else { StatusCode::SERVICE_UNAVAILABLE }, failure)
     };
-    let application = match Speaks::inbound(local, destination.port()) {
+    let way = match Speaks::inbound(local, destination.port()) {
         Speaks::Http => {
             inbound::authenticated(local, facts, &admission).map_err(refused)?;
-            None
+            Way::Http
+        }
+        Speaks::Unknown if local.policies.reads_http() => {
+            inbound::authenticated(local, facts, &admission).map_err(refused)?;
+            Way::Later(admission)
         }
         Speaks::Opaque | Speaks::Unknown => {
             let opening = inbound::open_application(worker, &tunnel.pod, local, facts, admission);
-            Some(opening.await.map_err(refused)?)
+            Way::Open(opening.await.map_err(refused)?)
         }
     };
     let mut response = Response::new(());
     add_baggage(response.headers_mut(), worker.baggage.of(&local.workload));
-    Ok((application, arrival, response))
+    Ok((way, arrival, response))
 }
 
 /// The application that a request is for: a port of the pod itself.

@@ -70,7 +70,7 @@ pub(crate) async fn exchange(
     record.hold(admitted.busy);
     let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
-        Err(reply) => return Ok(record.reply(reply)),
+        Err(reply) => return Ok(record.reply(*reply)),
     };
     strip_controls(&mut parts.headers);
     identify(worker, &mut parts.headers);
@@ -238,9 +238,8 @@ fn protocol_to(cluster: &Cluster, client_http2: bool, upgrade: bool) -> Upstream
     if pool.use_client_protocol {
         return clients;
     }
-    match pool.h2_upgrade {
-        Some(true) => return UpstreamProtocol::Http2,
-        Some(false) | None => {}
+    if pool.h2_upgrade == Some(true) {
+        return UpstreamProtocol::Http2;
     }
     match cluster.service.ports.get(cluster.service_port).map(|port| port.protocol) {
         Some(PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb) => UpstreamProtocol::Http2,

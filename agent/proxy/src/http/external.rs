@@ -2,27 +2,146 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TE};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
 use weft_core::Snapshot;
 use weft_core::decide::InboundRequest;
+use weft_core::decide::ext_authz::{
+    Answer, GRPC_PATH, GrpcCheck, failure, grpc_answer, grpc_check, http_answer, http_check,
+};
 use weft_core::decide::inbound::ExternalCheck;
-use weft_core::resource::virtual_service::HeaderChanges;
+use weft_core::resource::ExtAuthz;
 use weft_core::snapshot::LocalWorkload;
 
-use super::flags::Reason;
-use super::reply::Reply;
+use super::body::Body;
+use super::headers::GRPC_STATUS;
+use super::outcall::{self, CallError};
+use super::upstream::UpstreamProtocol;
 use crate::pod::Pod;
 use crate::worker::Worker;
 
-/// Asks one provider; the headers that it wants changed, or its refusal.
-pub(crate) async fn check(
-    _worker: &Rc<Worker>,
-    _snapshot: &Arc<Snapshot>,
-    _of: (&Arc<LocalWorkload>, &Arc<Pod>),
-    check: &ExternalCheck,
-    _asked: &InboundRequest<'_>,
-) -> Result<HeaderChanges, Reply> {
-    let policy = format!("ns[{}]-policy[{}]-rule[{}]", check.object.namespace, check.object.name, check.rule);
-    let reply = Reply::flagged(check.provider.status_on_error, "", "ext_authz_error", Reason::UAEX);
-    Err(Reply { policy: Some(policy), ..reply })
+/// An answer is not larger, in bytes.
+const LARGEST: usize = 64 * 1024;
+
+/// A request to an authoriser: nobody is asked about it, or two of them could ask each other for ever.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OfAuthoriser;
+
+/// For whose sake somebody is asked.
+pub(crate) struct Asker<'a> {
+    pub(crate) worker: &'a Rc<Worker>,
+    pub(crate) snapshot: &'a Arc<Snapshot>,
+    pub(crate) pod: &'a Arc<Pod>,
+    pub(crate) local: &'a Arc<LocalWorkload>,
+    /// The client's port.
+    pub(crate) source_port: u16,
+    /// `HTTP/1.1`, `HTTP/2`.
+    pub(crate) protocol: &'static str,
+}
+
+impl Asker<'_> {
+    /// Asks one provider.
+    pub(crate) async fn ask(&self, check: &ExternalCheck, asked: &InboundRequest<'_>) -> Answer {
+        let provider = &check.provider;
+        let answer = async {
+            if provider.grpc { self.grpc(provider, asked).await } else { self.http(provider, asked).await }
+        };
+        let error = match timeout(provider.timeout, answer).await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", provider.timeout.as_secs()),
+        };
+        tracing::debug!(provider = %provider.name, error, "an external authoriser could not be asked");
+        failure(provider)
+    }
+
+    async fn http(&self, provider: &ExtAuthz, asked: &InboundRequest<'_>) -> Result<Answer, CallError> {
+        let check = http_check(provider, &asked.request);
+        let mut request = Request::builder().method(check.method.as_str()).uri(check.target.as_str());
+        if let Some(headers) = request.headers_mut() {
+            *headers = check.headers;
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        let request = request.header(HOST, check.authority.as_str()).body(Body::empty());
+        let request = request.map_err(|error| self.broken(provider, &error))?;
+        let response = self.send(provider, request, UpstreamProtocol::Http1).await?;
+        let (head, body, _) = self.whole(provider, response).await?;
+        Ok(http_answer(provider, head.status.as_u16(), &head.headers, &body))
+    }
+
+    async fn grpc(&self, provider: &ExtAuthz, asked: &InboundRequest<'_>) -> Result<Answer, CallError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        let message = grpc_check(&GrpcCheck {
+            connection: asked.connection,
+            source_port: self.source_port,
+            destination_principal: &self.local.workload.labels.principal,
+            request: asked.request,
+            protocol: self.protocol,
+            body: &[],
+            now: i64::try_from(now).unwrap_or(i64::MAX),
+        });
+        let mut framed = BytesMut::with_capacity(message.len() + 5);
+        framed.put_u8(0);
+        framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+        framed.extend_from_slice(&message);
+        let request = Request::post(GRPC_PATH)
+            .header(HOST, host_of(provider))
+            .header(CONTENT_TYPE, "application/grpc")
+            .header(TE, "trailers")
+            .body(Body::full(framed.freeze()));
+        let request = request.map_err(|error| self.broken(provider, &error))?;
+        let response = self.send(provider, request, UpstreamProtocol::Http2).await?;
+        let (head, body, trailers) = self.whole(provider, response).await?;
+        let status = |headers: &HeaderMap| headers.get(GRPC_STATUS)?.to_str().ok()?.parse::<u32>().ok();
+        let status = trailers.as_ref().and_then(status).or_else(|| status(&head.headers));
+        match (status, body.get(5..)) {
+            (Some(status), Some(message)) => Ok(grpc_answer(provider, status, message)),
+            (Some(_) | None, _) => Ok(failure(provider)),
+        }
+    }
+
+    async fn send(
+        &self,
+        provider: &ExtAuthz,
+        mut request: Request<Body>,
+        protocol: UpstreamProtocol,
+    ) -> Result<Response<Body>, CallError> {
+        request.extensions_mut().insert(OfAuthoriser);
+        let (host, of) = (host_of(provider), (self.pod, self.local));
+        match outcall::in_mesh(self.snapshot, self.local, host, provider.port) {
+            Some(cluster) => {
+                outcall::call(self.worker, self.snapshot, of, &cluster, (request, protocol)).await
+            }
+            None if protocol == UpstreamProtocol::Http1 => {
+                outcall::outside(self.worker, (host, provider.port, false), request).await
+            }
+            None => Err(self.broken(provider, &"the gRPC service is not a host of the mesh")),
+        }
+    }
+
+    async fn whole(
+        &self,
+        provider: &ExtAuthz,
+        response: Response<Body>,
+    ) -> Result<(http::response::Parts, Bytes, Option<HeaderMap>), CallError> {
+        let (head, body) = response.into_parts();
+        let body =
+            Limited::new(body, LARGEST).collect().await.map_err(|error| self.broken(provider, &error))?;
+        let trailers = body.trailers().cloned();
+        Ok((head, body.to_bytes(), trailers))
+    }
+
+    fn broken(&self, provider: &ExtAuthz, error: &dyn std::fmt::Display) -> CallError {
+        CallError::Exchange(provider.service.to_string(), error.to_string())
+    }
+}
+
+/// The host of a service that may be written as `namespace/host`.
+fn host_of(provider: &ExtAuthz) -> &str {
+    provider.service.rsplit('/').next().unwrap_or_default()
 }

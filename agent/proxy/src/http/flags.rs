@@ -2,7 +2,7 @@
 
 /// Why a request did not go as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each variant is the flag of the same name")]
+#[allow(missing_docs, clippy::upper_case_acronyms, reason = "each variant is the flag of the same name")]
 pub(crate) enum Reason {
     UH,
     UF,

@@ -133,7 +133,7 @@ impl Limits {
 /// How one try ended.
 enum Tried {
     Answered(Box<Sent>),
-    Failed(SendError),
+    Failed(Box<SendError>),
     TimedOut { per_try: bool },
 }
 
@@ -190,7 +190,7 @@ pub(crate) async fn forward(
     let mut attempt = 1;
     let mut permit = None;
     let last = loop {
-        let Some(mut parts) = head.take() else { break Tried::Failed(lost()) };
+        let Some(mut parts) = head.take() else { break Tried::Failed(Box::new(lost())) };
         set_attempt(&mut parts.headers, attempt);
         head = copied.then(|| parts.clone());
         let request = Request::from_parts(parts, upload.next_try());
@@ -232,7 +232,7 @@ pub(crate) async fn forward(
         }
         Tried::Failed(error) => {
             out.record.upstream = error.endpoint;
-            Ok(out.record.reply(failure::reply(error, attempt > 1)))
+            Ok(out.record.reply(failure::reply(*error, attempt > 1)))
         }
         Tried::TimedOut { per_try } => {
             out.record.upstream = tried.last().copied();
@@ -260,7 +260,7 @@ async fn one_try(
         biased;
         sent = sending => return match sent {
             Ok(sent) => Tried::Answered(Box::new(sent)),
-            Err(error) => Tried::Failed(error),
+            Err(error) => Tried::Failed(Box::new(error)),
         },
         () = expired(upload, limits.total, None) => false,
         () = expired(upload, limits.per_try, began) => true,

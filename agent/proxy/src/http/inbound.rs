@@ -10,18 +10,21 @@ use http::header::SERVER;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
+use smallvec::SmallVec;
+use weft_core::decide::ext_authz::{self, Allowed, Answer};
 use weft_core::decide::http::apply;
-use weft_core::decide::request_authentication::{Authentication, Outcome, authenticate};
+use weft_core::decide::inbound::ExternalCheck;
+use weft_core::decide::request_authentication::{Authentication, JwtFailure, Outcome, authenticate};
 use weft_core::decide::{InboundConnection, InboundRequest, Verdict, inbound};
 use weft_core::resource::PortProtocol;
 use weft_core::resource::virtual_service::HeaderChanges;
 use weft_core::snapshot::{LocalWorkload, Workload};
-use weft_core::{Identity, Snapshot};
+use weft_core::{Identity, ObjectRef, Snapshot};
 use weft_telemetry::Reporter;
 
 use super::body::Body;
 use super::expectation;
-use super::external;
+use super::external::{Asker, OfAuthoriser};
 use super::failure;
 use super::headers::{
     X_FORWARDED_CLIENT_CERT, address, identify, set_service_time, strip_hop_by_hop, wants_upgrade,
@@ -120,7 +123,7 @@ struct Asked<'a> {
 /// Why a request gets no further.
 enum Stopped {
     /// It is answered so.
-    Reply(Reply),
+    Reply(Box<Reply>),
     /// The connection is closed without a word (PA-4).
     Close(Failure),
 }
@@ -143,7 +146,7 @@ pub(crate) async fn arrived(
     record.hold(admitted.busy);
     let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
-        Err(reply) => return Ok(record.reply(reply)),
+        Err(reply) => return Ok(record.reply(*reply)),
     };
     identify(worker, &mut parts.headers);
     record.identified(&parts.headers);
@@ -157,7 +160,8 @@ pub(crate) async fn arrived(
     let going = Asked { worker, arrival, snapshot: &snapshot, local, message, parts, record };
     let delivered = match deliver(going, &upload, protocol).await {
         Ok(delivered) => delivered,
-        Err(Refused::Reply(response) | Refused::Unreachable(_, response)) => return Ok(response),
+        Err(Refused::Reply(response)) => return Ok(response),
+        Err(Refused::Unreachable(failed)) => return Ok(failed.1),
         Err(Refused::Close) => return Err(BrokenOff::new()),
     };
     let Delivered { mut response, record } = delivered;
@@ -226,7 +230,7 @@ pub(crate) async fn serve_local(
     let mut record = arrival.record(worker, local, &parts);
     let message = match Message::read(&parts, None, leg.snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
-        Err(reply) => return Ok(record.reply(reply)),
+        Err(reply) => return Ok(record.reply(*reply)),
     };
     let upload = Upload::new(body, record.received(), false, true);
     record.upload(&upload);
@@ -240,7 +244,7 @@ pub(crate) async fn serve_local(
             }))
         }
         Err(Refused::Reply(response)) => Ok(response),
-        Err(Refused::Unreachable(error, _)) => Err(error),
+        Err(Refused::Unreachable(failed)) => Err(failed.0),
         Err(Refused::Close) => {
             let failure =
                 Failure::new("DENY", "peer_authentication", "the destination refuses the connection");
@@ -260,7 +264,7 @@ enum Refused {
     Reply(Response<Body>),
     Close,
     /// The application cannot be reached; nothing was sent.
-    Unreachable(SendError, Response<Body>),
+    Unreachable(Box<(SendError, Response<Body>)>),
 }
 
 /// Asks policy, then the application.
@@ -269,9 +273,9 @@ async fn deliver(
     upload: &Upload,
     protocol: UpstreamProtocol,
 ) -> Result<Delivered, Refused> {
-    let changed = match admit(&mut going).await {
-        Ok(changed) => changed,
-        Err(Stopped::Reply(reply)) => return Err(Refused::Reply(going.record.reply(reply))),
+    let Passed { changed, allowed } = match admit(&mut going).await {
+        Ok(passed) => passed,
+        Err(Stopped::Reply(reply)) => return Err(Refused::Reply(going.record.reply(*reply))),
         Err(Stopped::Close(failure)) => {
             going.record.closed(failure);
             return Err(Refused::Close);
@@ -293,6 +297,9 @@ async fn deliver(
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 let headers = response.headers_mut();
                 strip_hop_by_hop(headers, false);
+                for allowed in &allowed {
+                    apply(&allowed.response, headers);
+                }
                 set_service_time(headers, time);
                 headers.insert(SERVER, SERVER_NAME);
             }
@@ -305,19 +312,30 @@ async fn deliver(
             if kind != SendErrorKind::ConnectFailure {
                 return Err(Refused::Reply(reply));
             }
-            Err(Refused::Unreachable(SendError { request, ..SendError::new(kind, detail) }, reply))
+            Err(Refused::Unreachable(Box::new((
+                SendError { request, ..SendError::new(kind, detail) },
+                reply,
+            ))))
         }
     }
 }
 
-/// Authentication of the request, then policy. Says whether the request has been changed.
-async fn admit(going: &mut Asked<'_>) -> Result<bool, Stopped> {
+/// A request that may go on.
+struct Passed {
+    /// Its headers or target are not what they were.
+    changed: bool,
+    /// What external authorisers want changed.
+    allowed: SmallVec<[Allowed; 1]>,
+}
+
+/// Authentication of the request, then policy.
+async fn admit(going: &mut Asked<'_>) -> Result<Passed, Stopped> {
     let authentication = authenticated(going).await;
     let (changes, target) = {
         let request = going.message.view(&going.parts);
         if let Some(refusal) = authentication.refusal(&request) {
             let details = authentication.details().map_or(Cow::Borrowed(refusal.details), Cow::Owned);
-            return Err(Stopped::Reply(Reply { details, ..Reply::from(&refusal) }));
+            return Err(Stopped::Reply(Box::new(Reply { details, ..Reply::from(&refusal) })));
         }
         let asked = InboundRequest {
             connection: going.arrival.connection(),
@@ -333,34 +351,57 @@ async fn admit(going: &mut Asked<'_>) -> Result<bool, Stopped> {
         if decision.verdict == Verdict::DenyPeerAuthentication {
             return Err(Stopped::Close(Refusal::of(&decision).into()));
         }
-        let mut checked = HeaderChanges::default();
+        let mut checked = SmallVec::<[Allowed; 1]>::new();
         for check in &decision.authorization.external {
-            checked = external::check(
-                going.worker,
-                going.snapshot,
-                (going.local, &going.arrival.pod),
-                check,
-                &asked,
-            )
-            .await
-            .map_err(Stopped::Reply)?;
+            checked.push(externally(going, check, &asked).await?);
         }
         if let Some(refusal) = decision.refusal() {
             let details = Cow::Owned(decision.authorization.details());
             let policy = Refusal::of(&decision).policy;
-            return Err(Stopped::Reply(Reply { details, policy, ..Reply::from(&refusal) }));
+            return Err(Stopped::Reply(Box::new(Reply { details, policy, ..Reply::from(&refusal) })));
         }
-        ([authentication.changes, checked], authentication.target)
+        ((authentication.changes, checked), authentication.target)
     };
+    let (of_tokens, checked) = changes;
     let mut changed = target.is_some();
-    for change in changes.iter().filter(|change| **change != HeaderChanges::default()) {
-        changed = true;
-        apply(change, &mut going.parts.headers);
+    for change in std::iter::once(&of_tokens).chain(checked.iter().map(|allowed| &allowed.request)) {
+        if *change != HeaderChanges::default() {
+            changed = true;
+            apply(change, &mut going.parts.headers);
+        }
     }
     if let Some(target) = target {
         going.message.set_target(&target);
     }
-    Ok(changed)
+    Ok(Passed { changed, allowed: checked })
+}
+
+/// Asks an external authoriser (AP-17).
+async fn externally(
+    going: &Asked<'_>,
+    check: &ExternalCheck,
+    asked: &InboundRequest<'_>,
+) -> Result<Allowed, Stopped> {
+    let asker = Asker {
+        worker: going.worker,
+        snapshot: going.snapshot,
+        pod: &going.arrival.pod,
+        local: going.local,
+        source_port: going.arrival.client.port(),
+        protocol: if going.parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+    };
+    let answer = match going.parts.extensions.get::<OfAuthoriser>() {
+        Some(OfAuthoriser) => ext_authz::failure(&check.provider),
+        None => asker.ask(check, asked).await,
+    };
+    match answer {
+        Answer::Allow(allowed) => Ok(allowed),
+        Answer::Deny(refusal) => {
+            let ObjectRef { namespace, name, .. } = &check.object;
+            let policy = Some(format!("ns[{namespace}]-policy[{name}]-rule[{}]", check.rule));
+            Err(Stopped::Reply(Box::new(Reply { policy, ..Reply::from(&refusal) })))
+        }
+    }
 }
 
 /// What the request's tokens say. Keys that are missing are fetched first, once.
@@ -383,7 +424,6 @@ async fn authenticated(going: &Asked<'_>) -> Authentication {
     let second = ask();
     match second.outcome {
         Outcome::KeysMissing(_) => {
-            use weft_core::decide::request_authentication::JwtFailure;
             Authentication { outcome: Outcome::Invalid(JwtFailure::KeysUnavailable), ..second }
         }
         Outcome::None | Outcome::Missing | Outcome::Valid | Outcome::Invalid(_) => second,

@@ -37,7 +37,7 @@ impl Message {
         parts: &Parts,
         smell: Option<Smell>,
         level: Option<PathNormalization>,
-    ) -> Result<Self, Reply> {
+    ) -> Result<Self, Box<Reply>> {
         refuse_malformed(parts, smell)?;
         let named = named(parts)?;
         let target = target(parts, level)?;
@@ -77,51 +77,61 @@ impl Message {
     }
 }
 
-fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Reply> {
+fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Box<Reply>> {
     match smell {
         Some(Smell::TwoLengths) => {
-            return Err(Reply::malformed(400, "Bad Request", "http1.content_length_and_chunked_not_allowed"));
+            return Err(Box::new(Reply::malformed(
+                400,
+                "Bad Request",
+                "http1.content_length_and_chunked_not_allowed",
+            )));
         }
         Some(Smell::Fragment) => {
-            return Err(Reply::malformed(400, "", "path_normalization_failed"));
+            return Err(Box::new(Reply::malformed(400, "", "path_normalization_failed")));
         }
         None => {}
     }
     if parts.version == Version::HTTP_10 || parts.version == Version::HTTP_09 {
-        return Err(Reply { close: true, ..Reply::text(426, "Upgrade Required", "low_version") });
+        return Err(Box::new(Reply { close: true, ..Reply::text(426, "Upgrade Required", "low_version") }));
     }
     if parts.method == Method::CONNECT {
-        return Err(Reply { close: true, ..Reply::text(403, "", "upgrade_failed") });
+        return Err(Box::new(Reply { close: true, ..Reply::text(403, "", "upgrade_failed") }));
     }
     if parts.headers.contains_key(CONTENT_LENGTH) && parts.headers.contains_key(TRANSFER_ENCODING) {
-        return Err(Reply::malformed(400, "Bad Request", "http1.content_length_and_chunked_not_allowed"));
+        return Err(Box::new(Reply::malformed(
+            400,
+            "Bad Request",
+            "http1.content_length_and_chunked_not_allowed",
+        )));
     }
     Ok(())
 }
 
 /// The authority in the target wins over `Host` (E7); exactly one of them must be there.
-fn named(parts: &Parts) -> Result<Named, Reply> {
+fn named(parts: &Parts) -> Result<Named, Box<Reply>> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(Reply::malformed(400, "", "two_hosts"));
+        return Err(Box::new(Reply::malformed(400, "", "two_hosts")));
     }
     if let Some(authority) = parts.uri.authority() {
         // User information has no place in an authority that is asked for (RFC 9110 4.2.4).
         let bare = authority.as_str().rsplit('@').next().unwrap_or_default();
         let named =
             if bare.len() == authority.as_str().len() { Some(authority.clone()) } else { bare.parse().ok() };
-        return named.map(Named::Target).ok_or_else(|| Reply::malformed(400, "", "missing_host_header"));
+        return named
+            .map(Named::Target)
+            .ok_or_else(|| Box::new(Reply::malformed(400, "", "missing_host_header")));
     }
     match host {
         Some(host) if host.to_str().is_ok_and(is_authority) => Ok(Named::Host(host.clone())),
-        Some(host) if !host.is_empty() => Err(Reply::malformed(400, "", "invalid_host_header")),
-        Some(_) | None => Err(Reply::malformed(400, "", "missing_host_header")),
+        Some(host) if !host.is_empty() => Err(Box::new(Reply::malformed(400, "", "invalid_host_header"))),
+        Some(_) | None => Err(Box::new(Reply::malformed(400, "", "missing_host_header"))),
     }
 }
 
-fn target(parts: &Parts, level: Option<PathNormalization>) -> Result<PathAndQuery, Reply> {
-    let bad = || Reply::malformed(400, "", "path_normalization_failed");
+fn target(parts: &Parts, level: Option<PathNormalization>) -> Result<PathAndQuery, Box<Reply>> {
+    let bad = || Box::new(Reply::malformed(400, "", "path_normalization_failed"));
     let Some(sent) = parts.uri.path_and_query() else {
         // `OPTIONS http://host` without a path.
         return Ok(PathAndQuery::from_static("/"));

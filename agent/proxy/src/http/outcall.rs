@@ -8,7 +8,8 @@ use std::path::Path as FilePath;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
-use http::header::{CONTENT_LENGTH, HOST};
+use futures_util::future::LocalBoxFuture;
+use http::header::HOST;
 use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http1;
@@ -24,7 +25,7 @@ use weft_core::decide::http::{Action, Caller, Cluster, Request as Question, rout
 use weft_core::snapshot::LocalWorkload;
 
 use super::body::Body;
-use super::upstream::{self, Leg, UpstreamProtocol};
+use super::upstream::{self, Leg, SendError, Sent, UpstreamProtocol};
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -125,12 +126,14 @@ pub(crate) async fn call(
         snapshot,
     };
     let mut tried = SmallVec::new();
-    // A request that asks for the same service again and again would never end: there is no retry here.
-    let sending = Box::pin(upstream::send(worker, &leg, cluster, (None, &mut tried), request, protocol));
+    // Boxed by type: to reach the cluster may mean to ask policy again.
+    let sending: LocalBoxFuture<'_, Result<Sent, SendError>> =
+        Box::pin(upstream::send(worker, &leg, cluster, (None, &mut tried), request, protocol));
     Ok(sending.await.map_err(|error| failed(&error.detail))?.response)
 }
 
-async fn outside(
+/// Sends a request to a host that is not the mesh's.
+pub(crate) async fn outside(
     worker: &Rc<Worker>,
     (host, port, tls): (&str, u16, bool),
     request: Request<Body>,
@@ -150,10 +153,9 @@ async fn over<T: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Rc<Worker>,
     host: &str,
     stream: T,
-    mut request: Request<Body>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, CallError> {
     let failed = |error: hyper::Error| CallError::Exchange(host.to_owned(), error.to_string());
-    request.headers_mut().remove(CONTENT_LENGTH);
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     worker.spawn(async move {
         // What goes wrong is told to whoever waits for the answer.

@@ -202,7 +202,9 @@ mod tests {
         (scan.heads, scan.smell)
     }
 
-    const CASES: &[(&[u8], u64, Option<(u64, Smell)>)] = &[
+    type Case = (&'static [u8], u64, Option<(u64, Smell)>);
+
+    const CASES: &[Case] = &[
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", 2, None),
         (b"POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\n#\r\n\nGET / HTTP/1.1\r\n\r\n", 2, None),
         (

@@ -105,7 +105,7 @@ impl Upload {
             Self::Some(source) => {
                 let queue = Rc::new(Queue::default());
                 source.mirrors.borrow_mut().push(queue.clone());
-                Body::new(Copy { queue, hint: source.hint.clone() })
+                Body::new(Copy { queue, hint: source.hint })
             }
         }
     }
@@ -264,7 +264,7 @@ impl HttpBody for Try {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.position == 0 { self.source.hint.clone() } else { SizeHint::default() }
+        if self.position == 0 { self.source.hint } else { SizeHint::default() }
     }
 }
 
@@ -339,7 +339,7 @@ impl HttpBody for Copy {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
 

@@ -235,10 +235,9 @@ fn an_upstream_that_resets_is_answered_for_or_passed_on() {
         let app = App { addr, seen: Rc::default(), connections: Rc::default() };
         let mesh = Mesh::near(bed, &app, PortProtocol::Http);
         tokio::task::spawn_local(async move {
-            let mut answers = [&b""[..], b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"].into_iter();
-            while let Some(answer) = answers.next() {
+            for answer in [&b""[..], b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"] {
                 let mut stream = listener.accept().await.unwrap().0;
-                stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
                 stream.write_all(answer).await.unwrap();
                 stream.flush().await.unwrap();
                 tokio::time::sleep(Duration::from_millis(20)).await;
