@@ -293,6 +293,9 @@ async fn in_cluster(
     facts: &mut Facts,
 ) -> Result<Opened, Failure> {
     let policy = Opaque::new(worker, leg, cluster);
+    if let Some(refusal) = policy.refusal() {
+        return Err(refusal);
+    }
     let limit = policy.connect_timeout().unwrap_or(worker.shared.config.connect_timeout);
     let mut tried = SmallVec::<[SocketAddr; ATTEMPTS]>::new();
     let nobody = format!("port {} of Service {} has no ready endpoint", cluster.port, cluster.service.key);

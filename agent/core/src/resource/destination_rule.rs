@@ -172,6 +172,9 @@ pub struct ClientTls {
     pub sni: Option<Arc<str>>,
     /// `subjectAltNames`.
     pub subject_alt_names: Vec<Arc<str>>,
+    /// Whether the block names certificates of its own, to present or to verify with. The mesh does not read them:
+    /// rather than connect with less than was asked for, it does not connect.
+    pub certificates: bool,
 }
 
 /// `tls.mode`.

@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use weft_core::Identity;
 use weft_core::snapshot::Workload;
 
 use super::super::stream::TunnelIo;
+use super::{UpstreamProtocol, origination};
 use crate::account::{Facts, Failure, Route, Side};
 use crate::hbone::client::{self, TunnelStream};
 use crate::hbone::pool;
@@ -31,6 +35,8 @@ use crate::worker::Worker;
 pub(super) enum Way {
     /// Plain TCP from the client's pod.
     Plaintext,
+    /// TLS of the client's own, to a server of this name.
+    Tls(ServerName<'static>, UpstreamProtocol),
     /// A stream of a tunnel to this pod.
     Hbone(Arc<Workload>),
     /// An application of this node, in the name of a client; says whether that is the pod itself.
@@ -44,7 +50,10 @@ impl Way {
             (Self::Plaintext, Self::Plaintext) => true,
             (Self::Hbone(one), Self::Hbone(other)) => one.identity == other.identity,
             (Self::Onward(one, own), Self::Onward(other, others_own)) => (one, own) == (other, others_own),
-            (Self::Plaintext | Self::Hbone(_) | Self::Onward(..), _) => false,
+            (Self::Tls(one, protocol), Self::Tls(other, others_protocol)) => {
+                (one, protocol) == (other, others_protocol)
+            }
+            (Self::Plaintext | Self::Tls(..) | Self::Hbone(_) | Self::Onward(..), _) => false,
         }
     }
 }
@@ -105,6 +114,17 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
             let dialled = dialled.map_err(|error| failed(&error))?;
             (Transport::Tcp(dialled.stream), Held::Port(dialled.lease))
         }
+        Way::Tls(name, protocol) => {
+            let dialled = net::dial(&dial.pod, dial.endpoint, Purpose::Plain, limit).await;
+            let dialled = dialled.map_err(|error| failed(&error))?;
+            let handshake =
+                TlsConnector::from(origination::config(*protocol)).connect(name.clone(), dialled.stream);
+            let stream = timeout(worker.shared.config.handshake_timeout, handshake)
+                .await
+                .map_err(|_| failed(&"the TLS handshake took too long"))?
+                .map_err(|error| failed(&error))?;
+            (Transport::Tls(Box::new(stream)), Held::Port(dialled.lease))
+        }
         Way::Onward(client, own) => {
             let kernel = &*worker.shared.kernel;
             let dialled = net::onward(&dial.pod, kernel, (*client, *own), dial.endpoint, limit).await;
@@ -154,6 +174,7 @@ pub(super) struct Wire {
 
 enum Transport {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Tunnel(TunnelIo),
 }
 
@@ -161,6 +182,7 @@ impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -170,6 +192,7 @@ impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
@@ -181,6 +204,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
@@ -192,6 +216,7 @@ impl AsyncWrite for Wire {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -199,6 +224,7 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -251,10 +251,13 @@ impl LocalCluster {
     }
 }
 
+/// By client pod and name.
+type Clusters = HashMap<NamespacedName, HashMap<Arc<str>, Rc<LocalCluster>>>;
+
 /// Clusters and connections of one worker.
 #[derive(Default)]
 pub(crate) struct Upstreams {
-    clusters: RefCell<HashMap<NamespacedName, HashMap<Arc<str>, Rc<LocalCluster>>>>,
+    clusters: RefCell<Clusters>,
     /// Pools that belong to no cluster, by the pod whose namespace they are in and the endpoint.
     others: RefCell<HashMap<(NamespacedName, SocketAddr), Pools>>,
     clusters_len: Cell<usize>,
@@ -299,7 +302,7 @@ impl Upstreams {
         others.entry(key).or_default().pool(dial, protocol)
     }
 
-    fn sweep_clusters(&self, clusters: &mut HashMap<NamespacedName, HashMap<Arc<str>, Rc<LocalCluster>>>) {
+    fn sweep_clusters(&self, clusters: &mut Clusters) {
         clusters.retain(|_, of_pod| {
             of_pod.retain(|_, local| Rc::strong_count(local) > 1 || local.used.get().elapsed() < UNUSED);
             !of_pod.is_empty()

@@ -13,6 +13,7 @@ mod exchange;
 mod limits;
 mod local;
 mod opaque;
+mod origination;
 mod outlier;
 mod pool;
 mod state;
@@ -215,6 +216,10 @@ pub(crate) async fn send(
     request: Request<Body>,
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
+    let server = match origination::server_name(cluster) {
+        Ok(server) => server,
+        Err(why) => return Err(SendError::new(SendErrorKind::ConnectFailure, why).with(request)),
+    };
     let local = worker.upstreams.cluster(worker, leg, cluster);
     let mode = cluster.policy.tls.as_ref().map(|tls| tls.mode);
     let suits =
@@ -235,7 +240,10 @@ pub(crate) async fn send(
         grpc: is_grpc(&request),
     });
     let service = Service::Known { service: cluster.service.clone(), port: cluster.port };
-    let dial = dial_of(leg, endpoint, path, (service, &cluster.policy.connection_pool));
+    let mut dial = dial_of(leg, endpoint, path, (service, &cluster.policy.connection_pool));
+    if let Some(name) = server {
+        dial.way = Way::Tls(name, protocol);
+    }
     let admission = Admission {
         worker,
         cluster: &local.state,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use weft_core::decide::Candidate;
 use weft_core::decide::http::{Cluster, source_ip_hash};
 use weft_core::decide::outbound::candidate;
+use weft_core::resource::destination_rule::ClientTlsMode;
 use weft_telemetry::ClusterEvent;
 
 use super::exchange::Active;
@@ -59,6 +60,20 @@ impl Opaque {
         let found = candidate(leg.snapshot, &leg.source.workload, addr);
         let path = with_tls(mode, found.path)?;
         Some(Chosen { candidate: Candidate { path, ..found }, host })
+    }
+
+    /// Why no connection is made at all: TLS of the client's own is spoken for HTTP only (D-18).
+    pub(crate) fn refusal(&self) -> Option<Failure> {
+        let mode = self.cluster.policy.tls.as_ref().map(|tls| tls.mode);
+        let refused = matches!(mode, Some(ClientTlsMode::Simple | ClientTlsMode::Mutual));
+        refused.then(|| {
+            let details = format!(
+                "the DestinationRule of {} asks for TLS, which the mesh begins for HTTP only; \
+                 use DISABLE, or let the application speak TLS itself",
+                self.cluster.name
+            );
+            Failure::new("UF", "tls", details)
+        })
     }
 
     /// `connectTimeout`, where the policy has one.

@@ -217,6 +217,9 @@ type Clusters = HashMap<NamespacedName, HashMap<Arc<str>, Arc<ClusterState>>>;
 /// The endpoints of a cluster by address, their family, the algorithm with its size.
 type TableKey = (usize, bool, bool, u64);
 
+/// Tables with the endpoints that they were made for.
+type Tables = HashMap<TableKey, (Weak<[Endpoint]>, Weak<Table>)>;
+
 /// All clusters of all client workloads.
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -224,7 +227,7 @@ pub(crate) struct State {
     clusters: Mutex<Registered>,
     /// Tables of consistent hashing: large, and the same for all clients and workers. Locked when one is wanted
     /// for the first time after the endpoints changed.
-    tables: Mutex<HashMap<TableKey, (Weak<[Endpoint]>, Weak<Table>)>>,
+    tables: Mutex<Tables>,
 }
 
 #[derive(Debug, Default)]

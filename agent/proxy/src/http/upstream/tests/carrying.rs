@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use hyper::upgrade;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode};
+use weft_identity::testing::TestCa;
 
 use super::super::limits::Counted;
 use super::super::{Application, SendErrorKind, application};
 use super::*;
 use crate::account::Route;
-use crate::testbed::run;
+use crate::testbed::{identity, run};
 
 #[test]
 fn a_connection_is_used_again() {
@@ -242,6 +245,10 @@ fn a_pod_of_another_node_is_reached_through_a_tunnel() {
     });
 }
 
+fn tls(mode: ClientTlsMode) -> ClientTls {
+    ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: false }
+}
+
 #[test]
 fn istio_mutual_leaves_out_who_has_no_identity() {
     run(async {
@@ -250,7 +257,7 @@ fn istio_mutual_leaves_out_who_has_no_identity() {
         let client = Client::new(bed, UpstreamProtocol::Http1);
         let of_pod = Backend::new(client.bed.server_ip, UpstreamProtocol::Http1).await;
         let outside = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
-        let tls = ClientTls { mode: ClientTlsMode::IstioMutual, sni: None, subject_alt_names: Vec::new() };
+        let tls = tls(ClientTlsMode::IstioMutual);
         let policy = ClusterPolicy { tls: Some(tls), load_balancer: LoadBalancer::RoundRobin, ..policy() };
         let both = cluster(&[of_pod.addr, outside.addr], policy.clone());
         for _ in 0..6 {
@@ -267,7 +274,7 @@ fn without_tls_a_pod_of_the_mesh_is_reached_in_plain_text() {
     run(async {
         let client = Client::new(Bed::new("b"), UpstreamProtocol::Http1);
         let backend = Backend::new(client.bed.server_ip, UpstreamProtocol::Http1).await;
-        let tls = ClientTls { mode: ClientTlsMode::Disable, sni: None, subject_alt_names: Vec::new() };
+        let tls = tls(ClientTlsMode::Disable);
         let cluster = cluster(&[backend.addr], ClusterPolicy { tls: Some(tls), ..policy() });
         let sent = client.send(&cluster, get()).await.unwrap();
         assert_eq!(sent.route, Route::Plaintext);
@@ -290,5 +297,59 @@ fn an_application_sees_its_clients_and_each_has_connections_of_its_own() {
             assert_eq!((backend.requests.get(), backend.connections.get()), (4, 2), "{protocol:?}");
             assert_eq!(*backend.peers.borrow(), HashSet::from([bed.client_ip, bed.other_ip]));
         }
+    });
+}
+
+/// Accepts one TLS connection, answers one request on it, and tells the name and the protocol that were asked for.
+async fn tls_server(listener: TcpListener, ca: Arc<TestCa>) -> (Option<String>, Option<Vec<u8>>) {
+    let issued = ca.issue(&identity("server"));
+    let chain = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+    let builder = rustls::ServerConfig::builder().with_no_client_auth();
+    let mut config = builder.with_single_cert(vec![chain], key).unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"hello") {
+        stream.read_buf(&mut seen).await.unwrap();
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+    let connection = stream.get_ref().1;
+    (connection.server_name().map(str::to_owned), connection.alpn_protocol().map(<[u8]>::to_vec))
+}
+
+#[test]
+fn simple_tls_is_begun_for_the_client_with_the_name_of_the_server() {
+    run(async {
+        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
+        let listener = TcpListener::bind((client.bed.other_ip, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = tokio::task::spawn_local(tls_server(listener, client.bed.ca.clone()));
+        let simple = ClientTls { sni: Some("shop.example.com".into()), ..tls(ClientTlsMode::Simple) };
+        let cluster = cluster(&[addr], ClusterPolicy { tls: Some(simple), ..policy() });
+        let sent = client.send(&cluster, get()).await.unwrap();
+        assert_eq!(read(sent.response.into_body()).await, "ok");
+        let (name, protocol) = server.await.unwrap();
+        assert_eq!(
+            (name.as_deref(), protocol.as_deref()),
+            (Some("shop.example.com"), Some(&b"http/1.1"[..]))
+        );
+    });
+}
+
+#[test]
+fn a_policy_that_cannot_be_kept_sends_nothing() {
+    run(async {
+        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
+        let backend = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
+        let verified = ClientTls { certificates: true, ..tls(ClientTlsMode::Simple) };
+        for tls in [tls(ClientTlsMode::Mutual), verified] {
+            let cluster = cluster(&[backend.addr], ClusterPolicy { tls: Some(tls), ..policy() });
+            let error = client.get(&cluster).await.unwrap_err();
+            assert_eq!(error.kind, SendErrorKind::ConnectFailure);
+            assert!(error.request.is_some());
+        }
+        assert_eq!(backend.connections.get(), 0);
     });
 }
