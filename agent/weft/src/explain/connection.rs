@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use weft_core::decide::http::Caller;
 use weft_core::decide::route_connection_traced;
+use weft_core::resource::PortProtocol;
 
 use super::chance::Chance;
 use super::destination::{Destination, Exchange};
@@ -37,7 +38,9 @@ fn routed(
     spoken: Spoken,
     answer: &mut Explanation,
 ) -> Option<Vec<Destination>> {
-    let sni = inquiry.sni().filter(|_| spoken == Spoken::Tls);
+    // Only where TLS is declared does the proxy wait for the name.
+    let declared = inquiry.declared() == PortProtocol::Tls;
+    let sni = inquiry.sni().filter(|_| spoken == Spoken::Tls && declared);
     let (decision, trace) = route_connection_traced(inquiry.snapshot, &inquiry.caller(dialled), sni);
     if decision.targets.is_empty() {
         return None;

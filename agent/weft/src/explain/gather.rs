@@ -27,6 +27,8 @@ pub(super) fn gather(answer: &mut Explanation, destinations: Vec<Destination>) {
         Some(_) | None => None,
     };
     answer.steps.push(sentence(outcome, &destinations));
+    let others = destinations.iter().filter(|destination| destination.outcome != outcome);
+    answer.steps.extend(others.map(exception));
     answer.destinations = destinations.into_iter().map(|destination| own(answer, destination)).collect();
 }
 
@@ -98,6 +100,15 @@ fn name(destination: &Destination) -> String {
 fn introduction(destination: &Destination) -> String {
     let what = if destination.request.is_some() { "requests" } else { "connections" };
     format!("{} % of the {what} go to {}:", destination.view.weight, name(destination))
+}
+
+/// What becomes of the part that goes to another destination than the one that decides.
+fn exception(destination: &Destination) -> String {
+    let what = match &destination.response {
+        Some(response) => format!("the mesh answers: {}", reply::told(response)),
+        None => format!("the verdict is {}", destination.outcome.as_str()),
+    };
+    format!("But for the {} % that go to {}, {what}.", destination.view.weight, name(destination))
 }
 
 fn sentence(outcome: Outcome, destinations: &[Destination]) -> String {

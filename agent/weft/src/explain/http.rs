@@ -27,6 +27,14 @@ pub(super) fn explain(inquiry: &Inquiry<'_>, answer: &mut Explanation) -> Result
     if asked.is_grpc() {
         answer.protocol = "grpc".into();
     }
+    if inquiry.speaks_tls() {
+        answer.steps.push(
+            "The port is declared as HTTP and the client begins with TLS: that is no request to the mesh."
+                .into(),
+        );
+        respond(answer, reply::plain(400, "", "bad_request", false));
+        return Ok(());
+    }
     let dialled = dialled(inquiry, &mut answer.steps);
     if let Some(refusal) = tidy(inquiry, &mut asked, answer) {
         respond(answer, refusal);

@@ -177,7 +177,7 @@ fn what_the_mesh_answers_itself() {
         ("/broken", &[], 503, "fault"),
         ("/away", &[], 503, "no_cluster"),
         ("/nowhere", &[], 404, "no_route"),
-        ("/a#b", &[], 400, "bad_request"),
+        ("/a#b", &[][..], 400, "bad_request"),
         ("/teapot", &["content-type: application/grpc"], 200, "direct_response"),
     ] {
         let answer = get(&format!("http://reviews:9080{path}"), headers);
@@ -246,6 +246,9 @@ fn the_port_decides_what_is_spoken() {
         ("10.0.0.2:1234", &[], "tcp"),
         ("10.0.0.2:1234", &["x: y"], "http"),
         ("https://10.0.0.2:8443", &[], "tls"),
+        ("tcp://reviews:9080", &[], "tcp"),
+        ("http://reviews:1/", &[], "tcp"),
+        ("http://198.51.100.1:3306/", &[], "tcp"),
         ("https://198.51.100.1/", &[], "tls"),
     ] {
         assert_eq!(get(to, headers).protocol, protocol, "{to}");
@@ -268,6 +271,12 @@ fn clients_outside_the_mesh_are_not_routed() {
     assert_eq!((answer.verdict.as_str(), answer.path.as_deref()), ("allow", Some("plaintext")));
     assert!(answer.route.is_none() && answer.retry.is_none());
     assert_eq!(answer.destinations[0].endpoints.len(), 2);
+}
+
+#[test]
+fn tls_on_a_port_of_http_is_no_request() {
+    let answer = get("https://reviews:9080/", &[]);
+    assert_eq!((answer.verdict.as_str(), answer.response.unwrap().status), ("respond", 400));
 }
 
 #[test]

@@ -23,6 +23,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use weft_core::Snapshot;
 use weft_core::kernel_view::LearnedPorts;
 use weft_core::resource::PortProtocol;
+use weft_core::snapshot::TrafficHint;
 
 pub(crate) use self::answer::{
     AbortView, AuthorizationView, DelayView, DestinationView, DryRunView, EndpointView, Explanation,
@@ -33,6 +34,9 @@ pub(crate) use self::destination::load_balancer;
 pub(crate) use self::question::{Question, Unanswerable};
 use self::source::Source;
 use self::target::{Scheme, Target, To};
+
+/// Ports on which servers speak first, unless somebody declares something else.
+const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
 
 /// A question with everything that stays the same while it is answered.
 struct Inquiry<'a> {
@@ -98,16 +102,30 @@ impl Spoken {
 impl Inquiry<'_> {
     /// as the port is declared; by the first bytes where it is not.
     fn spoken(&self) -> Spoken {
-        match (self.declared(), self.target.scheme) {
-            (_, Scheme::Https) => Spoken::Tls,
-            (PortProtocol::Http | PortProtocol::Http2, Scheme::Http | Scheme::None) => Spoken::Http,
-            (PortProtocol::Grpc | PortProtocol::GrpcWeb, Scheme::Http | Scheme::None) => Spoken::Grpc,
-            (PortProtocol::Undeclared, Scheme::Http) => Spoken::Http,
-            (PortProtocol::Undeclared, Scheme::None) if self.question.is_about_a_request() => Spoken::Http,
-            (PortProtocol::Tls, _) => Spoken::Tls,
-            (_, _) if self.question.sni.is_some() => Spoken::Tls,
-            (_, Scheme::Http | Scheme::Tcp | Scheme::None) => Spoken::Tcp,
+        let opaque = if self.speaks_tls() { Spoken::Tls } else { Spoken::Tcp };
+        match self.declared() {
+            PortProtocol::Http | PortProtocol::Http2 if self.target.scheme != Scheme::Tcp => Spoken::Http,
+            PortProtocol::Grpc | PortProtocol::GrpcWeb if self.target.scheme != Scheme::Tcp => Spoken::Grpc,
+            PortProtocol::Undeclared if self.target.scheme == Scheme::Http => Spoken::Http,
+            PortProtocol::Undeclared
+                if self.target.scheme == Scheme::None && self.question.is_about_a_request() =>
+            {
+                Spoken::Http
+            }
+            PortProtocol::Tls => Spoken::Tls,
+            PortProtocol::Http
+            | PortProtocol::Http2
+            | PortProtocol::Grpc
+            | PortProtocol::GrpcWeb
+            | PortProtocol::Undeclared
+            | PortProtocol::Tcp
+            | PortProtocol::Udp => opaque,
         }
+    }
+
+    /// Whether the client begins with TLS of its own.
+    fn speaks_tls(&self) -> bool {
+        self.target.scheme == Scheme::Https || self.question.sni.is_some() || self.question.alpn.is_some()
     }
 
     /// Server name of the client's own TLS: as asked, else that of the URL.
@@ -119,15 +137,34 @@ impl Inquiry<'_> {
         self.question.sni.as_deref().or(of_url)
     }
 
+    /// What the dialled port speaks as far as anybody says; `Tcp` where the mesh does not look into it.
     fn declared(&self) -> PortProtocol {
-        if let Some(port) = self.target.declared_port() {
-            return port.protocol;
+        let (protocol, pod) = match (self.target.service(), &self.target.to) {
+            (Some(service), _) => match service.port(self.target.port) {
+                Some(port) => (port.protocol, port.endpoints.first().map(|endpoint| endpoint.addr.ip())),
+                // Nobody answers there, whatever is spoken.
+                None if !service.vips.is_empty() => (PortProtocol::Tcp, None),
+                None => (PortProtocol::Undeclared, None),
+            },
+            (None, To::Address(ip)) => (self.declared_by_pod(ip), Some(*ip)),
+            (None, To::Stranger(_) | To::Service(_)) => (PortProtocol::Undeclared, None),
+        };
+        let local = |ip| self.snapshot.local_workload(&self.snapshot.workload_by_ip(&ip)?.key);
+        // Ruling 5: the annotation has the last word.
+        match pod.and_then(local).and_then(|local| local.traffic) {
+            Some(TrafficHint::L4) => PortProtocol::Tcp,
+            Some(TrafficHint::L7) if !protocol.is_http() => PortProtocol::Undeclared,
+            Some(TrafficHint::L7) | None => protocol,
         }
-        let To::Address(ip) = &self.target.to else { return PortProtocol::Undeclared };
+    }
+
+    fn declared_by_pod(&self, ip: &IpAddr) -> PortProtocol {
         let workload = self.snapshot.workload_by_ip(ip);
-        let local = workload.and_then(|workload| self.snapshot.local_workload(&workload.key));
-        let ports = local.map(|local| local.declared_ports.as_slice()).unwrap_or_default();
-        let found = ports.iter().find(|(port, _)| *port == self.target.port);
+        let Some(local) = workload.and_then(|workload| self.snapshot.local_workload(&workload.key)) else {
+            let server_first = SERVER_FIRST.contains(&self.target.port);
+            return if server_first { PortProtocol::Tcp } else { PortProtocol::Undeclared };
+        };
+        let found = local.declared_ports.iter().find(|(port, _)| *port == self.target.port);
         found.map_or(PortProtocol::Undeclared, |(_, protocol)| *protocol)
     }
 
@@ -138,7 +175,7 @@ impl Inquiry<'_> {
                 "The port speaks HTTP: this is the answer for `GET /`; ask with a URL for another request."
             }
             (Spoken::Tcp | Spoken::Tls, Scheme::Http) => {
-                "The port is not declared as HTTP: a request is bytes like all others, and no rule about requests applies."
+                "The mesh does not take this port for HTTP: a request is bytes like all others, and no rule about requests applies."
             }
             (_, _) if self.question.is_about_a_request() && matches!(spoken, Spoken::Tcp | Spoken::Tls) => {
                 "The mesh does not see requests here: what the question says about one has no effect."
