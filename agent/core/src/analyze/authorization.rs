@@ -5,40 +5,39 @@ use super::{Findings, codes, shown, workloads};
 
 /// Checks all AuthorizationPolicies.
 pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
-    let pods: Vec<&Pod> = set.pods.iter().filter(|pod| workloads::in_mesh(set, pod)).collect();
     for policy in &set.authorization_policies {
         namespaces(set, policy, findings);
         if !policy.has_targets {
-            scope(set, policy, &pods, findings);
+            scope(set, policy, findings);
         }
     }
 }
 
-fn scope(set: &ObjectSet, policy: &AuthorizationPolicy, pods: &[&Pod], findings: &mut Findings) {
+fn scope(set: &ObjectSet, policy: &AuthorizationPolicy, findings: &mut Findings) {
     let mesh_wide = policy.head.namespace == set.root_namespace();
-    let in_scope = |pod: &&&Pod| mesh_wide || pod.head.namespace == policy.head.namespace;
-    let mut pods = pods.iter().filter(in_scope);
+    let is_found = |pod: &Pod| {
+        policy.selector.as_ref().is_none_or(|selector| workloads::selects(selector, &pod.labels))
+            && workloads::in_mesh(set, pod)
+    };
+    let found = match (mesh_wide, &policy.selector) {
+        (true, None) => true,
+        (true, Some(_)) => set.pods.iter().any(is_found),
+        (false, _) => set.pods_in(&policy.head.namespace).any(is_found),
+    };
+    if found {
+        return;
+    }
     let place = (&policy.head, "spec.selector");
     let scope =
         if mesh_wide { "the mesh".to_owned() } else { format!("`{}` in the mesh", policy.head.namespace) };
-    match &policy.selector {
-        None if mesh_wide => {}
-        None => {
-            if pods.next().is_none() {
-                let message = format!("No workload of {scope}, so the policy applies to nobody.");
-                findings.add(codes::NO_WORKLOADS, place, message, "Put it into the workloads' namespace.");
-            }
-        }
+    let (which, fix) = match &policy.selector {
+        None => (String::new(), "Put it into the workloads' namespace."),
         Some(selector) => {
-            if !pods.any(|pod| workloads::selects(selector, &pod.labels)) {
-                let message = format!(
-                    "No workload of {scope} has the labels {}, so the policy applies to nobody.",
-                    shown(selector)
-                );
-                findings.add(codes::NO_WORKLOADS, place, message, "Correct the labels or the namespace.");
-            }
+            (format!(" has the labels {}", shown(selector)), "Correct the labels or the namespace.")
         }
-    }
+    };
+    let message = format!("No workload of {scope}{which}: the policy applies to nobody.");
+    findings.add(codes::NO_WORKLOADS, place, message, fix);
 }
 
 fn namespaces(set: &ObjectSet, policy: &AuthorizationPolicy, findings: &mut Findings) {

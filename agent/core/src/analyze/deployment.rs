@@ -31,11 +31,9 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
 
 fn services_of<'s>(set: &'s ObjectSet, deployment: &Pod) -> Vec<&'s Service> {
     let is_its = |service: &&Service| {
-        !service.selector.is_empty()
-            && service.head.namespace == deployment.head.namespace
-            && workloads::selects(&service.selector, &deployment.labels)
+        !service.selector.is_empty() && workloads::selects(&service.selector, &deployment.labels)
     };
-    set.services.iter().filter(is_its).collect()
+    set.services_in(&deployment.head.namespace).filter(is_its).collect()
 }
 
 /// The same port, TCP for one Service and UDP for another.

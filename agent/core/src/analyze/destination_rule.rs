@@ -2,7 +2,7 @@
 
 use super::hosts::{Hosts, Target};
 use super::objects::{DestinationRule, ObjectSet, Pairs, Pod};
-use super::workloads::selects;
+use super::workloads::{self, selects};
 use super::{Findings, codes, shown};
 
 /// Checks all DestinationRules.
@@ -59,16 +59,6 @@ fn subsets(set: &ObjectSet, hosts: &Hosts<'_>, rule: &DestinationRule, findings:
 }
 
 fn has_members(set: &ObjectSet, target: Option<Target<'_>>, subset: &Pairs) -> bool {
-    let is_member = |pod: &Pod| match target {
-        None => true,
-        Some(Target::Service(service)) => {
-            pod.head.namespace == service.head.namespace && selects(&service.selector, &pod.labels)
-        }
-        Some(Target::Entry(entry)) => match &entry.selector {
-            Some(selector) => pod.head.namespace == entry.head.namespace && selects(selector, &pod.labels),
-            None => true,
-        },
-    };
     let outside = match target {
         Some(Target::Entry(entry)) => {
             entry.endpoints.iter().any(|labels| selects(subset, labels))
@@ -80,7 +70,21 @@ fn has_members(set: &ObjectSet, target: Option<Target<'_>>, subset: &Pairs) -> b
         }
         Some(Target::Service(_)) | None => false,
     };
-    outside || set.pods.iter().any(|pod| is_member(pod) && is_in(set, pod, subset))
+    outside || pods_behind(set, target).iter().any(|pod| is_in(set, pod, subset))
+}
+
+/// The pods that requests to a host can reach; all of them where nobody can know.
+fn pods_behind<'s>(set: &'s ObjectSet, target: Option<Target<'s>>) -> Vec<&'s Pod> {
+    match target {
+        Some(Target::Service(service)) => {
+            workloads::selected(set, &service.head.namespace, &service.selector).collect()
+        }
+        Some(Target::Entry(entry)) => match &entry.selector {
+            Some(selector) => workloads::selected(set, &entry.head.namespace, selector).collect(),
+            None => set.pods.iter().collect(),
+        },
+        None => set.pods.iter().collect(),
+    }
 }
 
 /// Whether a pod has the labels of a subset; where it runs counts as labels as well.

@@ -1,11 +1,14 @@
 //! Gateways: workloads, ports, secrets, and Gateways that contradict each other (G-2, G-8).
 
-use super::objects::{Gateway, ObjectSet, Server, ServerTls};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::objects::{Gateway, ObjectSet, Pairs, Pod, ServerTls};
 use super::workloads::selects;
 use super::{Findings, codes, listed, shown};
 
 /// Checks all Gateways.
 pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
+    let claims = Claims::new(set);
     for gateway in &set.gateways {
         let mut pods = set.pods.iter().filter(|pod| selects(&gateway.selector, &pod.labels));
         match pods.next() {
@@ -27,7 +30,7 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
             }
         }
         certificates(set, gateway, findings);
-        conflicts(set, gateway, findings);
+        conflicts(set, gateway, &claims, findings);
     }
 }
 
@@ -35,9 +38,8 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
 fn ports(set: &ObjectSet, gateway: &Gateway, findings: &mut Findings) {
     let mut known = Vec::new();
     for pod in set.pods.iter().filter(|pod| selects(&gateway.selector, &pod.labels)) {
-        let of_pod = set.services.iter().filter(|service| {
-            service.head.namespace == pod.head.namespace && selects(&service.selector, &pod.labels)
-        });
+        let services = set.services_in(&pod.head.namespace);
+        let of_pod = services.filter(|service| selects(&service.selector, &pod.labels));
         let tcp = of_pod.flat_map(|service| &service.ports).filter(|port| port.protocol == "TCP");
         for port in tcp {
             // Where the target has a name the Service's own number stands for it.
@@ -131,18 +133,50 @@ fn is_same_certificate(one: &ServerTls, other: &ServerTls) -> bool {
         && one.key == other.key
 }
 
+/// Who has a host on a port, and who shares pods with whom.
+struct Claims<'s> {
+    /// Positions of Gateways by port, address and host.
+    by_host: BTreeMap<(i64, &'s str, &'s str), Vec<usize>>,
+    /// Positions of pods by selector: many Gateways have the same one.
+    pods: BTreeMap<&'s Pairs, Vec<usize>>,
+}
+
+impl<'s> Claims<'s> {
+    fn new(set: &'s ObjectSet) -> Self {
+        let mut claims = Self { by_host: BTreeMap::new(), pods: BTreeMap::new() };
+        for (at, gateway) in set.gateways.iter().enumerate() {
+            for server in &gateway.servers {
+                for host in &server.hosts {
+                    claims.by_host.entry((server.port, &server.bind, host)).or_default().push(at);
+                }
+            }
+            claims.pods.entry(&gateway.selector).or_insert_with(|| {
+                let selected = |(_, pod): &(usize, &Pod)| selects(&gateway.selector, &pod.labels);
+                set.pods.iter().enumerate().filter(selected).map(|(at, _)| at).collect()
+            });
+        }
+        claims
+    }
+
+    fn share_pods(&self, one: &Gateway, other: &Gateway) -> bool {
+        let of = |gateway: &Gateway| self.pods.get(&gateway.selector).map(Vec::as_slice).unwrap_or_default();
+        let (few, many) =
+            if of(one).len() < of(other).len() { (of(one), of(other)) } else { (of(other), of(one)) };
+        one.selector == other.selector || few.iter().any(|pod| many.binary_search(pod).is_ok())
+    }
+}
+
 /// Two Gateways of the same pods with the same host, port and address.
-fn conflicts(set: &ObjectSet, gateway: &Gateway, findings: &mut Findings) {
-    // Comparing servers is cheap, comparing pods is not.
-    let contradicts = |other: &&Gateway| {
-        gateway.servers.iter().any(|server| other.servers.iter().any(|known| collide(server, known)))
-    };
-    let others = set.gateways.iter().filter(|other| !is_same(gateway, other)).filter(contradicts);
-    let neighbours: Vec<&Gateway> = others.filter(|other| share_pods(set, gateway, other)).collect();
+fn conflicts(set: &ObjectSet, gateway: &Gateway, claims: &Claims<'_>, findings: &mut Findings) {
     for (at, server) in gateway.servers.iter().enumerate() {
-        let claims = |other: &&&Gateway| other.servers.iter().any(|known| collide(server, known));
-        let names: Vec<String> =
-            neighbours.iter().filter(claims).map(|other| other.head.full_name()).collect();
+        let keys = server.hosts.iter().map(|host| (server.port, server.bind.as_str(), host.as_str()));
+        let others: BTreeSet<usize> =
+            keys.filter_map(|key| claims.by_host.get(&key)).flatten().copied().collect();
+        let others = others.iter().filter_map(|other| set.gateways.get(*other));
+        let names: Vec<String> = others
+            .filter(|other| !is_same(gateway, other) && claims.share_pods(gateway, other))
+            .map(|other| other.head.full_name())
+            .collect();
         if names.is_empty() {
             continue;
         }
@@ -156,15 +190,4 @@ fn conflicts(set: &ObjectSet, gateway: &Gateway, findings: &mut Findings) {
         let fix = "Merge the Gateways, or give them separate hosts.";
         findings.add(codes::CONFLICTING_GATEWAYS, (&gateway.head, &field), message, fix);
     }
-}
-
-fn share_pods(set: &ObjectSet, one: &Gateway, other: &Gateway) -> bool {
-    let both = |labels| selects(&one.selector, labels) && selects(&other.selector, labels);
-    one.selector == other.selector || set.pods.iter().any(|pod| both(&pod.labels))
-}
-
-fn collide(one: &Server, other: &Server) -> bool {
-    one.port == other.port
-        && one.bind == other.bind
-        && one.hosts.iter().any(|host| other.hosts.contains(host))
 }

@@ -383,6 +383,16 @@ pub struct ObjectSet {
     pub(super) request_authentications: Vec<(Head, Pairs)>,
     pub(super) mesh: Option<Mesh>,
     known: BTreeSet<(&'static str, bool, String)>,
+    /// Positions of pods, of Services and of the Namespace itself, by namespace.
+    by_namespace: BTreeMap<String, Members>,
+}
+
+/// What is in a namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Members {
+    itself: Option<usize>,
+    pods: Vec<usize>,
+    services: Vec<usize>,
 }
 
 impl ObjectSet {
@@ -395,11 +405,23 @@ impl ObjectSet {
             }
         }
         match object {
-            Object::Namespace(head) => self.namespaces.push(head),
+            Object::Namespace(head) => {
+                let at = self.namespaces.len();
+                self.members(&head.name).itself = Some(at);
+                self.namespaces.push(head);
+            }
             Object::Node(head) => self.nodes.push(head),
-            Object::Pod(pod) => self.pods.push(pod),
+            Object::Pod(pod) => {
+                let at = self.pods.len();
+                self.members(&pod.head.namespace).pods.push(at);
+                self.pods.push(pod);
+            }
             Object::Deployment(deployment) => self.deployments.push(deployment),
-            Object::Service(service) => self.services.push(service),
+            Object::Service(service) => {
+                let at = self.services.len();
+                self.members(&service.head.namespace).services.push(at);
+                self.services.push(service);
+            }
             Object::Secret(secret) => self.secrets.push(secret),
             Object::Gateway(gateway) => self.gateways.push(gateway),
             Object::KubernetesGateway(gateway) => self.kubernetes_gateways.push(gateway),
@@ -417,6 +439,27 @@ impl ObjectSet {
                 self.mesh.get_or_insert(mesh);
             }
         }
+    }
+
+    fn members(&mut self, namespace: &str) -> &mut Members {
+        self.by_namespace.entry(namespace.to_owned()).or_default()
+    }
+
+    /// The pods of a namespace.
+    pub(super) fn pods_in(&self, namespace: &str) -> impl Iterator<Item = &Pod> {
+        let members = self.by_namespace.get(namespace);
+        members.into_iter().flat_map(|members| &members.pods).filter_map(|at| self.pods.get(*at))
+    }
+
+    /// The Services of a namespace.
+    pub(super) fn services_in(&self, namespace: &str) -> impl Iterator<Item = &Service> {
+        let members = self.by_namespace.get(namespace);
+        members.into_iter().flat_map(|members| &members.services).filter_map(|at| self.services.get(*at))
+    }
+
+    /// A Namespace.
+    pub(super) fn namespace(&self, name: &str) -> Option<&Head> {
+        self.namespaces.get(self.by_namespace.get(name)?.itself?)
     }
 
     /// MeshConfig's root namespace, or Istio's.

@@ -66,7 +66,7 @@ fn names_protocol(port: &ServicePort) -> bool {
     const OF_KUBERNETES: [&str; 3] = ["kubernetes.io/h2c", "kubernetes.io/ws", "kubernetes.io/wss"];
     let declared = port.app_protocol.as_ref().unwrap_or(&port.name).to_ascii_lowercase();
     let first = declared.split('-').next().unwrap_or_default();
-    port.protocol.eq_ignore_ascii_case("UDP")
+    !port.protocol.eq_ignore_ascii_case("TCP")
         || KNOWN.contains(&first)
         || declared.starts_with("grpc-web")
         || OF_KUBERNETES.contains(&declared.as_str())

@@ -14,8 +14,7 @@ pub(super) fn selected<'s>(
     namespace: &'s str,
     selector: &'s Pairs,
 ) -> impl Iterator<Item = &'s Pod> {
-    let is_it = move |pod: &&Pod| pod.head.namespace == namespace && selects(selector, &pod.labels);
-    set.pods.iter().filter(is_it)
+    set.pods_in(namespace).filter(|pod| selects(selector, &pod.labels))
 }
 
 /// Whether a pod, or the pods of a Deployment, are in the mesh: a sidecar, a label of their own, or one of their
@@ -29,8 +28,7 @@ pub(super) fn in_mesh(set: &ObjectSet, pod: &Pod) -> bool {
         let inject = |pairs: &Pairs| Some(pairs.get(names::ISTIO_SIDECAR_INJECT)? == "true");
         inject(&pod.labels).or_else(|| inject(&pod.annotations))
     });
-    own.or_else(|| namespace_opted(set.namespaces.iter().find(|head| head.name == pod.head.namespace)?))
-        .unwrap_or(false)
+    own.or_else(|| namespace_opted(set.namespace(&pod.head.namespace)?)).unwrap_or(false)
 }
 
 fn opted(labels: &Pairs) -> Option<bool> {
