@@ -9,7 +9,7 @@ use weft_core::decide::{
 };
 use weft_core::resource::request_authentication::{JwtRule, KeySource};
 use weft_core::snapshot::{EffectiveMode, LocalWorkload};
-use weft_identity::jwt::{self, JwkSet};
+use weft_identity::jwt::{JwkSet, Unverified};
 
 use super::hop::Outcome;
 use super::reply;
@@ -187,12 +187,12 @@ pub(super) fn request(
 
 /// Verifies with the keys that stand in the configuration; nothing is fetched.
 fn verify(rule: &JwtRule, token: &str) -> Result<Claims, JwtFailure> {
-    let now = jiff::Timestamp::now().as_second();
+    let token = Unverified::read(rule, token, jiff::Timestamp::now().as_second())?;
     let keys = match &rule.keys {
         KeySource::Inline(text) => JwkSet::parse(text).map_err(|_| JwtFailure::KeysInvalid)?,
         KeySource::Uri(_) | KeySource::Discovery => return Err(JwtFailure::KeysUnavailable),
     };
-    jwt::verify(rule, &keys, token, now)
+    token.verify(&keys)
 }
 
 fn authentication_view(authentication: &Authentication) -> RequestAuthenticationView {
@@ -236,3 +236,7 @@ fn token_sentence(authentication: &Authentication) -> Option<String> {
         }
     })
 }
+
+#[cfg(test)]
+#[path = "authorization_tests.rs"]
+mod tests;
