@@ -5,6 +5,8 @@
 //! is taken: only subsets are compiled with their Services.
 
 mod delegate;
+mod divided;
+pub(crate) mod expressions;
 pub(crate) mod hosts;
 pub(crate) mod policies;
 mod report;
@@ -15,9 +17,11 @@ pub(crate) mod subsets;
 pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::divided::Divided;
+use self::expressions::Expressions;
 use self::hosts::HostIndex;
 use self::policies::RuleIndex;
 use self::retry::Retry;
@@ -26,13 +30,10 @@ use self::subsets::SubsetTable;
 use super::Compiler;
 use super::findings::Topic;
 use super::sharded::Sharded;
-use crate::decide::http::ClusterPolicy;
-use crate::resource::virtual_service::{HttpAction, Retries};
+use crate::decide::http::{ClusterCache, ClusterPolicy};
+use crate::resource::virtual_service::{HeaderOperations, HttpAction, Retries};
 use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
-use crate::snapshot::{CompiledService, Endpoint, Workload};
-
-/// Up to so many changed addresses are looked for among the endpoints of divided Services.
-const FEW_ADDRESSES: usize = 64;
+use crate::snapshot::{CompiledService, Workload};
 
 /// The VirtualServices of one host, the oldest first.
 type HostServices = Arc<[Arc<CompiledVirtualService>]>;
@@ -50,6 +51,9 @@ pub(crate) struct Routing {
     pub(crate) subsets: Sharded<NamespacedName, Arc<SubsetTable>>,
     pub(crate) default_retry: Retry,
     pub(crate) default_policy: Arc<ClusterPolicy>,
+    /// No header operations.
+    pub(crate) no_headers: Arc<HeaderOperations>,
+    pub(crate) clusters: Arc<ClusterCache>,
 }
 
 impl Default for Routing {
@@ -62,6 +66,8 @@ impl Default for Routing {
             subsets: Sharded::default(),
             default_retry: Retry::default_of(None),
             default_policy: Arc::new(policies::default_policy()),
+            no_headers: Arc::default(),
+            clusters: Arc::default(),
         }
     }
 }
@@ -75,6 +81,8 @@ pub(super) struct RoutingState {
     roots: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
     rules_of_host: HashMap<Arc<str>, BTreeSet<NamespacedName>>,
+    expressions: Expressions,
+    divided: Divided,
     mesh_retries: Option<Retries>,
     dirty: RoutingDirty,
     routing: Routing,
@@ -107,24 +115,9 @@ impl RoutingState {
 
     /// The pod behind these addresses came, went or changed its labels.
     pub(super) fn note_addresses(&mut self, ips: &[IpAddr]) {
-        if !self.routing.subsets.is_empty() {
+        if !self.divided.is_empty() {
             self.dirty.addresses.extend(ips);
         }
-    }
-
-    /// The Services that are divided and have an endpoint at one of these addresses (all of them, when there are
-    /// many addresses).
-    fn divided_at(&self, addresses: &BTreeSet<IpAddr>) -> Vec<NamespacedName> {
-        if addresses.is_empty() {
-            return Vec::new();
-        }
-        let many = addresses.len() > FEW_ADDRESSES;
-        let divided = self.routing.subsets.iter().map(|(key, _)| key);
-        let touched = |key: &&NamespacedName| {
-            let service = self.routing.services.get(super::services::host(key).as_str());
-            service.is_some_and(|service| many || has_endpoint(service, addresses))
-        };
-        divided.filter(touched).cloned().collect()
     }
 
     /// A VirtualService is compiled again with those that delegate to it.
@@ -234,7 +227,7 @@ impl RoutingState {
     fn settle_subsets<'p>(
         &mut self,
         key: &NamespacedName,
-        service: Option<&CompiledService>,
+        service: Option<&Arc<CompiledService>>,
         workload_of: impl Fn(&IpAddr) -> Option<&'p Arc<Workload>>,
     ) {
         let old = self.routing.subsets.get(key).cloned();
@@ -243,6 +236,7 @@ impl RoutingState {
             SubsetTable::new(service, self.subsets_of(&service.host), labels_of, old.as_deref())
         });
         let table = table.filter(|table| !table.is_empty());
+        self.divided.file(key, service.filter(|_| table.is_some()));
         if table.as_ref() == old.as_deref() {
             return;
         }
@@ -252,14 +246,6 @@ impl RoutingState {
             None => self.routing.subsets.remove(key),
         }
     }
-}
-
-fn has_endpoint(service: &CompiledService, addresses: &BTreeSet<IpAddr>) -> bool {
-    let at = |endpoints: &[Endpoint], ip: &IpAddr| {
-        let first = endpoints.partition_point(|endpoint| endpoint.addr < SocketAddr::new(*ip, 0));
-        endpoints.get(first).is_some_and(|endpoint| endpoint.addr.ip() == *ip)
-    };
-    service.ports.iter().any(|port| addresses.iter().any(|ip| at(&port.endpoints, ip)))
 }
 
 fn delegates(service: &VirtualService) -> impl Iterator<Item = &NamespacedName> {
@@ -335,14 +321,14 @@ impl Compiler {
         let services = &self.services;
         self.routing.settle_services(&dirty.services, |key| services.get(key));
         let mut divided = dirty.services;
-        divided.extend(self.routing.divided_at(&dirty.addresses));
+        divided.extend(dirty.addresses.iter().flat_map(|ip| self.routing.divided.at(*ip)).cloned());
         for host in &dirty.hosts {
             if self.routing.settle_host(host) {
                 divided.extend(self.services_covered(host));
             }
         }
         for key in divided {
-            let service = self.services.get(&key).map(|service| &**service);
+            let service = self.services.get(&key);
             let by_ip = &self.by_ip.owners;
             self.routing.settle_subsets(&key, service, |ip| by_ip.get(ip));
         }
@@ -359,9 +345,11 @@ impl Compiler {
             return;
         };
         let (rules, refused) = delegate::merged(&service, &self.routing.virtual_services);
-        let compiled = Arc::new(rules::compile(&service, &rules));
+        let expressions = &mut self.routing.expressions;
+        let compiled = Arc::new(rules::compile(&service, &rules, expressions));
+        let problems = report::problems(&service, &refused, expressions);
         self.routing.replace_compiled(key, Some(compiled));
-        self.findings.set(Kind::VirtualService, key, Topic::Object, report::problems(&service, &refused));
+        self.findings.set(Kind::VirtualService, key, Topic::Object, problems);
     }
 
     fn services_covered(&self, host: &str) -> Vec<NamespacedName> {

@@ -159,7 +159,7 @@ fn targets(snapshot: &Snapshot, caller: &Caller<'_>, routes: &Routes) -> SmallVe
         .map(|(to, weight)| Target {
             cluster: cluster_of(snapshot, caller, to),
             weight,
-            headers: Arc::default(),
+            headers: snapshot.routing.no_headers.clone(),
         })
         .collect()
 }

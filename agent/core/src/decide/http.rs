@@ -3,6 +3,7 @@
 //! [`route`] chooses a rule, [`RouteDecision::choose`] one of its destinations, [`prepare`] says how the request
 //! leaves. All of it is pure: the proxy executes the answers, `explain` prints them.
 
+mod cache;
 mod clusters;
 mod cors;
 mod fault;
@@ -34,6 +35,7 @@ use crate::resource::virtual_service::{Fault, HeaderOperations, PerMillion};
 use crate::resource::{Labels, ObjectRef};
 use crate::snapshot::{CompiledService, Endpoint, Workload};
 
+pub(crate) use self::cache::ClusterCache;
 pub use self::clusters::cluster_candidates;
 pub use self::cors::{Cors, CorsPolicy, cors};
 pub use self::fault::{FaultDraw, draw_fault, drawn};

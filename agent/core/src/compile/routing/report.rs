@@ -8,23 +8,29 @@ use crate::resource::Kind;
 use crate::resource::virtual_service::{HttpRule, TextMatch, VirtualService};
 
 use super::delegate::{Refusal, Refused};
+use super::expressions::Expressions;
 
 /// The findings about one VirtualService.
-pub(super) fn problems(service: &VirtualService, refused: &[Refused]) -> Vec<Problem> {
+pub(super) fn problems(
+    service: &VirtualService,
+    refused: &[Refused],
+    known: &mut Expressions,
+) -> Vec<Problem> {
     let rules = service.http.iter().enumerate();
-    let expressions = rules.flat_map(|(at, rule)| expressions(&format!("spec.http[{at}]"), rule));
+    let expressions: Vec<_> =
+        rules.flat_map(|(at, rule)| expressions(&format!("spec.http[{at}]"), rule, known)).collect();
     let delegates = refused.iter().map(delegate);
     let about = |(severity, text): (Severity, Text)| {
         text.about(severity, Kind::VirtualService, &service.meta.key, service.meta.origin.clone())
     };
-    expressions.chain(delegates).map(about).collect()
+    expressions.into_iter().chain(delegates).map(about).collect()
 }
 
-fn expressions(at: &str, rule: &HttpRule) -> Vec<(Severity, Text)> {
+fn expressions(at: &str, rule: &HttpRule, known: &mut Expressions) -> Vec<(Severity, Text)> {
     let mut texts = Vec::new();
     let mut check = |field: String, text: Option<&TextMatch>| {
         if let Some(TextMatch::Regex(expression)) = text
-            && let Err(error) = re2::whole(expression)
+            && let Err(error) = known.whole(expression)
         {
             texts.push(expression_text(format!("{at}.{field}"), expression, &error, "never matches"));
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::delegate::Merged;
+use super::expressions::Expressions;
 use super::retry::Retry;
 use crate::decide::http::CorsPolicy;
 use crate::decide::http::pattern::Pattern;
@@ -192,22 +193,26 @@ pub(crate) fn includes_mesh(gateways: &[Arc<str>]) -> bool {
 }
 
 /// Compiles a VirtualService with the rules of its delegates merged in.
-pub(super) fn compile(source: &Arc<VirtualService>, rules: &[Merged]) -> CompiledVirtualService {
+pub(super) fn compile(
+    source: &Arc<VirtualService>,
+    rules: &[Merged],
+    expressions: &mut Expressions,
+) -> CompiledVirtualService {
     let key = &source.meta.key;
     let object = ObjectRef::new(Kind::VirtualService, key.namespace.clone(), key.name.clone());
     CompiledVirtualService {
         source: source.clone(),
         visibility: Visibility::new(&source.export_to),
         mesh: includes_mesh(&source.gateways),
-        http: rules.iter().map(|merged| Arc::new(rule(&object, merged))).collect(),
+        http: rules.iter().map(|merged| Arc::new(rule(&object, merged, expressions))).collect(),
         object,
     }
 }
 
-fn rule(root: &ObjectRef, merged: &Merged) -> CompiledRule {
+fn rule(root: &ObjectRef, merged: &Merged, expressions: &mut Expressions) -> CompiledRule {
     let written: &HttpRule = &merged.rule;
     let matches = written.matches.iter().zip(&merged.match_indices);
-    let matches: Box<[_]> = matches.map(|(written, at)| compile_match(written, *at)).collect();
+    let matches: Box<[_]> = matches.map(|(written, at)| compile_match(written, *at, expressions)).collect();
     let delegate = merged.delegate.as_ref();
     CompiledRule {
         object: delegate.map_or(root, |(object, _)| object).clone(),
@@ -221,7 +226,7 @@ fn rule(root: &ObjectRef, merged: &Merged) -> CompiledRule {
         retry: written.retries.as_ref().map(Retry::new),
         fault: written.fault.clone().map(Arc::new),
         mirrors: written.mirrors.iter().map(|mirror| (mirror.destination.clone(), mirror.share)).collect(),
-        cors: written.cors.as_ref().map(|written| Arc::new(cors(written))),
+        cors: written.cors.as_ref().map(|written| Arc::new(cors(written, expressions))),
         headers: Arc::new(written.headers.clone()),
     }
 }
@@ -257,14 +262,17 @@ fn rewrite(written: &Rewrite) -> CompiledRewrite {
     CompiledRewrite { uri: written.uri.clone(), regex, authority: written.authority.clone() }
 }
 
-fn cors(written: &crate::resource::virtual_service::CorsPolicy) -> CorsPolicy {
-    CorsPolicy { written: written.clone(), origins: written.allow_origins.iter().map(Pattern::new).collect() }
+fn cors(written: &crate::resource::virtual_service::CorsPolicy, expressions: &mut Expressions) -> CorsPolicy {
+    let origins = written.allow_origins.iter().map(|origin| Pattern::new(origin, expressions)).collect();
+    CorsPolicy { written: written.clone(), origins }
 }
 
-fn compile_match(written: &HttpMatch, at: Option<usize>) -> CompiledMatch {
-    let one = |text: &Option<TextMatch>| text.as_ref().map(Pattern::new);
-    let fields = |fields: &[(Arc<str>, TextMatch)]| -> Box<[(Arc<str>, Pattern)]> {
-        fields.iter().map(|(name, text)| (name.clone(), Pattern::new(text))).collect()
+fn compile_match(written: &HttpMatch, at: Option<usize>, expressions: &mut Expressions) -> CompiledMatch {
+    let mut one = |text: &Option<TextMatch>| text.as_ref().map(|text| Pattern::new(text, expressions));
+    let [uri, scheme, method, authority] =
+        [&written.uri, &written.scheme, &written.method, &written.authority].map(&mut one);
+    let mut fields = |fields: &[(Arc<str>, TextMatch)]| -> Box<[(Arc<str>, Pattern)]> {
+        fields.iter().map(|(name, text)| (name.clone(), Pattern::new(text, expressions))).collect()
     };
     let source = match written.gateways.is_empty() {
         false => SourceMatch::Gateways(includes_mesh(&written.gateways)),
@@ -276,11 +284,11 @@ fn compile_match(written: &HttpMatch, at: Option<usize>) -> CompiledMatch {
     CompiledMatch {
         at,
         name: written.name.clone(),
-        uri: one(&written.uri),
+        uri,
         ignore_uri_case: written.ignore_uri_case,
-        scheme: one(&written.scheme),
-        method: one(&written.method),
-        authority: one(&written.authority),
+        scheme,
+        method,
+        authority,
         headers: fields(&written.headers),
         without_headers: fields(&written.without_headers),
         query_params: fields(&written.query_params),

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::cache::Parts;
 use super::hosts::Named;
 use super::{Caller, Cluster, ClusterPolicy, Forward, MirrorTarget, Target};
 use crate::Snapshot;
 use crate::compile::routing::policies::{self, Client};
 use crate::compile::routing::rules::{CompiledForward, CompiledRule};
+use crate::resource::destination_rule::LoadBalancer;
 use crate::resource::virtual_service::{DestinationRef, PerMillion};
 use crate::snapshot::{CompiledService, Endpoint};
 
@@ -49,10 +51,11 @@ pub(super) fn by_default(snapshot: &Snapshot, caller: &Caller<'_>, named: &Named
     let mut cluster = cluster(snapshot, caller, &named.service, (named.port, None)).ok()?;
     if named.endpoint {
         let policy = (*cluster.policy).clone();
-        let load_balancer = crate::resource::destination_rule::LoadBalancer::Passthrough;
-        cluster.policy = Arc::new(ClusterPolicy { load_balancer, ..policy });
+        let policy = Arc::new(ClusterPolicy { load_balancer: LoadBalancer::Passthrough, ..policy });
+        cluster = Arc::new(Cluster { policy, ..(*cluster).clone() });
     }
-    let target = Target { cluster: Ok(Arc::new(cluster)), weight: 1, headers: Arc::default() };
+    let headers = snapshot.routing.no_headers.clone();
+    let target = Target { cluster: Ok(cluster), weight: 1, headers };
     let retry = &snapshot.routing.default_retry;
     let retry = if hashes(&target) { retry.hashing.clone() } else { retry.usual.clone() };
     Some(Forward {
@@ -87,7 +90,7 @@ pub(crate) fn cluster_of(
         _ => listener,
     });
     let at = service.ports.iter().position(|port| port.port == number).ok_or_else(|| missing(number))?;
-    cluster(snapshot, caller, service, (at, subset)).map(Arc::new)
+    cluster(snapshot, caller, service, (at, subset))
 }
 
 /// A Service's port, by its index, and a subset, as this client sees it.
@@ -96,33 +99,35 @@ fn cluster(
     caller: &Caller<'_>,
     service: &Arc<CompiledService>,
     (at, subset): (usize, Option<&Arc<str>>),
-) -> Result<Cluster, Arc<str>> {
+) -> Result<Arc<Cluster>, Arc<str>> {
     let port = service.ports.get(at);
     let number = port.map(|port| port.port).unwrap_or_default();
-    let name = cluster_name(number, subset.map(|name| &**name), &service.host);
-    let Some(port) = port else { return Err(name) };
+    let name = || cluster_name(number, subset.map(|name| &**name), &service.host);
+    let Some(port) = port else { return Err(name()) };
     let client = Client { namespace: &caller.workload.key.namespace, labels: caller.labels };
     let namespaces = [&*service.key.namespace, &*snapshot.mesh.root_namespace];
     let rule = policies::find(&snapshot.routing.rules, client, &service.host, namespaces);
     let (endpoints, policy) = match (subset, rule) {
         (None, None) => (port.endpoints.clone(), &snapshot.routing.default_policy),
         (None, Some(rule)) => (port.endpoints.clone(), rule.policy(number)),
-        (Some(_), None) => return Err(name),
+        (Some(_), None) => return Err(name()),
         (Some(wanted), Some(rule)) => {
-            let Some((subset, policy)) = rule.subset(wanted, number) else { return Err(name) };
+            let Some((subset, policy)) = rule.subset(wanted, number) else { return Err(name()) };
             (endpoints_of_subset(snapshot, service, at, &subset.labels), policy)
         }
     };
-    Ok(Cluster {
-        name,
+    let build = || Cluster {
+        name: name(),
         host: service.host.clone(),
         port: number,
         subset: subset.cloned(),
         service: service.clone(),
         service_port: at,
-        endpoints,
+        endpoints: endpoints.clone(),
         policy: policy.clone(),
-    })
+    };
+    let parts = Parts { service, port: at, subset, endpoints: &endpoints, policy };
+    Ok(snapshot.routing.clusters.get(parts, build))
 }
 
 fn endpoints_of_subset(

@@ -1,7 +1,10 @@
 //! Which Service does a Host name? (X-3, X-13, S-40)
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use super::fields;
 use crate::Snapshot;
@@ -24,9 +27,13 @@ pub(super) struct Named {
 }
 
 /// The host of an authority as it is compared: in lower case, without port and final dot.
-pub(super) fn normal(authority: &str) -> String {
+pub(super) fn normal(authority: &str) -> Cow<'_, str> {
     let host = fields::host(authority);
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+    let host = host.strip_suffix('.').unwrap_or(host);
+    match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => host.to_ascii_lowercase().into(),
+        false => host.into(),
+    }
 }
 
 /// The Service that a host names for clients of `namespace`, where it has the port that the client dialled.
@@ -50,12 +57,20 @@ fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'
     }
     let mut labels = host.split('.');
     let full = match (labels.next(), labels.next(), labels.next(), labels.next()) {
-        (Some(_), None, ..) => format!("{host}.{namespace}.svc.{CLUSTER_DOMAIN}"),
-        (_, Some(_), None, _) => format!("{host}.svc.{CLUSTER_DOMAIN}"),
-        (_, _, Some("svc"), None) => format!("{host}.{CLUSTER_DOMAIN}"),
+        (Some(_), None, ..) => joined([host, ".", namespace, ".svc.", CLUSTER_DOMAIN]),
+        (_, Some(_), None, _) => joined([host, ".svc.", CLUSTER_DOMAIN, "", ""]),
+        (_, _, Some("svc"), None) => joined([host, ".", CLUSTER_DOMAIN, "", ""]),
         _ => return None,
     };
-    services.get(full.as_str()).and_then(|service| snapshot.concrete(service))
+    let full = std::str::from_utf8(&full).ok()?;
+    services.get(full).and_then(|service| snapshot.concrete(service))
+}
+
+/// Parts of a name in a row; names of the usual length take no memory of their own.
+fn joined(parts: [&str; 5]) -> SmallVec<[u8; 96]> {
+    let mut name = SmallVec::new();
+    parts.iter().for_each(|part| name.extend_from_slice(part.as_bytes()));
+    name
 }
 
 fn with_port(service: &Arc<CompiledService>, original: SocketAddr) -> Option<Named> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use crate::re2;
+use crate::compile::routing::expressions::Expressions;
 use crate::resource::virtual_service::TextMatch;
 
 /// A [`TextMatch`] that can be asked.
@@ -16,7 +16,7 @@ pub(crate) enum Pattern {
     /// Its beginning.
     Prefix(Arc<str>),
     /// The whole value, by an expression.
-    Regex(Box<Regex>),
+    Regex(Arc<Regex>),
     /// Any value.
     Present,
     /// None: the expression does not compile.
@@ -37,14 +37,12 @@ impl fmt::Debug for Pattern {
 
 impl Pattern {
     /// Compiles a match. An expression that does not compile never matches: the compiler reports it.
-    pub(crate) fn new(text: &TextMatch) -> Self {
+    pub(crate) fn new(text: &TextMatch, expressions: &mut Expressions) -> Self {
         match text {
             TextMatch::Exact(text) => Self::Exact(text.clone()),
             TextMatch::Prefix(text) => Self::Prefix(text.clone()),
             TextMatch::Present => Self::Present,
-            TextMatch::Regex(expression) => {
-                re2::whole(expression).map_or(Self::Never, |regex| Self::Regex(Box::new(regex)))
-            }
+            TextMatch::Regex(expression) => expressions.whole(expression).map_or(Self::Never, Self::Regex),
         }
     }
 

@@ -44,7 +44,7 @@ fn decide(
     let host = match request.authority.is_empty() {
         false => hosts::normal(request.authority),
         // Nobody said: the dialled address did.
-        true => original.ip().to_string(),
+        true => original.ip().to_string().into(),
     };
     let named = hosts::find(snapshot, &caller.workload.key.namespace, &host, original);
     let owned = match &named {
