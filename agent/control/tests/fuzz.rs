@@ -443,3 +443,28 @@ fn a_list_is_no_map_of_fields() {
         }
     }
 }
+
+/// An object may be as long as Kubernetes lets it: the time must not grow with the square of its lists, nor the
+/// findings with their length.
+#[test]
+fn long_lists_are_read_in_passing() {
+    const LENGTH: usize = 30_000;
+    let object = |kind: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": "a"}, "spec": spec});
+    let names: Vec<Value> = (0..LENGTH).map(|number| json!(format!("h{number}.a"))).collect();
+    let subsets: Vec<Value> = (0..LENGTH).map(|number| json!({"name": format!("s{number}")})).collect();
+    let routes = json!([{"route": [{"destination": {"host": "c"}}]}]);
+    let long = [
+        (object("VirtualService", json!({"hosts": names, "http": routes})), 0),
+        (object("VirtualService", json!({"hosts": vec!["a.b"; LENGTH], "http": routes})), 201),
+        (object("VirtualService", json!({"hosts": vec!["a b"; LENGTH], "http": routes})), 201),
+        (object("VirtualService", json!({"hosts": ["a"], "http": routes, "exportTo": names})), 201),
+        (object("DestinationRule", json!({"host": "a", "subsets": subsets})), 0),
+        (object("DestinationRule", json!({"host": "a", "subsets": vec![json!({"name": "s"}); LENGTH]})), 201),
+    ];
+    for (at, (object, findings)) in long.iter().enumerate() {
+        let mut decoded = Vec::new();
+        Decoder::new(Trust::Api).value(object, None, &mut decoded);
+        assert_eq!(decoded[0].problems.len(), *findings, "object {at}");
+        assert_eq!(matches!(decoded[0].outcome, Outcome::Rejected(_)), *findings > 0, "object {at}");
+    }
+}

@@ -52,11 +52,17 @@ pub(crate) struct Report<'a> {
     /// Where it was read.
     pub(crate) origin: Option<&'a Origin>,
     problems: Vec<Problem>,
+    /// Errors beyond [`MOST_PROBLEMS`].
+    errors_left_out: usize,
 }
+
+/// Most findings that are kept about one object: one that is wrong in every line must not fill the memory.
+const MOST_PROBLEMS: usize = 200;
 
 impl<'a> Report<'a> {
     pub(crate) fn new(invalid: Code, kind: &'a str, key: NamespacedName, place: Place<'a>) -> Self {
-        Self { invalid, kind, key, prefix: place.prefix, origin: place.origin, problems: Vec::new() }
+        let (prefix, origin) = (place.prefix, place.origin);
+        Self { invalid, kind, key, prefix, origin, problems: Vec::new(), errors_left_out: 0 }
     }
 
     /// A field that the API would reject: the object is not in force.
@@ -77,6 +83,14 @@ impl<'a> Report<'a> {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
+        if self.problems.len() >= MOST_PROBLEMS {
+            self.errors_left_out += usize::from(code.severity == Severity::Error);
+            return;
+        }
+        self.push(code, format!("{}{field}", self.prefix), message.into(), fix.into());
+    }
+
+    fn push(&mut self, code: Code, field: String, message: String, fix: String) {
         self.problems.push(Problem {
             severity: code.severity,
             code: code.code,
@@ -86,20 +100,25 @@ impl<'a> Report<'a> {
                 namespace: self.key.namespace.clone(),
                 name: self.key.name.clone(),
             }),
-            field: format!("{}{field}", self.prefix),
+            field,
             origin: self.origin.cloned(),
-            message: message.into(),
-            fix: fix.into(),
+            message,
+            fix,
         });
     }
 
     /// Whether the object is not in force.
     pub(crate) fn is_rejected(&self) -> bool {
-        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+        self.errors_left_out > 0 || self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }
 
     /// What was found.
-    pub(crate) fn into_problems(self) -> Vec<Problem> {
+    pub(crate) fn into_problems(mut self) -> Vec<Problem> {
+        if self.errors_left_out > 0 {
+            let message = format!("There are {} more errors in this object.", self.errors_left_out);
+            let fix = "Correct the ones above first.".to_owned();
+            self.push(self.invalid, self.prefix.trim_end_matches('.').to_owned(), message, fix);
+        }
         self.problems
     }
 }

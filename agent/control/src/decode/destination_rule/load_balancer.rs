@@ -1,5 +1,6 @@
 //! `loadBalancer` (D-6 to D-9).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weft_core::resource::destination_rule::{HashAlgorithm, HashKey, LoadBalancer};
@@ -112,13 +113,14 @@ fn cookie(wire: &CookieWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> 
         reader.report.reject(at.field("name"), "The cookie has no name.", "Name it.");
     }
     let mut attributes: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(wire.attributes.items.len());
+    let mut names = BTreeSet::new();
     let at_attributes = at.field("attributes");
     for (index, attribute) in wire.attributes.items.iter().enumerate() {
         let at = at_attributes.index(index);
         let name = attribute.name.as_str();
         if name.is_empty() {
             reader.report.reject(at.field("name"), "The attribute has no name.", "Name it.");
-        } else if attributes.iter().any(|(other, _)| **other == *name) {
+        } else if !names.insert(name) {
             let message = format!("The attribute {} is listed twice.", shown(name));
             reader.report.reject(at.field("name"), message, "Keep only one of them.");
         }

@@ -1,5 +1,7 @@
 //! `localityLbSetting` and `zoneAwareLbSetting` (D-10, D-11).
 
+use std::collections::BTreeSet;
+
 use super::super::fields::{List, Text};
 use super::super::networking::{Reader, shown};
 use super::super::report::Path;
@@ -58,7 +60,8 @@ fn check_distribute(wires: &[DistributeWire<'_>], at: &Path<'_>, reader: &mut Re
 
 /// `region/zone/subzone` with `*` at the end at most, and none within another.
 fn check_localities(localities: &[&str], at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    for (index, locality) in localities.iter().enumerate() {
+    let mut seen = Localities::default();
+    for locality in localities {
         let stars = locality.matches('*').count();
         if stars > 1 || (stars == 1 && !locality.ends_with('*')) {
             let message = format!("{} has a `*` that is not at the end.", shown(locality));
@@ -66,17 +69,33 @@ fn check_localities(localities: &[&str], at: &Path<'_>, reader: &mut Reader<'_, 
         } else if locality.splitn(3, '/').any(str::is_empty) {
             let message = format!("{} has an empty region, zone or subzone.", shown(locality));
             reader.report.reject(at, message, "Write `region`, `region/zone` or `region/zone/subzone`.");
-        } else if localities.iter().take(index).any(|before| localities_overlap(before, locality)) {
+        } else if seen.overlaps(locality) {
             let message = format!("{} overlaps with another locality.", shown(locality));
             reader.report.reject(at, message, "Keep one of them.");
         }
     }
 }
 
-/// One is or contains the other. As in Istio's admission, what a wildcard adds to localities before it is no overlap.
-fn localities_overlap(before: &str, locality: &str) -> bool {
-    let mut parts = before.splitn(3, '/').zip(locality.splitn(3, '/'));
-    parts.all(|(before, part)| before == part || before == "*")
+/// Localities that were named before.
+#[derive(Default)]
+struct Localities<'l> {
+    whole: BTreeSet<&'l str>,
+    /// Regions and zones that contain them.
+    containing: BTreeSet<&'l str>,
+}
+
+impl<'l> Localities<'l> {
+    /// Whether it is, contains or is contained in one of them; then it becomes one of them. As in Istio's admission,
+    /// what a wildcard adds to localities before it is no overlap.
+    fn overlaps(&mut self, locality: &'l str) -> bool {
+        let mut overlaps = self.containing.contains(locality) || self.whole.contains("*");
+        for (at, _) in locality.match_indices('/').take(2) {
+            let part = locality.get(..at).unwrap_or_default();
+            overlaps |= self.whole.contains(part) || self.whole.contains(format!("{part}/*").as_str());
+            self.containing.insert(part);
+        }
+        overlaps | !self.whole.insert(locality)
+    }
 }
 
 pub(super) fn check_zones(

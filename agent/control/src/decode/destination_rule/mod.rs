@@ -7,6 +7,8 @@ mod pool;
 mod tls;
 mod wire;
 
+use std::collections::BTreeSet;
+
 use weft_core::resource::destination_rule::Subset;
 use weft_core::resource::{DestinationRule, Kind, Labels, Resource};
 
@@ -44,15 +46,14 @@ pub(super) fn destination_rule<'a>(body: Body<'_>, place: Place<'a>, interner: &
 /// `spec.subsets` (D-4).
 fn subsets(wires: &[SubsetWire<'_>], reader: &mut Reader<'_, '_>) -> Vec<Subset> {
     let root = Path::Root("spec.subsets");
-    let mut subsets: Vec<Subset> = Vec::with_capacity(wires.len());
+    let mut subsets = Vec::with_capacity(wires.len());
+    let mut names = BTreeSet::new();
     for (index, wire) in wires.iter().enumerate() {
         let at = root.index(index);
         let name = wire.name.as_str();
         if name.is_empty() {
             reader.report.reject(at.field("name"), "The subset has no name.", "Name it.");
-        } else if reader.is_label(name, "the name of a subset", &at.field("name"))
-            && subsets.iter().any(|subset| *subset.name == *name)
-        {
+        } else if reader.is_label(name, "the name of a subset", &at.field("name")) && !names.insert(name) {
             let message = format!("There are two subsets with the name {}.", shown(name));
             reader.report.reject(at.field("name"), message, "Give each subset a name of its own.");
         }

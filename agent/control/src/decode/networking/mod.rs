@@ -3,6 +3,7 @@
 pub(super) mod header;
 pub(super) mod numbers;
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,14 +55,31 @@ pub(super) fn shown(text: &str) -> String {
     format!("`{}…`", text.chars().take(MOST).collect::<String>())
 }
 
-/// `first` and `second` name overlapping hosts: the same, or one is a wildcard that covers the other.
-pub(super) fn hosts_overlap(first: &str, second: &str) -> bool {
-    match (first.strip_prefix('*'), second.strip_prefix('*')) {
-        (Some(first), Some(second)) => first.ends_with(second) || second.ends_with(first),
-        (Some(end), None) => second.ends_with(end),
-        (None, Some(end)) => first.ends_with(end),
-        (None, None) => first == second,
+/// Pairs of places in `hosts` that overlap: the same host, or one that a wildcard covers. Each place is named once.
+///
+/// The time grows with the length of the list, not with its square: a list may be as long as an object.
+pub(super) fn overlaps(hosts: &[Text<'_>]) -> Vec<(usize, usize)> {
+    let mut exact: HashMap<&str, usize> = HashMap::with_capacity(hosts.len());
+    let mut wildcards: HashMap<&str, usize> = HashMap::new();
+    let mut overlaps = Vec::new();
+    for (index, host) in hosts.iter().enumerate() {
+        let earlier = match host.as_str().strip_prefix('*') {
+            Some(end) => wildcards.insert(end, index),
+            None => exact.insert(host.as_str(), index),
+        };
+        overlaps.extend(earlier.map(|earlier| (earlier, index)));
     }
+    for (index, host) in hosts.iter().enumerate() {
+        let host = host.as_str();
+        let ends = host.char_indices().map(|(at, _)| host.get(at..).unwrap_or_default()).skip(1).chain([""]);
+        // An exact host is also its own end; a wildcard's own end is what follows the star.
+        let own = (!host.starts_with('*')).then_some(host);
+        let covering = ends.chain(own).filter_map(|end| wildcards.get(end)).find(|other| **other != index);
+        overlaps.extend(covering.map(|other| ((*other).min(index), (*other).max(index))));
+    }
+    overlaps.sort_unstable_by_key(|(first, second)| (*second, *first));
+    overlaps.dedup_by_key(|(_, second)| *second);
+    overlaps
 }
 
 /// Every name that `inner` stands for is one of `outer`'s.
@@ -239,32 +257,34 @@ impl Reader<'_, '_> {
     pub(super) fn export_to(&mut self, list: &List<Text<'_>>, has_selector: bool) -> Vec<ExportTo> {
         let at = Path::Root("spec.exportTo");
         let namespace = self.namespace.clone();
-        let mut known: Vec<&str> = Vec::with_capacity(list.items.len());
+        let mut known: BTreeSet<&str> = BTreeSet::new();
+        let mut exports = Vec::with_capacity(list.items.len());
         for (index, entry) in list.items.iter().enumerate() {
             let at = at.index(index);
             let entry = entry.as_str();
             let name = if entry == "." { &*namespace } else { entry };
-            if known.contains(&name) {
+            if known.contains(name) {
                 let message = format!("`{name}` is listed twice.");
                 self.report.reject(at, message, "Keep only one of them; `.` is the object's own namespace.");
             } else if entry == "~" {
                 let message = "`~` (nobody) is for Services and ServiceEntries only.";
                 self.report.reject(at, message, "Write `.`, `*` or the name of a namespace.");
             } else if name == "*" || self.is_label(name, "a namespace, `.` or `*`", &at) {
-                known.push(name);
+                known.insert(name);
+                exports.push(self.export(name));
             }
         }
         self.check_export_to(&known, list.items.len(), has_selector, &at);
-        known.into_iter().map(|name| self.export(name)).collect()
+        exports
     }
 
-    fn check_export_to(&mut self, known: &[&str], written: usize, has_selector: bool, at: &Path<'_>) {
-        let own = known.contains(&&*self.namespace);
+    fn check_export_to(&mut self, known: &BTreeSet<&str>, written: usize, has_selector: bool, at: &Path<'_>) {
+        let own = known.contains(&*self.namespace);
         if has_selector && !known.is_empty() && (!own || known.len() > 1) {
             let message = "An object with `workloadSelector` is for its own namespace only (D-20).";
             self.report.reject(at, message, "Write `.` alone, or remove `exportTo`.");
         }
-        if known.contains(&"*") && written > 1 {
+        if known.contains("*") && written > 1 {
             let message = "`*` exports to everybody, so nothing can stand beside it.";
             self.report.reject(at, message, "Keep `*` alone, or remove it.");
         }
@@ -310,8 +330,10 @@ mod tests {
             ("*", "foo.com", true, false),
             ("*-a.com", "*.com", true, true),
         ] {
-            assert_eq!(hosts_overlap(first, second), overlap, "{first} {second}");
-            assert_eq!(hosts_overlap(second, first), overlap, "{first} {second}");
+            let hosts = [first, second].map(|host| Text(host.into()));
+            assert_eq!(!overlaps(&hosts).is_empty(), overlap, "{first} {second}");
+            let hosts = [second, first].map(|host| Text(host.into()));
+            assert_eq!(overlaps(&hosts) == [(0, 1)], overlap, "{first} {second}");
             assert_eq!(host_is_within(first, second), within, "{first} in {second}");
         }
     }

@@ -18,7 +18,7 @@ use super::Read;
 use super::fields::{Body, List, Text};
 use super::intern::Interner;
 use super::meta;
-use super::networking::{self, MESH, Reader, hosts_overlap, shown};
+use super::networking::{self, MESH, Reader, shown};
 use super::report::{Path, Place};
 use super::validated::names;
 use wire::{SpecWire, Wire};
@@ -136,14 +136,10 @@ fn check_name(host: &str, generated_allowed: bool) -> Result<(), names::BadHost>
 
 /// Every host once: a wildcard also stands for what it covers.
 fn check_overlap(hosts: &[Text<'_>], at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    for (index, first) in hosts.iter().enumerate() {
-        for (other, second) in hosts.iter().enumerate().skip(index + 1) {
-            let (first, second) = (first.as_str(), second.as_str());
-            if hosts_overlap(first, second) {
-                let message = format!("{} and {} overlap (V-1).", shown(first), shown(second));
-                let fix = "Keep the more general of them, or write two VirtualServices.";
-                reader.report.reject(at.index(other), message, fix);
-            }
-        }
+    for (first, second) in networking::overlaps(hosts) {
+        let host = |index: usize| shown(hosts.get(index).map_or("", Text::as_str));
+        let message = format!("{} and {} overlap (V-1).", host(first), host(second));
+        let fix = "Keep the more general of them, or write two VirtualServices.";
+        reader.report.reject(at.index(second), message, fix);
     }
 }
