@@ -27,6 +27,7 @@ use weft_telemetry::{AccessLog, Metrics};
 
 use crate::counters::Counters;
 use crate::hbone::{Baggage, Pool};
+use crate::http::inbound::Vouchers;
 use crate::http::keys::Keys;
 use crate::http::record::RequestCache;
 use crate::http::upstream;
@@ -123,6 +124,7 @@ pub(crate) struct Worker {
     pub(crate) series: SeriesCache,
     pub(crate) requests: RequestCache,
     pub(crate) keys: Keys,
+    pub(crate) vouchers: Vouchers,
     pub(crate) learned: Rc<Learned>,
     pub(crate) baggage: Baggage,
     pods: RefCell<HashMap<NamespacedName, Arc<Pod>>>,
@@ -163,6 +165,7 @@ impl Worker {
             series: SeriesCache::default(),
             requests: RequestCache::default(),
             keys: Keys::default(),
+            vouchers: Vouchers::default(),
             learned: Rc::new(Learned::new(shared.context.learned.clone())),
             baggage: Baggage::default(),
             pods: RefCell::default(),

@@ -1,6 +1,8 @@
 //! The server's side of a request: who asks, with what tokens, and whether policy lets it reach the application.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -44,6 +46,9 @@ use crate::worker::Worker;
 
 /// What `server` says on the server's side (H-1).
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("istio-envoy");
+
+/// Values that a worker keeps; beyond that it forgets all and begins again.
+const MAX_VOUCHERS: usize = 4096;
 
 /// A connection to an application of this node.
 #[derive(Clone)]
@@ -103,8 +108,6 @@ impl Arrival {
         let mut record = Record::new(worker, Reporter::Destination, addresses, parts, (self.route, ends));
         record.pods = [self.source.clone(), Some(local.workload.clone())];
         record.upstream = Some(self.destination);
-        record.cluster = Some(format!("inbound|{}||", self.destination.port()).into());
-        record.route_name = Some("default".into());
         record
     }
 }
@@ -282,7 +285,7 @@ async fn deliver(
         }
     };
     let Asked { worker, arrival, local, message, mut parts, mut record, .. } = going;
-    vouch(&mut parts, arrival, local);
+    vouch(worker, &mut parts, arrival, local);
     address(&mut parts, message.target().clone(), message.authority());
     let application = Application {
         pod: &arrival.pod,
@@ -431,11 +434,38 @@ async fn authenticated(going: &Asked<'_>) -> Authentication {
 }
 
 /// Tells the application who the client is (H-2); what the client says about that itself is taken away.
-fn vouch(parts: &mut Parts, arrival: &Arrival, local: &LocalWorkload) {
-    parts.headers.remove(X_FORWARDED_CLIENT_CERT);
-    let Some(identity) = &arrival.identity else { return };
-    let own = &local.workload.labels.principal;
-    if let Ok(value) = HeaderValue::try_from(format!("By={own};Subject=\"\";URI={identity}")) {
-        parts.headers.insert(X_FORWARDED_CLIENT_CERT, value);
+fn vouch(worker: &Worker, parts: &mut Parts, arrival: &Arrival, local: &LocalWorkload) {
+    match &arrival.identity {
+        Some(identity) => {
+            let value = worker.vouchers.of(identity, &local.workload.labels.principal);
+            parts.headers.insert(X_FORWARDED_CLIENT_CERT, value);
+        }
+        None => {
+            parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+        }
+    }
+}
+
+/// Values of `x-forwarded-client-cert` by client and server. Keeps its keys alive, so their addresses are unique.
+#[derive(Debug, Default)]
+pub(crate) struct Vouchers(RefCell<HashMap<(usize, usize), Voucher>>);
+
+type Voucher = (Arc<Identity>, Arc<str>, HeaderValue);
+
+impl Vouchers {
+    fn of(&self, client: &Arc<Identity>, server: &Arc<str>) -> HeaderValue {
+        let key = (Arc::as_ptr(client).addr(), Arc::as_ptr(server).addr());
+        if let Some((.., value)) = self.0.borrow().get(&key) {
+            return value.clone();
+        }
+        let value = HeaderValue::try_from(format!("By={server};Subject=\"\";URI={client}"));
+        // Identities are visible ASCII.
+        let value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
+        let mut cache = self.0.borrow_mut();
+        if cache.len() >= MAX_VOUCHERS {
+            cache.clear();
+        }
+        cache.insert(key, (client.clone(), server.clone(), value.clone()));
+        value
     }
 }

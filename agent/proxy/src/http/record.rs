@@ -333,6 +333,14 @@ impl Record {
         };
         let pod = |pod: &Option<Arc<Workload>>| pod.as_ref().map(|pod| pod.key.to_string());
         let [source, destination] = &self.pods;
+        // L-4; on the server's side both follow from the port, and need not be made for requests that leave no line.
+        let (cluster, route_name) = match self.reporter {
+            Reporter::Source => (self.cluster.clone(), self.route_name.clone()),
+            Reporter::Destination => {
+                let cluster = format!("inbound|{}||", self.addresses.addressed.port());
+                (Some(cluster.into()), Some("default".into()))
+            }
+        };
         let authority = self.head.uri.authority().map(ToString::to_string);
         RequestLog {
             start: self.start,
@@ -361,12 +369,12 @@ impl Record {
             request_id: text(&self.head.request_id),
             authority: authority.or_else(|| text(&self.head.authority)),
             upstream_host: self.upstream,
-            upstream_cluster: self.cluster.clone(),
+            upstream_cluster: cluster,
             upstream_local: None,
             downstream_local: self.addresses.addressed,
             downstream_remote: self.addresses.client,
             requested_server_name: None,
-            route_name: self.route_name.clone(),
+            route_name,
             mesh_path: self.route.as_str(),
             source_principal: self.ends.source_principal.clone(),
             destination_principal: self.ends.destination_principal.clone(),

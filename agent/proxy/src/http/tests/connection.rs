@@ -217,3 +217,47 @@ fn a_websocket_passes_both_ways_and_no_timeout_cuts_it() {
         }
     });
 }
+
+#[test]
+fn an_idle_connection_does_not_hold_up_the_end_of_its_pod_and_a_busy_one_is_waited_for() {
+    run(async {
+        let bed = Bed::new("a");
+        let gate = Rc::new(tokio::sync::Semaphore::new(0));
+        let begun = Rc::new(std::cell::Cell::new(0));
+        let (waiting, count) = (gate.clone(), begun.clone());
+        let app = App::handling(&bed, false, move |_| {
+            let waiting = waiting.clone();
+            count.set(count.get() + 1);
+            Box::pin(async move {
+                waiting.acquire().await.unwrap().forget();
+                Response::new(Body::full("late"))
+            })
+        })
+        .await;
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let mut idle = mesh.http1().await;
+        gate.add_permits(1);
+        assert_eq!(Reply::of(idle.send_request(get("/")).await.unwrap()).await.body, "late");
+        let mut busy = mesh.http1().await;
+        let late = tokio::task::spawn_local(busy.send_request(get("/")));
+        mesh.bed.until("the second request", |_| begun.get() == 2).await;
+        mesh.bed.worker.live.go_away(Some(&mesh.bed.client));
+        mesh.bed.until("the end of the idle connection", |_| idle.is_closed()).await;
+        gate.add_permits(1);
+        let reply = Reply::of(late.await.unwrap().unwrap()).await;
+        assert_eq!((reply.body.as_str(), reply.header("connection")), ("late", Some("close")));
+    });
+}
+
+#[test]
+fn a_head_that_does_not_come_to_its_end_ends_the_connection() {
+    crate::testbed::run_paused(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let began = tokio::time::Instant::now();
+        assert_eq!(mesh.raw(b"GET / HTTP/1.1\r\nHost: a\r\n").await, "");
+        assert!(began.elapsed() >= std::time::Duration::from_secs(60));
+        assert_eq!(app.requests(), 0);
+    });
+}

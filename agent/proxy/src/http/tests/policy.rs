@@ -1,37 +1,48 @@
 //! Who may ask for what.
 
+use std::time::Duration;
+
 use weft_core::resource::request_authentication::{JwtRule, KeySource, RequestAuthentication};
-use weft_core::resource::{AuthorizationPolicy, PolicyAction, Rule};
+use weft_core::resource::{
+    AuthorizationPolicy, ExtAuthz, Match, MeshConfig, MeshHttp, NamespacedName, Operation, PathMatch,
+    PolicyAction, Rule, StringMatch,
+};
 
 use super::*;
 use crate::testbed::{deny_all, strict};
 
-fn policy(change: impl FnOnce(&mut Rule)) -> Change {
-    let mut rule = Rule::default();
-    change(&mut rule);
+/// A policy for the server pod.
+fn policy(name_: &str, action: PolicyAction, provider: Option<&str>, rule: Rule) -> Change {
     Change::Upsert(Box::new(Resource::AuthorizationPolicy(AuthorizationPolicy {
-        meta: meta(name("no-admin")),
+        meta: meta(name(name_)),
         selector: Some([("app", "server")].into_iter().collect()),
         targets_gateway: false,
-        provider: None,
-        action: PolicyAction::Deny,
+        provider: provider.map(Into::into),
+        action,
         dry_run: false,
         rules: vec![rule],
     })))
 }
 
-fn authentication(jwks: &str) -> Change {
+/// A rule for paths that begin so.
+fn of_path(path: &str) -> Rule {
+    let paths = Match { any: vec![PathMatch::Text(StringMatch::Prefix(path.into()))], not: Vec::new() };
+    let operation = Operation { paths, ..Operation::default() };
+    Rule { to: vec![operation], ..Rule::default() }
+}
+
+fn authentication(keys: KeySource) -> Change {
     let rule = JwtRule {
         issuer: "testing".into(),
         audiences: Vec::new(),
-        keys: KeySource::Inline(jwks.into()),
+        keys,
         from_headers: Vec::new(),
         from_params: Vec::new(),
         from_cookies: Vec::new(),
         output_payload_to_header: None,
         output_claim_to_headers: Vec::new(),
         forward_original_token: false,
-        timeout: std::time::Duration::from_secs(5),
+        timeout: Duration::from_secs(5),
         space_delimited_claims: Vec::new(),
         required: false,
     };
@@ -93,7 +104,7 @@ fn a_token_that_is_none_is_refused_with_401() {
         let bed = Bed::new("a");
         let app = App::echo(&bed, false).await;
         let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
-        mesh.bed.change([authentication(KEYS)]);
+        mesh.bed.change([authentication(KeySource::Inline(KEYS.into()))]);
         assert_eq!(mesh.get("/").await.status, 200, "nobody asks for a token");
         let mut request = get("/x");
         request.headers_mut().insert("authorization", "Bearer nonsense".parse().unwrap());
@@ -128,9 +139,112 @@ fn plaintext_under_strict_is_closed_without_an_answer() {
 }
 
 #[test]
-fn a_rule_without_conditions_is_a_rule_for_all() {
-    // Guards the tests above: what they deny is denied by this policy, not by an accident.
-    let Change::Upsert(resource) = policy(|_| {}) else { panic!("an upsert") };
-    let Resource::AuthorizationPolicy(policy) = *resource else { panic!("a policy") };
-    assert_eq!(policy.rules, vec![Rule::default()]);
+fn keys_that_cannot_be_fetched_refuse_tokens() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let dead = std::net::TcpListener::bind((mesh.bed.server_ip, 0)).unwrap().local_addr().unwrap();
+        mesh.bed.change([authentication(KeySource::Uri(format!("http://{dead}/keys").into()))]);
+        // {"alg":"RS256"}.{"iss":"testing","sub":"me"}
+        let token = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJ0ZXN0aW5nIiwic3ViIjoibWUifQ.c2ln";
+        for _ in 0..2 {
+            let mut request = get("/");
+            request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            let reply = mesh.send(request).await;
+            assert_eq!((reply.status, reply.body.as_str()), (401, "Jwks remote fetch is failed"));
+        }
+        assert_eq!(mesh.get("/").await.status, 200, "others are not concerned");
+    });
+}
+
+#[test]
+fn a_policy_about_paths_decides_requests_also_on_an_undeclared_port() {
+    run(async {
+        for node in ["a", "b"] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let app = App::echo(&bed, false).await;
+            let mut mesh = Mesh::near(bed, &app, PortProtocol::Undeclared);
+            mesh.bed.change([policy("paths", PolicyAction::Allow, None, of_path("/open"))]);
+            assert_eq!(mesh.get("/open").await.status, 200, "{node}");
+            assert_eq!(mesh.get("/closed").await.status, 403, "{node}");
+            // What is no HTTP has no path, and nothing else allows it (AP-13).
+            assert_eq!(mesh.raw(b"\0something else").await, "", "{node}");
+            assert_eq!(app.requests(), 1);
+        }
+    });
+}
+
+/// MeshConfig with one authoriser, at an address outside the mesh.
+fn authoriser(addr: SocketAddr) -> Change {
+    let provider = ExtAuthz {
+        name: "guard".into(),
+        grpc: false,
+        service: addr.ip().to_string().into(),
+        port: addr.port(),
+        timeout: Duration::from_secs(5),
+        fail_open: false,
+        status_on_error: 503,
+        path_prefix: Some("/check".into()),
+        include_request_headers: vec!["x-key".into()],
+        include_additional_headers: Vec::new(),
+        include_body: None,
+        headers_to_upstream_on_allow: vec!["x-user".into()],
+        headers_to_downstream_on_deny: vec!["x-why".into()],
+        headers_to_downstream_on_allow: vec!["x-seen".into()],
+    };
+    let config = MeshConfig {
+        key: NamespacedName::new("istio-system", "istio"),
+        trust_domain: None,
+        trust_domain_aliases: Vec::new(),
+        root_namespace: None,
+        access_log: false,
+        access_log_json: false,
+        registry_only: false,
+        encrypt_same_node: false,
+        http: MeshHttp { ext_authz: vec![provider.into()], ..MeshHttp::default() },
+    };
+    Change::Upsert(Box::new(Resource::MeshConfig(config)))
+}
+
+#[test]
+fn an_external_authoriser_is_asked_first_and_silence_is_a_refusal() {
+    run(async {
+        let bed = Bed::new("a");
+        let guard = App::answering(&bed, false, |seen| {
+            let allowed = seen.header("x-key") == Some("open");
+            let mut response = Response::new(Body::full(if allowed { "" } else { "who are you?" }));
+            let header = |text: &'static str| http::HeaderValue::from_static(text);
+            if allowed {
+                response.headers_mut().insert("x-user", header("me"));
+                response.headers_mut().insert("x-seen", header("yes"));
+            } else {
+                *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+                response.headers_mut().insert("x-why", header("no key"));
+            }
+            response
+        })
+        .await;
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let custom = policy("guarded", PolicyAction::Custom, Some("guard"), of_path("/guarded"));
+        mesh.bed.change([authoriser(guard.addr), custom]);
+        assert_eq!(mesh.get("/free").await.status, 200);
+        assert_eq!((guard.requests(), app.next().target().to_owned()), (0, "/free".to_owned()));
+        let reply = mesh.get("/guarded").await;
+        assert_eq!((reply.status, reply.body.as_str()), (401, "who are you?"));
+        assert_eq!(reply.header("x-why"), Some("no key"));
+        assert_eq!((guard.next().target(), app.requests()), ("/check/guarded", 0));
+        mesh.logged("UAEX ext_authz_denied").await;
+        let mut request = get("/guarded");
+        request.headers_mut().insert("x-key", "open".parse().unwrap());
+        let reply = mesh.send(request).await;
+        assert_eq!((reply.status, reply.header("x-seen")), (200, Some("yes")));
+        assert_eq!(app.next().header("x-user"), Some("me"));
+        let dead = std::net::TcpListener::bind((mesh.bed.server_ip, 0)).unwrap().local_addr().unwrap();
+        mesh.bed.change([authoriser(dead)]);
+        assert_eq!(mesh.get("/guarded").await.status, 503);
+        mesh.logged("ext_authz_error").await;
+    });
 }
