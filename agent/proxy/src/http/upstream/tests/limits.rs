@@ -18,8 +18,7 @@ async fn burst(client: &Client, cluster: &Arc<Cluster>, count: usize, left: usiz
         });
     }
     client.bed.until("the refusals", |_| refused.borrow().len() == count - left).await;
-    let refused = refused.borrow().clone();
-    refused
+    refused.borrow().clone()
 }
 
 #[test]
