@@ -145,3 +145,36 @@ fn questions_without_an_answer_say_why() {
         assert!(error.contains(words), "{from} to {to}: {error}");
     }
 }
+
+const ROUTED: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: bank}
+spec: {clusterIP: 10.96.0.4, clusterIPs: [10.96.0.4], selector: {app: nobody}, ports: [{name: tcp-pg, port: 5432}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: ledger, namespace: bank}
+spec:
+  hosts: [ledger]
+  tcp:
+  - match: [{port: 1}]
+    route: [{destination: {host: other}}]
+  - route:
+    - {destination: {host: ledger}, weight: 75}
+    - {destination: {host: other}, weight: 25}
+";
+
+#[test]
+fn rules_about_connections() {
+    let answer = ask(&[MESH, ROUTED], "shop/cart", "ledger.bank:5432").unwrap();
+    assert_eq!(answer.verdict, "allow");
+    let route = answer.route.unwrap();
+    assert_eq!((route.list.as_str(), route.rule, route.matched), ("tcp", 1, None));
+    let shares: Vec<_> = answer.destinations.iter().map(|to| (to.weight, to.verdict.as_deref())).collect();
+    assert_eq!(shares, [(75.0, None), (25.0, Some("unreachable"))]);
+    let passed_over = "VirtualService bank/ledger: spec.tcp[0].match[0] does not match by `port`.";
+    assert!(answer.steps.iter().any(|step| step == passed_over), "{:?}", answer.steps);
+    let outside = ask(&[MESH, ROUTED], "outside", "ledger.bank:5432").unwrap();
+    assert!(outside.route.is_none() && outside.destinations.len() == 1);
+}
