@@ -215,3 +215,65 @@ fn an_application_decides_whether_it_wants_the_body() {
         }
     });
 }
+
+#[test]
+fn answers_without_a_body_keep_what_they_say_about_it() {
+    run(async {
+        let bed = Bed::new("a");
+        let (listener, addr) = bed.application().await;
+        let app = App { addr, seen: Rc::default(), connections: Rc::default() };
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        tokio::task::spawn_local(async move {
+            let mut stream = listener.accept().await.unwrap().0;
+            for answer in [
+                &b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"[..],
+                b"HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+                b"HTTP/1.1 204 No Content\r\n\r\n",
+            ] {
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        let mut client = mesh.http1().await;
+        let mut head = get("/");
+        *head.method_mut() = http::Method::HEAD;
+        let reply = Reply::of(client.send_request(head).await.unwrap()).await;
+        assert_eq!((reply.status, reply.header("content-length")), (200, Some("5")));
+        client.ready().await.unwrap();
+        let reply = Reply::of(client.send_request(get("/")).await.unwrap()).await;
+        assert_eq!((reply.status, reply.header("etag")), (304, Some("\"a\"")));
+        client.ready().await.unwrap();
+        assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 204);
+    });
+}
+
+#[test]
+fn an_answer_that_comes_before_the_whole_request_ends_it() {
+    run(async {
+        for http2 in [false, true] {
+            let bed = Bed::new("a");
+            let app = App::handling(&bed, http2, |request| {
+                drop(request);
+                Box::pin(async {
+                    let mut response = Response::new(Body::full("too much"));
+                    *response.status_mut() = http::StatusCode::PAYLOAD_TOO_LARGE;
+                    response
+                })
+            })
+            .await;
+            let protocol = if http2 { PortProtocol::Http2 } else { PortProtocol::Http };
+            let mesh = Mesh::near(bed, &app, protocol);
+            let endless = Body::new(Endless::new(Duration::from_millis(1)));
+            let request = Request::post(format!("http://{HOST}/")).body(endless).unwrap();
+            let response = if http2 {
+                mesh.http2().await.send_request(request).await
+            } else {
+                let (mut parts, body) = request.into_parts();
+                parts.headers.insert("host", HOST.parse().unwrap());
+                mesh.http1().await.send_request(Request::from_parts(parts, body)).await
+            };
+            assert_eq!(response.unwrap().status(), 413, "{http2}");
+            mesh.bed.until("the metrics", |bed| bed.metrics().contains("response_code=\"413\"")).await;
+        }
+    });
+}
