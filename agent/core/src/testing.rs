@@ -165,6 +165,33 @@ pub(crate) fn connection<'a>(
     InboundConnection { identity, source_ip: ip(source), destination: addr(to), sni: None }
 }
 
+/// A rule that accepts the tokens of one issuer.
+pub(crate) fn jwt_rule(issuer: &str) -> request_authentication::JwtRule {
+    request_authentication::JwtRule {
+        issuer: issuer.into(),
+        audiences: Vec::new(),
+        keys: request_authentication::KeySource::Discovery,
+        from_headers: Vec::new(),
+        from_params: Vec::new(),
+        from_cookies: Vec::new(),
+        output_payload_to_header: None,
+        output_claim_to_headers: Vec::new(),
+        forward_original_token: false,
+        timeout: std::time::Duration::from_secs(5),
+        space_delimited_claims: Vec::new(),
+        required: false,
+    }
+}
+
+pub(crate) fn request_authentication(
+    name: &str,
+    selector: &str,
+    rules: Vec<request_authentication::JwtRule>,
+) -> RequestAuthentication {
+    let selector = Some(labels(selector)).filter(|selector| !selector.is_empty());
+    RequestAuthentication { meta: meta(name), selector, targets_gateway: false, rules }
+}
+
 pub(crate) fn upsert(resource: Resource) -> Change {
     Change::Upsert(Box::new(resource))
 }
@@ -200,7 +227,10 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
         let current = snapshot.service(&owner.key).is_some_and(|known| Arc::ptr_eq(known, owner));
         lines.push(format!("vip {ip} is {}{}", owner.key, if current { "" } else { " (STALE)" }));
     }
-    lines.extend(snapshot.local().iter().map(|local| render_local(local)));
+    lines.extend(snapshot.local().iter().map(|local| {
+        let current = *local.http == *snapshot.mesh().http;
+        format!("{}{}", render_local(local), if current { "" } else { " (STALE)" })
+    }));
     lines.extend(snapshot.local_services().map(|service| format!("local service {}", service.key)));
     lines.extend(snapshot.bypassed.iter().map(|key| format!("bypassed {key}")));
     lines.extend(crate::compile::routing::tests::render(snapshot));
@@ -244,8 +274,12 @@ fn render_service(service: &crate::snapshot::CompiledService) -> String {
 fn render_local(local: &crate::snapshot::LocalWorkload) -> String {
     let mut policies: Vec<_> = local.policies.policies().map(|policy| policy.meta.key.to_string()).collect();
     policies.sort();
+    let tokens = match &*local.request_authentication {
+        [] => String::new(),
+        rules => format!("\n    tokens {rules:?}"),
+    };
     format!(
-        "local {} netns {:?} policies {policies:?}\n    {:?}\n    {:?}\n    {:?} pass {} bypass {} declares {:?}",
+        "local {} netns {:?} policies {policies:?}\n    {:?}\n    {:?}\n    {:?} pass {} bypass {} declares {:?}{tokens}",
         local.workload.key,
         local.netns,
         local.peer_authentication,

@@ -9,7 +9,8 @@ use crate::compile::routing::tests::{some_destination_rule, some_virtual_service
 use crate::compile::{CompileOptions, Compiler, policy};
 use crate::resource::*;
 use crate::testing::{
-    key, labels, meta, namespace, peer_authentication, pod, port, render, service, slice, upsert,
+    jwt_rule, key, labels, meta, namespace, peer_authentication, pod, port, render, request_authentication,
+    service, slice, upsert,
 };
 
 fn name(prefix: &'static str) -> impl Strategy<Value = String> {
@@ -136,11 +137,23 @@ fn some_peer_authentication() -> impl Strategy<Value = Resource> {
     )
 }
 
+fn some_request_authentication() -> impl Strategy<Value = Resource> {
+    let issuers = prop::sample::subsequence(vec!["a", "b"], 1..=2);
+    (name("t"), selector(), issuers, prop::bool::weighted(0.1)).prop_map(
+        |(name, selector, issuers, targets_gateway)| {
+            let rules = issuers.into_iter().map(jwt_rule).collect();
+            let object = request_authentication(&name, &selector, rules);
+            Resource::RequestAuthentication(RequestAuthentication { targets_gateway, ..object })
+        },
+    )
+}
+
 fn some_mesh_config() -> impl Strategy<Value = Resource> {
     let names = prop::sample::select(vec!["weft-system/weft", "istio-system/istio"]);
     let domains = prop::option::of(prop::sample::select(vec!["cluster.local", "corp"]));
     let roots = prop::option::of(prop::sample::select(vec!["a", "weft-system"]));
-    (names, domains, roots, prop::bool::ANY).prop_map(|(name, domain, root, aliased)| {
+    let flags = (prop::bool::ANY, prop::bool::ANY);
+    (names, domains, roots, flags).prop_map(|(name, domain, root, (aliased, auto_mtls_off))| {
         Resource::MeshConfig(MeshConfig {
             key: key(name),
             trust_domain: domain.map(Into::into),
@@ -150,7 +163,7 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
             access_log_json: false,
             registry_only: false,
             encrypt_same_node: false,
-            http: Default::default(),
+            http: MeshHttp { auto_mtls_off, ..MeshHttp::default() },
         })
     })
 }
@@ -180,6 +193,7 @@ pub(crate) fn some_resource() -> impl Strategy<Value = Resource> {
         3 => some_slice(),
         4 => some_policy(),
         3 => some_peer_authentication(),
+        2 => some_request_authentication(),
         1 => some_mesh_config(),
         3 => some_namespace(),
         3 => some_virtual_service(),

@@ -1,36 +1,16 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
 use crate::decide::http::Request;
-use crate::resource::request_authentication::{JwtRule, KeySource};
+use crate::resource::request_authentication::JwtRule;
 use crate::resource::{Resource, request_authentication::RequestAuthentication};
 use crate::snapshot::LocalWorkload;
-use crate::testing;
-
-fn rule(issuer: &str) -> JwtRule {
-    JwtRule {
-        issuer: issuer.into(),
-        audiences: Vec::new(),
-        keys: KeySource::Discovery,
-        from_headers: Vec::new(),
-        from_params: Vec::new(),
-        from_cookies: Vec::new(),
-        output_payload_to_header: None,
-        output_claim_to_headers: Vec::new(),
-        forward_original_token: false,
-        timeout: Duration::from_secs(5),
-        space_delimited_claims: Vec::new(),
-        required: false,
-    }
-}
+use crate::testing::{self, jwt_rule as rule};
 
 fn object(name: &str, selector: &str, rules: Vec<JwtRule>) -> Resource {
-    let selector = Some(testing::labels(selector)).filter(|labels| !labels.is_empty());
-    let meta = testing::meta(name);
-    Resource::RequestAuthentication(RequestAuthentication { meta, selector, targets_gateway: false, rules })
+    Resource::RequestAuthentication(testing::request_authentication(name, selector, rules))
 }
 
 /// The pod `shop/web` under these rules.
