@@ -332,11 +332,11 @@ fn d18_tls() {
         assert_eq!(accepts_policy(&format!("{{tls: {tls}}}")), [""; 0], "{tls}");
     }
     for (tls, findings) in [
-        ("{mode: SIMPLE, insecureSkipVerify: false}", 1),
+        ("{mode: SIMPLE, insecureSkipVerify: false}", 0),
         ("{mode: SIMPLE, caCertificates: c}", 2),
-        ("{mode: SIMPLE, insecureSkipVerify: true}", 2),
+        ("{mode: SIMPLE, insecureSkipVerify: true}", 0),
         ("{mode: MUTUAL, clientCertificate: c, privateKey: k}", 3),
-        ("{mode: MUTUAL, credentialName: c, insecureSkipVerify: true}", 3),
+        ("{mode: MUTUAL, credentialName: c, insecureSkipVerify: true}", 2),
         ("{mode: SIMPLE, credentialName: 'configmap://shop/c'}", 2),
         // Istio looks at certificates in these two modes only.
         ("{mode: ISTIO_MUTUAL, credentialName: c, privateKey: k}", 2),

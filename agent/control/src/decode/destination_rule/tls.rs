@@ -16,7 +16,9 @@ pub(super) fn tls(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>
     match mode {
         ClientTlsMode::Simple | ClientTlsMode::Mutual => {
             check_certificates(wire, mode, at, reader);
-            warn_of_plaintext(mode, &at.field("mode"), reader);
+            if mode == ClientTlsMode::Mutual || names_certificates(wire) {
+                warn_of_certificates(mode, &at.field("mode"), reader);
+            }
         }
         ClientTlsMode::Disable | ClientTlsMode::IstioMutual => {}
     }
@@ -25,9 +27,7 @@ pub(super) fn tls(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>
         mode,
         sni: reader.optional(&wire.sni),
         subject_alt_names: reader.texts(&wire.subject_alt_names),
-        certificates: [&wire.client_certificate, &wire.ca_certificates, &wire.ca_crl, &wire.credential_name]
-            .into_iter()
-            .any(|text| text.non_empty().is_some()),
+        certificates: names_certificates(wire),
     }
 }
 
@@ -88,14 +88,20 @@ fn check_certificates(wire: &TlsWire<'_>, mode: ClientTlsMode, at: &Path<'_>, re
     }
 }
 
-/// Who asks for TLS has to know that there is none.
-fn warn_of_plaintext(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+/// Whether the block wants to present or to verify with something of its own.
+fn names_certificates(wire: &TlsWire<'_>) -> bool {
+    let names = [&wire.client_certificate, &wire.ca_certificates, &wire.ca_crl, &wire.credential_name];
+    names.into_iter().any(|text| text.non_empty().is_some())
+}
+
+/// Rather than connect with less than was asked for, the mesh does not connect.
+fn warn_of_certificates(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
     let message = format!(
-        "`{}` is accepted but not applied: this version does not begin TLS in place of the application, so the host \
-         gets what the application sends, in plaintext (D-18).",
+        "`{}` with certificates cannot be kept: this version does not read them, and connects to none of the host's \
+         endpoints rather than without what was asked for (D-18).",
         mode.as_str()
     );
-    let fix = "Let the application speak TLS itself, or use ISTIO_MUTUAL within the mesh.";
+    let fix = "Let the application speak TLS itself, or write ISTIO_MUTUAL, or SIMPLE without certificates.";
     reader.report.add(codes::NO_EFFECT, at, message, fix);
 }
 
@@ -107,7 +113,6 @@ fn tell_what_is_not_applied(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Read
         ("caCertificates", wire.ca_certificates.non_empty().is_some()),
         ("caCrl", wire.ca_crl.non_empty().is_some()),
         ("credentialName", wire.credential_name.non_empty().is_some()),
-        ("insecureSkipVerify", wire.insecure_skip_verify == Some(true)),
     ];
     for (name, _) in fields.into_iter().filter(|(_, written)| *written) {
         reader.not_applied(at.field(name), "certificates that the block names are not read (D-18)");
