@@ -10,10 +10,10 @@ use super::{Findings, codes, listed, shown};
 pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
     let claims = Claims::new(set);
     for gateway in &set.gateways {
-        let mut pods = set.pods.iter().filter(|pod| selects(&gateway.selector, &pod.labels));
-        match pods.next() {
+        let pods: Vec<&Pod> = claims.pods_of(gateway).iter().filter_map(|pod| set.pods.get(*pod)).collect();
+        match pods.first() {
             Some(pod) => {
-                ports(set, gateway, findings);
+                ports(set, gateway, &pods, findings);
                 secrets(set, gateway, &pod.head.namespace, findings);
             }
             None => {
@@ -35,9 +35,9 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
 }
 
 /// A Gateway's port is one on which its pods listen: a Service in front of them has to lead there.
-fn ports(set: &ObjectSet, gateway: &Gateway, findings: &mut Findings) {
-    let mut known = Vec::new();
-    for pod in set.pods.iter().filter(|pod| selects(&gateway.selector, &pod.labels)) {
+fn ports(set: &ObjectSet, gateway: &Gateway, pods: &[&Pod], findings: &mut Findings) {
+    let mut known = BTreeSet::new();
+    for pod in pods {
         let services = set.services_in(&pod.head.namespace);
         let of_pod = services.filter(|service| selects(&service.selector, &pod.labels));
         let tcp = of_pod.flat_map(|service| &service.ports).filter(|port| port.protocol == "TCP");
@@ -144,6 +144,12 @@ struct Claims<'s> {
 impl<'s> Claims<'s> {
     fn new(set: &'s ObjectSet) -> Self {
         let mut claims = Self { by_host: BTreeMap::new(), pods: BTreeMap::new() };
+        let mut by_label: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
+        for (at, pod) in set.pods.iter().enumerate() {
+            for (name, value) in &pod.labels {
+                by_label.entry((name, value)).or_default().push(at);
+            }
+        }
         for (at, gateway) in set.gateways.iter().enumerate() {
             for server in &gateway.servers {
                 for host in &server.hosts {
@@ -151,15 +157,25 @@ impl<'s> Claims<'s> {
                 }
             }
             claims.pods.entry(&gateway.selector).or_insert_with(|| {
-                let selected = |(_, pod): &(usize, &Pod)| selects(&gateway.selector, &pod.labels);
-                set.pods.iter().enumerate().filter(selected).map(|(at, _)| at).collect()
+                let Some((name, value)) = gateway.selector.first_key_value() else {
+                    return (0..set.pods.len()).collect();
+                };
+                let candidates = by_label.get(&(name.as_str(), value.as_str())).into_iter().flatten();
+                let selected =
+                    |at: &usize| set.pods.get(*at).is_some_and(|pod| selects(&gateway.selector, &pod.labels));
+                candidates.copied().filter(selected).collect()
             });
         }
         claims
     }
 
+    /// The positions of the pods that a Gateway selects, in order.
+    fn pods_of(&self, gateway: &Gateway) -> &[usize] {
+        self.pods.get(&gateway.selector).map(Vec::as_slice).unwrap_or_default()
+    }
+
     fn share_pods(&self, one: &Gateway, other: &Gateway) -> bool {
-        let of = |gateway: &Gateway| self.pods.get(&gateway.selector).map(Vec::as_slice).unwrap_or_default();
+        let of = |gateway| self.pods_of(gateway);
         let (few, many) =
             if of(one).len() < of(other).len() { (of(one), of(other)) } else { (of(other), of(one)) };
         one.selector == other.selector || few.iter().any(|pod| many.binary_search(pod).is_ok())
