@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use weft_core::resource::request_authentication::{JwtRule, KeySource, RequestAuthentication};
 use weft_core::resource::{
     AuthorizationPolicy, ExtAuthz, Match, MeshConfig, MeshHttp, NamespacedName, Operation, PathMatch,
@@ -178,11 +180,15 @@ fn a_policy_about_paths_decides_requests_also_on_an_undeclared_port() {
 
 /// MeshConfig with one authoriser, at an address outside the mesh.
 fn authoriser(addr: SocketAddr) -> Change {
+    authoriser_at(&addr.ip().to_string(), addr.port(), false)
+}
+
+fn authoriser_at(service: &str, port: u16, grpc: bool) -> Change {
     let provider = ExtAuthz {
         name: "guard".into(),
-        grpc: false,
-        service: addr.ip().to_string().into(),
-        port: addr.port(),
+        grpc,
+        service: service.into(),
+        port,
         timeout: Duration::from_secs(5),
         fail_open: false,
         status_on_error: 503,
@@ -246,5 +252,43 @@ fn an_external_authoriser_is_asked_first_and_silence_is_a_refusal() {
         mesh.bed.change([authoriser(dead)]);
         assert_eq!(mesh.get("/guarded").await.status, 503);
         mesh.logged("ext_authz_error").await;
+    });
+}
+
+#[test]
+fn an_external_authoriser_of_the_mesh_is_asked_over_grpc() {
+    run(async {
+        let bed = Bed::new("a");
+        let asked = Rc::new(std::cell::Cell::new(0));
+        let count = asked.clone();
+        let app = App::handling(&bed, true, move |request| {
+            let check = request.uri().path() == weft_core::decide::ext_authz::GRPC_PATH;
+            count.set(count.get() + u32::from(check));
+            // The first time code 7, PERMISSION_DENIED, then no status, which is OK.
+            let message: &[u8] =
+                if count.get() == 1 { b"\0\0\0\0\x04\x0a\x02\x08\x07" } else { b"\0\0\0\0\0" };
+            Box::pin(async move {
+                if !check {
+                    return Response::new(Body::full("hello"));
+                }
+                request.into_body().collect().await.unwrap();
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", "0".parse().unwrap());
+                let frames = [Ok(Frame::data(Bytes::from_static(message))), Ok(Frame::trailers(trailers))];
+                Response::new(Body::new(StreamBody::new(futures_util::stream::iter(frames))))
+            })
+        })
+        .await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Grpc);
+        // It guards itself as well: it must not be asked about being asked.
+        let custom = policy("guarded", PolicyAction::Custom, Some("guard"), Rule::default());
+        mesh.bed.change([authoriser_at(HOST, mesh.vip.port(), true), custom]);
+        let reply = mesh.get("/").await;
+        assert_eq!((reply.status, asked.get()), (503, 0), "nobody is asked about the question");
+        let custom = policy("guarded", PolicyAction::Custom, Some("guard"), of_path("/guarded"));
+        mesh.bed.change([custom]);
+        assert_eq!((mesh.get("/guarded").await.status, asked.get()), (403, 1));
+        let reply = mesh.get("/guarded").await;
+        assert_eq!((reply.status, reply.body.as_str(), asked.get()), (200, "hello", 2));
     });
 }
