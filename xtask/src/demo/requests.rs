@@ -177,7 +177,11 @@ fn circuit_breaker(world: &World) -> Result<Seen> {
     let name = "envoy_cluster_upstream_rq_pending_overflow";
     let labels = [("cluster_name", "outbound|9080||ratings.books.svc.cluster.local")];
     let crowd = ["--path", "/ratings/0?delay_ms=50", "--count", "100", "--concurrency", "10"];
+    let revision = || Ok::<_, anyhow::Error>(world.agent("a")?.metrics()?.value("weft_config_revision", &[]));
+    let earlier = revision()?;
     world.lab.config().write("circuit-breaker.yaml", CIRCUIT_BREAKER)?;
+    // Connections that a crowd has opened before there is a limit would be used further.
+    poll_until(PATIENCE, || if revision()? > earlier { Ok(()) } else { bail!("the limit is not in force") })?;
     until(|| ratings(world, &crowd), |it| it.status("503") > 0)?;
     let before = world.agent("a")?.metrics()?.value(name, &labels);
     let answers = ratings(world, &crowd)?;

@@ -8,10 +8,8 @@ use crate::site::{NEAR_AND_FAR, SUBSETS, Site};
 fn what_exceeds_the_limits_is_refused_and_counted() {
     let Some(site) = Site::new() else { return };
     for service in NEAR_AND_FAR {
-        site.traffic_policy(
-            service,
-            "{connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}",
-        );
+        let policy = "{connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}";
+        site.settled(|| site.traffic_policy(service, policy));
         let cluster = format!("outbound|9080||{service}.shop.svc.cluster.local");
         let overflows = || {
             let labels = [("cluster_name", cluster.as_str())];

@@ -36,7 +36,7 @@ fn the_examples_of_the_readme_work() {
     assert_eq!(site.ask("reviews", &["--path", "/?delay_ms=5000"]).status(), 504);
     assert!(site.ask("reviews", &["--path", "/?fail=1&key=readme"]).all_good());
 
-    site.mesh.write("limits.yaml", limits);
+    site.settled(|| site.mesh.write("limits.yaml", limits));
     let crowd = ["--path", "/?delay_ms=50", "--count", "40", "--concurrency", "8"];
     site.ask_until("a crowd is refused", "far", &crowd, |answer| answer.with_status(503) > 0);
 

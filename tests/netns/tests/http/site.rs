@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use weft_lab::{LabSpec, PodSpec, Process};
-use weft_netns_tests::{Family, Mesh, value_eventually};
+use weft_netns_tests::{Family, Mesh, eventually, value_eventually};
 
 const PUPPET: &str = env!("CARGO_BIN_EXE_netns-puppet");
 /// The Services' port for HTTP, and the applications'.
@@ -115,6 +115,14 @@ impl Site {
     /// How many requests for a path an application has seen.
     pub(crate) fn seen(&self, pod: &str, path: &str) -> u64 {
         self.tell(pod, "/seen")["paths"][path].as_u64().unwrap_or(0)
+    }
+
+    /// Makes a change and waits until it is in force on the client's node, before anything is asked.
+    pub(crate) fn settled(&self, change: impl FnOnce()) {
+        let revision = || self.mesh.metric("a", "weft_config_revision", &[]);
+        let before = revision();
+        change();
+        eventually("the change is in force", || revision() > before);
     }
 
     /// Writes a VirtualService for a Service of the site; `http` is YAML flow.
