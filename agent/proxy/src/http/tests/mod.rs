@@ -5,6 +5,7 @@ mod failing;
 mod policy;
 mod routing;
 mod streaming;
+mod tokens;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

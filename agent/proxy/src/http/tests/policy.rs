@@ -14,7 +14,7 @@ use super::*;
 use crate::testbed::{deny_all, strict};
 
 /// A policy for the server pod.
-fn policy(name_: &str, action: PolicyAction, provider: Option<&str>, rule: Rule) -> Change {
+pub(super) fn policy(name_: &str, action: PolicyAction, provider: Option<&str>, rule: Rule) -> Change {
     Change::Upsert(Box::new(Resource::AuthorizationPolicy(AuthorizationPolicy {
         meta: meta(name(name_)),
         selector: Some([("app", "server")].into_iter().collect()),
@@ -34,7 +34,12 @@ fn of_path(path: &str) -> Rule {
 }
 
 fn authentication(keys: KeySource) -> Change {
-    let rule = JwtRule {
+    tokens_by(jwt_rule(keys))
+}
+
+/// A rule for tokens of `testing`.
+pub(super) fn jwt_rule(keys: KeySource) -> JwtRule {
+    JwtRule {
         issuer: "testing".into(),
         audiences: Vec::new(),
         keys,
@@ -47,7 +52,11 @@ fn authentication(keys: KeySource) -> Change {
         timeout: Duration::from_secs(5),
         space_delimited_claims: Vec::new(),
         required: false,
-    };
+    }
+}
+
+/// The namespace's RequestAuthentication.
+pub(super) fn tokens_by(rule: JwtRule) -> Change {
     Change::Upsert(Box::new(Resource::RequestAuthentication(RequestAuthentication {
         meta: meta(name("tokens")),
         selector: None,
@@ -56,7 +65,7 @@ fn authentication(keys: KeySource) -> Change {
     })))
 }
 
-const KEYS: &str =
+pub(super) const KEYS: &str =
     r#"{"keys":[{"kty":"oct","kid":"a","k":"c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"}]}"#;
 
 #[test]
@@ -200,6 +209,10 @@ fn authoriser_at(service: &str, port: u16, grpc: bool) -> Change {
         headers_to_downstream_on_deny: vec!["x-why".into()],
         headers_to_downstream_on_allow: vec!["x-seen".into()],
     };
+    mesh_config(false, MeshHttp { ext_authz: vec![provider.into()], ..MeshHttp::default() })
+}
+
+pub(super) fn mesh_config(registry_only: bool, http: MeshHttp) -> Change {
     let config = MeshConfig {
         key: NamespacedName::new("istio-system", "istio"),
         trust_domain: None,
@@ -207,9 +220,9 @@ fn authoriser_at(service: &str, port: u16, grpc: bool) -> Change {
         root_namespace: None,
         access_log: false,
         access_log_json: false,
-        registry_only: false,
+        registry_only,
         encrypt_same_node: false,
-        http: MeshHttp { ext_authz: vec![provider.into()], ..MeshHttp::default() },
+        http,
     };
     Change::Upsert(Box::new(Resource::MeshConfig(config)))
 }
