@@ -63,7 +63,8 @@ pub(crate) async fn exchange(
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
-    let Ok(source) = inbound::own_workload(&snapshot, &outbound.pod) else { return Err(BrokenOff::new()) };
+    let source = inbound::own_workload(&snapshot, &outbound.pod);
+    let source = source.map_err(|failure| downstream.unknown(&failure))?;
     let (parts, body) = request.into_parts();
     let (mut parts, body) = expectation::wait(parts, Body::from(body));
     let mut record = begin(worker, outbound, source, &parts);
@@ -87,7 +88,8 @@ pub(crate) async fn exchange(
     decide(asked).await
 }
 
-fn begin(
+/// A record of a request of a pod.
+pub(super) fn begin(
     worker: &Rc<Worker>,
     outbound: &Outbound,
     source: &Arc<LocalWorkload>,

@@ -95,7 +95,8 @@ impl Arrival {
         }
     }
 
-    fn record(&self, worker: &Rc<Worker>, local: &LocalWorkload, parts: &Parts) -> Box<Record> {
+    /// A record of a request that came so.
+    pub(super) fn record(&self, worker: &Rc<Worker>, local: &LocalWorkload, parts: &Parts) -> Box<Record> {
         let authenticated = self.identity.is_some();
         let ends = Ends {
             source: self.source.as_ref().map(|source| source.labels.clone()),
@@ -140,9 +141,8 @@ pub(crate) async fn arrived(
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
-    let Ok(local) = crate::inbound::own_workload(&snapshot, &arrival.pod) else {
-        return Err(BrokenOff::new());
-    };
+    let local = crate::inbound::own_workload(&snapshot, &arrival.pod);
+    let local = local.map_err(|failure| downstream.unknown(&failure))?;
     let (parts, body) = request.into_parts();
     let (mut parts, body) = expectation::wait(parts, Body::from(body));
     let mut record = arrival.record(worker, local, &parts);

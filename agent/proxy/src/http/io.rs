@@ -118,6 +118,15 @@ impl Drop for Busy {
     }
 }
 
+/// What a connection has taken too long for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// The rest of a head.
+    Head,
+    /// Another request.
+    Idle,
+}
+
 /// Ends connections on which nothing happens.
 pub(crate) struct Deadline {
     watch: Rc<Watch>,
@@ -134,7 +143,7 @@ impl Deadline {
     }
 
     /// Ready when the connection is to be ended. Call after the connection was polled.
-    pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
         let in_head = self.watch.scan.borrow().in_head();
         if in_head && self.head.is_none() {
             let now = Instant::now();
@@ -146,13 +155,16 @@ impl Deadline {
         }
         ready!(self.timer.as_mut().poll(cx));
         let moves = self.watch.moves.get();
-        if self.head.is_some() || (self.watch.open.get() == 0 && self.seen == moves) {
-            return Poll::Ready(());
+        if self.head.is_some() {
+            return Poll::Ready(Late::Head);
+        }
+        if self.watch.open.get() == 0 && self.seen == moves {
+            return Poll::Ready(Late::Idle);
         }
         self.seen = moves;
         self.timer.as_mut().reset(Instant::now() + IDLE);
         // Registers the new deadline.
-        self.timer.as_mut().poll(cx)
+        self.timer.as_mut().poll(cx).map(|()| Late::Idle)
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod message;
 mod mirror;
 mod outcall;
 pub(crate) mod record;
+mod refused;
 pub(crate) mod reply;
 pub(crate) mod scan;
 pub(crate) mod serve;

@@ -25,6 +25,7 @@ use super::body::{Body, BodyError};
 use super::flags::{Flags, Reason};
 use super::headers::{GRPC_STATUS, X_FORWARDED_FOR, X_REQUEST_ID, is_grpc};
 use super::io::Busy;
+use super::refused;
 use super::reply::Reply;
 use super::upload::{Source, Upload};
 use crate::account::{Failure, Route};
@@ -262,7 +263,11 @@ impl Record {
     pub(crate) fn reply(mut self: Box<Self>, mut reply: Reply) -> http::Response<Body> {
         self.flags.reason = reply.flags.reason.or(self.flags.reason);
         self.flags.aborted |= reply.flags.aborted;
-        self.refused = reply.policy.is_some() || reply.status == 403 || reply.status == 401;
+        let refusal = refused::reason(&reply, &self.ends.service);
+        if let Some(reason) = refusal {
+            self.worker.shared.context.metrics.refused(reason, reply.policy.as_deref());
+        }
+        self.refused = refusal.is_some() || reply.policy.is_some() || matches!(reply.status, 401 | 403);
         self.details = std::mem::take(&mut reply.details);
         self.policy = reply.policy.take().or(self.policy.take());
         self.failure = reply.failure.take().or(self.failure.take());
@@ -294,9 +299,10 @@ impl Record {
         Body::new(Measured { body, record: self, timer: None, keep_trailers: true })
     }
 
-    /// Policy closed the connection without an answer.
+    /// The connection is closed without an answer, by policy or for what the client did.
     pub(crate) fn closed(mut self: Box<Self>, failure: Failure) {
-        self.flags.reason = Some(Reason::DENY);
+        self.worker.shared.context.metrics.refused(failure.reason, failure.policy.as_deref());
+        self.flags.reason = Flags::reason_of(failure.flags).or(Some(Reason::DENY));
         self.refused = true;
         self.details = Cow::Owned(failure.details);
         self.policy = failure.policy;

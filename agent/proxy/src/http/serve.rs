@@ -20,9 +20,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use super::body::Body;
 use super::exchange::{self, Outbound};
 use super::inbound::{self, Arrival};
-use super::io::{Busy, Deadline, Io, Transport, Watch};
+use super::io::{Busy, Deadline, Io, Late, Transport, Watch};
 use super::record::Record;
+use super::refused;
 use super::scan::Smell;
+use crate::account::{Facts, Failure, Route, Side};
+use crate::inbound::own_workload;
 use crate::registry::{Live, Registered};
 use crate::sniff::{self, Protocol};
 use crate::worker::Worker;
@@ -106,6 +109,53 @@ impl Downstream {
             Origin::Inbound(arrival) => inbound::arrived(&self, arrival, admitted, request).await,
         }
     }
+
+    /// Counts and logs a request of, or for, a pod that the configuration does not know (any more).
+    pub(crate) fn unknown(&self, failure: &Failure) -> BrokenOff {
+        let (side, route, client, addressed) = match &self.origin {
+            Origin::Outbound(Outbound { client, original, .. }) => {
+                (Side::Source, Route::Plaintext, *client, *original)
+            }
+            Origin::Inbound(arrival) => {
+                (Side::Destination, arrival.route, arrival.client, arrival.destination)
+            }
+        };
+        Facts::new(side, route, client, addressed).fail(&self.worker, failure);
+        BrokenOff::new()
+    }
+
+    /// A record of a request that could not be read; `None` for an unknown pod, of which there is nothing to say.
+    fn unread(&self) -> Option<Box<Record>> {
+        let (worker, snapshot) = (&self.worker, self.worker.snapshot());
+        let parts = refused::unread_head(self.http2);
+        match &self.origin {
+            Origin::Outbound(outbound) => {
+                let source = own_workload(&snapshot, &outbound.pod).ok()?;
+                Some(exchange::begin(worker, outbound, source, &parts))
+            }
+            Origin::Inbound(arrival) => {
+                let local = own_workload(&snapshot, &arrival.pod).ok()?;
+                Some(arrival.record(worker, local, &parts))
+            }
+        }
+    }
+
+    /// Counts and logs what ended the connection, where it was the client's fault.
+    fn account(&self, end: &End) {
+        let failure = match end {
+            End::Broken(error) if error.is_parse() => {
+                // The connection has answered already.
+                drop(self.unread().map(|record| record.reply(refused::unread(error))));
+                return;
+            }
+            End::Broken(error) => refused::broken_http2(error),
+            End::Late(Late::Head) => Some(refused::late_head()),
+            End::Late(Late::Idle) | End::Over | End::Cut => None,
+        };
+        if let (Some(failure), Some(record)) = (failure, self.unread()) {
+            record.closed(failure);
+        }
+    }
 }
 
 /// Serves a connection until it ends.
@@ -146,13 +196,15 @@ fn poll_protocol(transport: &mut Transport, cx: &mut Context<'_>) -> Poll<Option
 }
 
 /// How driving a connection ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum End {
     /// Both sides are through with it.
     Over,
     /// The client broke the protocol or went away.
-    Broken { parse: bool },
-    /// Its time is over, or it was cut.
+    Broken(hyper::Error),
+    /// Its time is over.
+    Late(Late),
+    /// It was cut.
     Cut,
 }
 
@@ -192,11 +244,11 @@ async fn drive<C: Driven>(mut connection: Pin<&mut C>, mut deadline: Option<Dead
         }
         match connection.as_mut().poll(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(End::Over),
-            Poll::Ready(Err(error)) => return Poll::Ready(End::Broken { parse: error.is_parse() }),
+            Poll::Ready(Err(error)) => return Poll::Ready(End::Broken(error)),
             Poll::Pending => {}
         }
         match &mut deadline {
-            Some(deadline) => deadline.poll_over(cx).map(|()| End::Cut),
+            Some(deadline) => deadline.poll_over(cx).map(End::Late),
             None => Poll::Pending,
         }
     })
@@ -214,14 +266,15 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
     let answering = service_fn(|request| downstream.clone().answer(request));
     let mut connection = builder.serve_connection(TokioIo::new(io), answering);
     let end = drive(Pin::new(&mut connection), Some(deadline), live).await;
+    downstream.account(&end);
     let upgrade = downstream.upgrade.borrow_mut().take();
     match (end, upgrade) {
         (End::Over, Some(upgrade)) => {
             let http1::Parts { io, read_buf, .. } = connection.into_parts();
             tunnel(io.into_inner(), read_buf, upgrade, live).await;
         }
-        (End::Broken { parse: true }, _) => linger(connection.into_parts().io.into_inner()).await,
-        (End::Over | End::Cut | End::Broken { .. }, _) => {}
+        (End::Broken(error), _) if error.is_parse() => linger(connection.into_parts().io.into_inner()).await,
+        (End::Over | End::Cut | End::Late(_) | End::Broken(_), _) => {}
     }
 }
 
@@ -236,7 +289,8 @@ async fn serve_http2(downstream: &Rc<Downstream>, io: Io, live: &Registered) {
     let answering = service_fn(|request| downstream.clone().answer(request));
     let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.
-    drive(connection, None, live).await;
+    let end = drive(connection, None, live).await;
+    downstream.account(&end);
 }
 
 /// Runs the streams of HTTP/2 connections on their worker.

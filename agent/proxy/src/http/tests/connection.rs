@@ -125,6 +125,17 @@ fn improper_requests_are_refused_and_nothing_reaches_the_application() {
             let sent = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
             assert_eq!(answer.split(' ').nth(1), Some(status), "{sent:?}: {answer:?}");
         }
+        for (reason, count) in
+            [("head_too_large", 2), ("malformed_request", 8), ("http_version", 1), ("connect_method", 1)]
+        {
+            let line = format!("weft_refused_total{{reason=\"{reason}\",policy=\"\"}} {count}\n");
+            let metrics = mesh.bed.metrics();
+            assert!(metrics.contains(&line), "{line}{metrics}");
+        }
+        for details in ["431 DPE http1.headers_too_large", "400 DPE http1.codec_error", "missing_host_header"]
+        {
+            mesh.logged(details).await;
+        }
         assert_eq!(app.requests(), 0);
     });
 }
@@ -258,6 +269,23 @@ fn a_head_that_does_not_come_to_its_end_ends_the_connection() {
         let began = tokio::time::Instant::now();
         assert_eq!(mesh.raw(b"GET / HTTP/1.1\r\nHost: a\r\n").await, "");
         assert!(began.elapsed() >= std::time::Duration::from_secs(60));
+        assert!(mesh.bed.metrics().contains("weft_refused_total{reason=\"head_timeout\",policy=\"\"} 1"));
+        assert!(mesh.bed.log().contains("did not come to its end"));
         assert_eq!(app.requests(), 0);
+    });
+}
+
+#[test]
+fn a_client_that_breaks_the_rules_of_http2_is_told_and_counted() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, true).await;
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http2);
+        // SETTINGS as it must be, then DATA on stream 0.
+        let frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        assert!(!mesh.raw(frames).await.is_empty(), "SETTINGS and GOAWAY");
+        mesh.logged("broke the rules of HTTP/2").await;
+        let refused = "weft_refused_total{reason=\"malformed_request\",policy=\"\"} 1";
+        assert!(mesh.bed.metrics().contains(refused), "{}", mesh.bed.metrics());
     });
 }

@@ -132,6 +132,8 @@ fn a_token_that_is_none_is_refused_with_401() {
         );
         assert!(challenge.ends_with("error=\"invalid_token\""), "{challenge}");
         mesh.logged("jwt_authn_access_denied").await;
+        let refused = "weft_refused_total{reason=\"request_authentication\",policy=\"\"} 1";
+        assert!(mesh.bed.metrics().contains(refused), "{}", mesh.bed.metrics());
     });
 }
 

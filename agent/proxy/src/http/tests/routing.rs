@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use weft_core::resource::MeshHttp;
 use weft_core::resource::virtual_service::{
     CorsPolicy, DirectResponse, HeaderChanges, HeaderOperations, Mirror, PerMillion, Redirect, Rewrite,
 };
@@ -189,5 +190,22 @@ fn the_address_of_a_pod_reaches_that_pod() {
         assert!(mesh.bed.worker.shared.counters.all().contains(&("loops", 1)));
         assert!(mesh.bed.metrics().contains("destination_service_name=\"PassthroughCluster\""));
         drop(app);
+    });
+}
+
+#[test]
+fn a_host_that_nobody_registered_is_refused_where_only_registered_ones_are_allowed() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        mesh.bed.change([policy::mesh_config(true, MeshHttp::default())]);
+        let request = Request::get("/").header("host", "nobody.test").body(Body::empty());
+        let reply = mesh.send(request.unwrap()).await;
+        assert_eq!((reply.status, reply.body.as_str()), (502, ""));
+        assert_eq!(app.requests(), 0);
+        mesh.logged("block_all").await;
+        assert!(mesh.bed.metrics().contains("weft_refused_total{reason=\"unknown_host\",policy=\"\"} 1"));
+        assert_eq!(mesh.get("/").await.status, 200, "a registered host is reached");
     });
 }
