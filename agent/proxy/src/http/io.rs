@@ -19,6 +19,8 @@ use super::stream::TunnelIo;
 const HEAD: Duration = Duration::from_secs(60);
 /// How long a connection may be idle; up to twice as long before it is noticed (H-11).
 const IDLE: Duration = Duration::from_secs(3600);
+/// How long a connection that was idle may take to close when its client was told.
+const CLOSING: Duration = Duration::from_secs(5);
 /// One read while the protocol is not known yet, in bytes.
 const FIRST_READ: usize = 2048;
 
@@ -78,7 +80,7 @@ impl Transport {
     }
 }
 
-/// Follows what arrives on an HTTP/1 connection.
+/// Follows what arrives on a connection: its requests, and for HTTP/1 all that is read and written.
 #[derive(Debug)]
 pub(crate) struct Watch {
     scan: RefCell<Scan>,
@@ -142,7 +144,8 @@ impl Deadline {
         Self { watch, timer: Box::pin(tokio::time::sleep(IDLE)), head: None, seen: 0 }
     }
 
-    /// Ready when the connection is to be ended. Call after the connection was polled.
+    /// Ready when the connection is to be ended; [`Late::Idle`] for the first time, it may end in its own way for
+    /// some seconds more. Call after the connection was polled.
     pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
         let in_head = self.watch.scan.borrow().in_head();
         if in_head && self.head.is_none() {
@@ -154,11 +157,12 @@ impl Deadline {
             self.head = None;
         }
         ready!(self.timer.as_mut().poll(cx));
-        let moves = self.watch.moves.get();
+        let moves = self.watch.moves.get() + self.watch.requests.get();
         if self.head.is_some() {
             return Poll::Ready(Late::Head);
         }
         if self.watch.open.get() == 0 && self.seen == moves {
+            self.timer.as_mut().reset(Instant::now() + CLOSING);
             return Poll::Ready(Late::Idle);
         }
         self.seen = moves;
@@ -233,5 +237,28 @@ impl AsyncWrite for Io {
             Transport::Tcp(stream, _) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_requests_is_idle_and_one_with_them_is_not() {
+        let watch = Watch::new();
+        let mut deadline = Deadline::new(watch.clone());
+        let began = Instant::now();
+        // In the first hour there was a request, the second one passes with one that is open.
+        drop(watch.request());
+        let (_, busy) = watch.request();
+        tokio::time::timeout(3 * IDLE - HEAD, poll_fn(|cx| deadline.poll_over(cx))).await.unwrap_err();
+        drop(busy);
+        assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Idle);
+        assert_eq!(began.elapsed().as_secs(), 3 * IDLE.as_secs());
+        assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Idle);
+        assert_eq!(began.elapsed().as_secs(), (3 * IDLE + CLOSING).as_secs());
     }
 }

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 
 use super::body::Body;
@@ -41,6 +41,9 @@ const STREAMS: u32 = 200;
 /// What one HTTP/2 stream, and one connection, may send without being read, in bytes.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// How often an HTTP/2 client is asked for a sign of life, and how long it may take to answer.
+const PING: Duration = Duration::from_secs(60);
+const PONG: Duration = Duration::from_secs(20);
 /// How long, and how much, a client may still send after it was told that its request is not understood.
 /// A close before would reset the connection, and the client might never read the answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -174,7 +177,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: 
     let downstream =
         Rc::new(Downstream { worker, origin, watch: watch.clone(), http2, upgrade: RefCell::default() });
     if http2 {
-        serve_http2(&downstream, Io::new(transport, None), &live).await;
+        serve_http2(&downstream, Io::new(transport, None), deadline, &live).await;
     } else {
         let io = Io::new(transport, Some(watch));
         serve_http1(&downstream, io, deadline, &live).await;
@@ -231,7 +234,7 @@ where
     }
 }
 
-async fn drive<C: Driven>(mut connection: Pin<&mut C>, mut deadline: Option<Deadline>, live: &Live) -> End {
+async fn drive<C: Driven>(mut connection: Pin<&mut C>, mut deadline: Deadline, live: &Live) -> End {
     let mut told = false;
     poll_fn(|cx| {
         live.listen(cx);
@@ -247,9 +250,15 @@ async fn drive<C: Driven>(mut connection: Pin<&mut C>, mut deadline: Option<Dead
             Poll::Ready(Err(error)) => return Poll::Ready(End::Broken(error)),
             Poll::Pending => {}
         }
-        match &mut deadline {
-            Some(deadline) => deadline.poll_over(cx).map(End::Late),
-            None => Poll::Pending,
+        match ready!(deadline.poll_over(cx)) {
+            Late::Idle if !told => {
+                // An HTTP/2 client hears it before its next request.
+                told = true;
+                connection.as_mut().graceful();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            late @ (Late::Idle | Late::Head) => Poll::Ready(End::Late(late)),
         }
     })
     .await
@@ -265,7 +274,7 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
         .header_read_timeout(None);
     let answering = service_fn(|request| downstream.clone().answer(request));
     let mut connection = builder.serve_connection(TokioIo::new(io), answering);
-    let end = drive(Pin::new(&mut connection), Some(deadline), live).await;
+    let end = drive(Pin::new(&mut connection), deadline, live).await;
     downstream.account(&end);
     let upgrade = downstream.upgrade.borrow_mut().take();
     match (end, upgrade) {
@@ -278,18 +287,21 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
     }
 }
 
-async fn serve_http2(downstream: &Rc<Downstream>, io: Io, live: &Registered) {
+async fn serve_http2(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, live: &Registered) {
     let mut builder = http2::Builder::new(Tasks(downstream.worker.clone()));
     builder
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEAD_BYTES as u32)
-        .max_send_buf_size(STREAM_WINDOW as usize);
+        .max_send_buf_size(STREAM_WINDOW as usize)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG);
     let answering = service_fn(|request| downstream.clone().answer(request));
     let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.
-    let end = drive(connection, None, live).await;
+    let end = drive(connection, deadline, live).await;
     downstream.account(&end);
 }
 

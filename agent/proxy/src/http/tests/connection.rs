@@ -289,3 +289,18 @@ fn a_client_that_breaks_the_rules_of_http2_is_told_and_counted() {
         assert!(mesh.bed.metrics().contains(refused), "{}", mesh.bed.metrics());
     });
 }
+
+#[test]
+fn an_http2_client_that_does_not_answer_is_given_up() {
+    crate::testbed::run_paused(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, true).await;
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http2);
+        let began = tokio::time::Instant::now();
+        // Its SETTINGS, and then nothing for ever.
+        mesh.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+        let waited = began.elapsed().as_secs();
+        assert!((80..3600).contains(&waited), "{waited}");
+        assert_eq!(app.requests(), 0);
+    });
+}
