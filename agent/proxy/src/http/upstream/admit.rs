@@ -72,6 +72,11 @@ impl Admission<'_> {
     /// connection (with HTTP/1.1), but none is opened.
     pub(super) async fn enter(&self, node: bool, active: Active) -> Result<Exchange, Overflow> {
         let pool = self.host.pool(self.dial, self.protocol);
+        let limit = self.settings.limits.connections;
+        self.cluster.keep_within(limit);
+        if self.cluster.is_over() {
+            pool.shed(self.cluster, limit);
+        }
         let (permit, carrier) = match (self.protocol, node) {
             (UpstreamProtocol::Http1, _) => self.enter_single(&pool, node).await?,
             (UpstreamProtocol::Http2, false) => self.enter_shared(&pool).await?,
@@ -144,7 +149,7 @@ impl Admission<'_> {
                 tokio::task::yield_now().await;
                 Ready::Slot(slot)
             }
-            None => self.wait(pool, self.settings.limits.connections).await?,
+            None => self.wait(pool).await?,
         };
         drop(pending);
         self.with_request(pool, ready)
@@ -172,9 +177,9 @@ impl Admission<'_> {
     }
 
     /// Waits for a connection, or the place for one.
-    async fn wait(&self, pool: &Rc<Pool>, limit: u32) -> Result<Ready, Overflow> {
+    async fn wait(&self, pool: &Rc<Pool>) -> Result<Ready, Overflow> {
         loop {
-            let (id, granted) = self.cluster.wait(pool.place(), &self.host.host, limit);
+            let (id, granted) = self.cluster.wait(pool.place(), &self.host.host);
             let promise = Promise { admission: self, pool, id };
             let grant = granted.await;
             match grant {
@@ -208,7 +213,7 @@ impl Admission<'_> {
                 Place::Wait => {
                     drop(request);
                     let pending = self.pending()?;
-                    let ready = self.wait(pool, self.settings.limits.connections).await?;
+                    let ready = self.wait(pool).await?;
                     drop(pending);
                     match ready {
                         Ready::Slot(slot) => slot,

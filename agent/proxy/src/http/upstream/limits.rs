@@ -1,7 +1,10 @@
 //! Limits of one cluster: what is open, what waits, and who gets the next place (D-12 to D-14, E26, E27).
 //!
-//! Shared by all workers. Without limits only atomic counters are touched; the locks below are taken where a
-//! cluster is full.
+//! Shared by all workers. While a cluster has room, a request touches atomic counters and its own connection's lock;
+//! the locks of the cluster are taken when a connection is idle for the first time, and where a cluster is full.
+//!
+//! A limit that is lowered applies to what is open already: idle connections above it are closed at once, others
+//! when their request ends.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -143,7 +146,6 @@ pub(super) struct Waiter {
     pub(super) id: u64,
     place: Place,
     host: Arc<Host>,
-    limit: u32,
     grant: oneshot::Sender<Grant>,
 }
 
@@ -160,7 +162,7 @@ pub(super) struct Queue {
     /// Length of the queue, to look at without the lock.
     len: AtomicUsize,
     next: Mutex<Waiters>,
-    /// Idle connections of a cluster with a limit; some of them may be in use or closed meanwhile.
+    /// Idle connections, also those from before there was a limit; some of them may be in use or closed meanwhile.
     idle: Mutex<Vec<Weak<Ticket>>>,
 }
 
@@ -187,7 +189,7 @@ pub(super) enum Next {
     Keep,
     /// It is for somebody who waits in its own pool.
     Hand(Waiter),
-    /// Somebody waits for a connection to elsewhere: it is closed, which gives its place away.
+    /// Somebody waits for a connection to elsewhere, or there are too many: it is closed, which gives its place away.
     Close,
 }
 
@@ -220,6 +222,32 @@ impl ClusterState {
         Slot::new(self, host)
     }
 
+    /// `maxConnections` as the newest request knows it.
+    fn limit(&self) -> u32 {
+        self.limit.load(Ordering::SeqCst)
+    }
+
+    /// Whether more connections are open than there may be.
+    pub(super) fn is_over(&self) -> bool {
+        self.connections.get() > self.limit()
+    }
+
+    /// Keeps the connections within `limit`, which may be another than before.
+    pub(super) fn keep_within(self: &Arc<Self>, limit: u32) {
+        // Written only when it changes: all workers read it.
+        let before = self.limit();
+        if before != limit {
+            self.limit.store(limit, Ordering::SeqCst);
+        }
+        while self.is_over() {
+            let Some(slot) = self.evict() else { break };
+            drop(slot);
+        }
+        if before < limit {
+            self.serve_waiting();
+        }
+    }
+
     /// Takes the place of an idle connection, on whichever worker.
     fn evict(&self) -> Option<Slot> {
         let mut idle = self.queue.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -244,29 +272,24 @@ impl ClusterState {
     }
 
     /// Joins those who wait. Answers the waiter's number and what it gets in the end.
-    pub(super) fn wait(
-        self: &Arc<Self>,
-        place: Place,
-        host: &Arc<Host>,
-        limit: u32,
-    ) -> (u64, oneshot::Receiver<Grant>) {
+    pub(super) fn wait(self: &Arc<Self>, place: Place, host: &Arc<Host>) -> (u64, oneshot::Receiver<Grant>) {
         let (grant, granted) = oneshot::channel();
         let id = {
             let mut waiters = self.queue.waiters();
             let id = waiters.next_id;
             waiters.next_id += 1;
-            waiters.queue.push_back(Waiter { id, place, host: host.clone(), limit, grant });
+            waiters.queue.push_back(Waiter { id, place, host: host.clone(), grant });
             self.queue.note_length(&waiters);
             id
         };
-        // A place that became free before the length was visible has told nobody.
+        // A place that became free, or a connection that became idle, before the length was visible has told nobody.
         self.serve_waiting();
         (id, granted)
     }
 
     /// Gives free places to those who wait.
     pub(super) fn serve_waiting(self: &Arc<Self>) {
-        while self.queue.len.load(Ordering::SeqCst) > 0 {
+        while self.is_waited_for() {
             let Some((waiter, slot)) = self.next_with_slot() else { return };
             if let Err(Grant::Slot(mut unwanted)) = waiter.grant.send(Grant::Slot(slot)) {
                 unwanted.quiet = true;
@@ -277,19 +300,35 @@ impl ClusterState {
     fn next_with_slot(self: &Arc<Self>) -> Option<(Waiter, Slot)> {
         let mut waiters = self.queue.waiters();
         waiters.queue.retain(|waiter| !waiter.grant.is_closed());
-        let first = waiters.queue.front();
-        let free = first.is_some_and(|first| self.connections.try_add(first.limit));
-        let waiter = if free { waiters.queue.pop_front() } else { None };
+        let next = match self.place_for_one_of(&waiters.queue) {
+            Some((at, slot)) => waiters.queue.remove(at).map(|waiter| (waiter, slot)),
+            None => None,
+        };
         self.queue.note_length(&waiters);
-        waiter.map(|waiter| {
-            let slot = Slot::new(self, &waiter.host);
-            (waiter, slot)
-        })
+        next
+    }
+
+    /// A place, and whose it is: that of the first, or of one whose endpoint has no connection that it could wait for.
+    fn place_for_one_of(self: &Arc<Self>, queue: &VecDeque<Waiter>) -> Option<(usize, Slot)> {
+        let first = queue.front()?;
+        if let Some(slot) = self.connect(self.limit(), &first.host) {
+            return Some((0, slot));
+        }
+        let stranded = queue.iter().enumerate().find(|(_, waiter)| waiter.host.connections.get() == 0);
+        stranded.map(|(at, waiter)| (at, self.connect_anyway(&waiter.host)))
+    }
+
+    /// Whether anybody waits.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.queue.len.load(Ordering::SeqCst) > 0
     }
 
     /// What becomes of a connection of the pool `place` that has nothing to do.
     pub(super) fn next_for(&self, place: Place) -> Next {
-        if self.queue.len.load(Ordering::SeqCst) == 0 {
+        if self.is_over() {
+            return Next::Close;
+        }
+        if !self.is_waited_for() {
             return Next::Keep;
         }
         let mut waiters = self.queue.waiters();

@@ -1,7 +1,8 @@
 //! TLS that a client's policy asks for towards endpoints that are not the mesh's: SIMPLE (D-18).
 //!
 //! Without certificates in the policy the endpoint's certificate is not verified, as the API says; a policy that
-//! names certificates, or wants to present one, is not kept at all rather than kept in part.
+//! names certificates or the names that one must have, or wants to present one, is not kept at all rather than kept
+//! in part.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +19,10 @@ use super::UpstreamProtocol;
 const UNREAD: &str = "the DestinationRule's `tls` names certificates, which the mesh does not read; \
      use ISTIO_MUTUAL, or SIMPLE without certificates";
 
+/// Why names cannot be kept: a name in a certificate that nobody vouches for proves nothing.
+const UNVERIFIED: &str = "the DestinationRule's `tls.subjectAltNames` cannot be verified without certificates of an \
+     authority, which the mesh does not read; remove them, use ISTIO_MUTUAL, or let the application speak TLS itself";
+
 /// The name that a TLS server is asked for.
 ///
 /// `Ok(None)` where the policy asks for no TLS of the client's own.
@@ -27,7 +32,10 @@ const UNREAD: &str = "the DestinationRule's `tls` names certificates, which the 
 /// The policy cannot be kept; the text says why.
 pub(super) fn server_name(cluster: &Cluster) -> Result<Option<ServerName<'static>>, &'static str> {
     match &cluster.policy.tls {
-        Some(ClientTls { mode: ClientTlsMode::Simple, certificates: false, sni, .. }) => {
+        Some(ClientTls { mode: ClientTlsMode::Simple, certificates: false, sni, subject_alt_names }) => {
+            if !subject_alt_names.is_empty() {
+                return Err(UNVERIFIED);
+            }
             let name = sni.as_ref().unwrap_or(&cluster.host).to_string();
             let name = ServerName::try_from(name);
             name.map(Some).map_err(|_| "the DestinationRule's `tls.sni` is not the name of a server")

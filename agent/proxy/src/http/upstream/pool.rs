@@ -141,7 +141,8 @@ impl Pool {
         let Some(cluster) = cluster else { return self.keep(connection) };
         match cluster.next_for(self.place()) {
             Next::Keep => {}
-            Next::Close => return,
+            // Its place is free now, not when its driver has noticed: whoever else comes back is not one too many.
+            Next::Close => return connection.usage.ticket().into_iter().for_each(|ticket| ticket.close()),
             Next::Hand(waiter) => {
                 let id = waiter.id;
                 self.handed.borrow_mut().insert(id, connection);
@@ -152,12 +153,16 @@ impl Pool {
                 return self.put_ready(back, Some(cluster), settings);
             }
         }
-        if settings.limits.connections < u32::MAX
-            && let Some(ticket) = connection.usage.ticket()
-        {
-            cluster.list_idle(ticket);
-        }
+        // Also without a limit: there may be one tomorrow.
+        let listed = connection.usage.ticket().inspect(|ticket| cluster.list_idle(ticket)).is_some();
         self.keep(connection);
+        // Whoever began to wait meanwhile saw neither an idle connection nor was seen.
+        if listed
+            && cluster.is_waited_for()
+            && let Some(back) = self.take(settings)
+        {
+            self.put_ready(back, Some(cluster), settings);
+        }
     }
 
     fn keep(&self, connection: Single) {
@@ -165,6 +170,15 @@ impl Pool {
         if idle.len() < MOST_IDLE {
             idle.push(connection);
         }
+    }
+
+    /// Lets HTTP/2 connections that are one too many take no more requests: they end with those they have. One stays.
+    pub(super) fn shed(&self, cluster: &ClusterState, limit: u32) {
+        let mut shared = self.shared.borrow_mut();
+        let ending = self.live.get().saturating_sub(shared.len());
+        let over = usize::try_from(cluster.connections.get().saturating_sub(limit)).unwrap_or(usize::MAX);
+        let kept = shared.len().saturating_sub(over.saturating_sub(ending)).max(1);
+        shared.truncate(kept);
     }
 
     /// An HTTP/2 connection with room for a request; where all are full and `full` says so, the least full one.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -58,6 +58,8 @@ impl Host {
 pub(super) struct ClusterState {
     /// Connections, open or being opened.
     pub(super) connections: Gauge,
+    /// `maxConnections` as the newest request knows it: also connections that older requests made have to keep it.
+    pub(super) limit: AtomicU32,
     requests: Gauge,
     pending: Gauge,
     retries: Gauge,
@@ -85,6 +87,7 @@ impl ClusterState {
     pub(super) fn new(counters: ClusterCounters, turn: usize) -> Arc<Self> {
         Arc::new(Self {
             connections: Gauge::default(),
+            limit: AtomicU32::new(u32::MAX),
             requests: Gauge::default(),
             pending: Gauge::default(),
             retries: Gauge::default(),

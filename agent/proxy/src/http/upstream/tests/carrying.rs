@@ -344,10 +344,18 @@ fn a_policy_that_cannot_be_kept_sends_nothing() {
         let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
         let backend = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
         let verified = ClientTls { certificates: true, ..tls(ClientTlsMode::Simple) };
-        for tls in [tls(ClientTlsMode::Mutual), verified] {
+        let names = vec!["shop.example.com".into()];
+        let named = ClientTls { subject_alt_names: names, ..tls(ClientTlsMode::Simple) };
+        let refused = [
+            (tls(ClientTlsMode::Mutual), "names certificates"),
+            (verified, "names certificates"),
+            (named, "`tls.subjectAltNames` cannot be verified"),
+        ];
+        for (tls, why) in refused {
             let cluster = cluster(&[backend.addr], ClusterPolicy { tls: Some(tls), ..policy() });
             let error = client.get(&cluster).await.unwrap_err();
             assert_eq!(error.kind, SendErrorKind::ConnectFailure);
+            assert!(error.detail.contains(why), "{}", error.detail);
             assert!(error.request.is_some());
         }
         assert_eq!(backend.connections.get(), 0);

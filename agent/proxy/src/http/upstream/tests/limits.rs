@@ -138,11 +138,123 @@ fn an_endpoint_without_a_connection_gets_one_beyond_the_limit() {
         let requests: Vec<_> = (0..3).map(|_| client.spawn_get(&cluster)).collect();
         client.bed.until("both", |_| one.requests.get() == 1 && other.requests.get() == 1).await;
         assert_eq!(client.state(&cluster).gauge(Counted::Pending).get(), 1);
-        one.open_gate();
-        other.open_gate();
+        // The one that waits is served though the other endpoint's connection fills the cluster.
+        let [first, second] =
+            if at_one(&client, &cluster, &one) > 1 { [&one, &other] } else { [&other, &one] };
+        first.open_gate();
+        client.bed.until("the third", |_| first.requests.get() == 2).await;
+        second.open_gate();
         for request in requests {
             request.await.unwrap().unwrap();
         }
+    });
+}
+
+/// Requests that an endpoint has to answer.
+fn at_one(client: &Client, cluster: &Arc<Cluster>, backend: &Backend) -> u32 {
+    let host = client.state(cluster).hosts(std::iter::once(backend.addr), &cluster.endpoints);
+    host[0].active.get()
+}
+
+/// A cluster with `maxConnections`, or without.
+fn at_most(endpoint: SocketAddr, connections: Option<u32>) -> Arc<Cluster> {
+    let pool = ConnectionPool {
+        max_connections: connections,
+        max_concurrent_streams: Some(1),
+        ..ConnectionPool::default()
+    };
+    cluster(&[endpoint], limited(pool))
+}
+
+#[test]
+fn a_lowered_limit_closes_what_is_idle_at_the_next_request() {
+    run(async {
+        for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+            let client = Client::new(Bed::new("a"), protocol);
+            let backend = Backend::new(client.bed.other_ip, protocol).await;
+            backend.close_gate();
+            let before = at_most(backend.addr, None);
+            let requests: Vec<_> = (0..5).map(|_| client.spawn_get(&before)).collect();
+            client.bed.until("five", |_| backend.requests.get() == 5).await;
+            backend.open_gate();
+            for request in requests {
+                request.await.unwrap().unwrap();
+            }
+            assert_eq!(backend.open.get(), 5, "{protocol:?}");
+            client.get(&at_most(backend.addr, Some(2))).await.unwrap();
+            client.bed.until("two to be left", |_| backend.open.get() == 2).await;
+            assert_eq!(client.state(&before).connections.get(), 2);
+            assert_eq!(backend.connections.get(), 5, "one that was open is used");
+        }
+    });
+}
+
+#[test]
+fn a_lowered_limit_closes_what_is_in_use_when_its_request_ends() {
+    run(async {
+        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
+        let backend = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
+        backend.close_gate();
+        let before = at_most(backend.addr, None);
+        let mut requests: Vec<_> = (0..5).map(|_| client.spawn_get(&before)).collect();
+        client.bed.until("five", |_| backend.requests.get() == 5).await;
+        let lowered = at_most(backend.addr, Some(2));
+        requests.extend((0..5).map(|_| client.spawn_get(&lowered)));
+        let state = client.state(&before);
+        client.bed.until("five to wait", |_| state.gauge(Counted::Pending).get() == 5).await;
+        for left in (2..5).rev() {
+            backend.gate.add_permits(1);
+            client.bed.until("one to be closed", |_| backend.open.get() == left).await;
+            assert_eq!(state.connections.get() as usize, left);
+            assert_eq!(state.gauge(Counted::Pending).get(), 5, "its place is nobody's");
+        }
+        backend.open_gate();
+        for request in requests {
+            request.await.unwrap().unwrap();
+        }
+        assert_eq!((backend.open.get(), backend.connections.get()), (2, 5));
+        assert_eq!(state.gauge(Counted::Pending).get(), 0);
+    });
+}
+
+#[test]
+fn a_raised_limit_serves_those_who_wait() {
+    run(async {
+        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
+        let backend = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
+        backend.close_gate();
+        let low = at_most(backend.addr, Some(1));
+        let mut requests: Vec<_> = (0..3).map(|_| client.spawn_get(&low)).collect();
+        let state = client.state(&low);
+        client.bed.until("two to wait", |_| state.gauge(Counted::Pending).get() == 2).await;
+        requests.push(client.spawn_get(&at_most(backend.addr, Some(4))));
+        client.bed.until("all four", |_| backend.requests.get() == 4).await;
+        backend.open_gate();
+        for request in requests {
+            request.await.unwrap().unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_idle_connection_from_before_the_limit_gives_way_to_another_worker() {
+    run(async {
+        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
+        let backend = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
+        client.get(&at_most(backend.addr, None)).await.unwrap();
+        let other = crate::worker::Worker::new(1, client.bed.worker.shared.clone());
+        let cluster = at_most(backend.addr, Some(1));
+        let mut tried = SmallVec::new();
+        let way = (None, &mut tried);
+        let sent = send(&other, &client.leg(), &cluster, way, get(), UpstreamProtocol::Http1).await.unwrap();
+        assert_eq!(read(sent.response.into_body()).await, "hello");
+        client.bed.until("one connection", |_| backend.open.get() == 1).await;
+        assert_eq!(backend.connections.get(), 2);
+        assert_eq!(client.state(&cluster).connections.get(), 1);
+        // And back: this worker's own connection was closed, the other's gives way.
+        client.get(&cluster).await.unwrap();
+        client.bed.until("one connection", |_| backend.open.get() == 1).await;
+        assert_eq!(backend.connections.get(), 3);
     });
 }
 
