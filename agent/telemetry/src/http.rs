@@ -3,6 +3,7 @@
 //! A series is looked up by everything that is known before the answer ([`RequestLabels`]); what the answer adds
 //! (status, gRPC status, flags) chooses a set of cells within it. Both are bounded.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::families;
 use crate::metrics::{Reporter, SecurityPolicy, UNKNOWN, known, side};
 use crate::scrape::{Family, ScrapeSink};
 use crate::table::{Cells, Table};
+use crate::unknown_hosts::{self, UnknownHosts};
 
 /// Upper bounds of the histograms in thousandths of their unit, `+Inf` left out: Envoy's, and so Istio's, 20 buckets.
 const BOUNDS: [u64; 19] = [
@@ -317,14 +319,15 @@ impl RequestSeries {
 #[derive(Debug)]
 pub(crate) struct RequestTable {
     series: Table<RequestLabels, Outcomes>,
+    unknown: UnknownHosts,
     budget: Arc<Budget>,
 }
 
 impl RequestTable {
-    /// At most `limit` label sets, and as many sets of cells.
-    pub(crate) fn new(limit: usize) -> Self {
+    /// At most `limit` label sets, and as many sets of cells; `hosts` unknown hosts of each source workload.
+    pub(crate) fn new(limit: usize, hosts: usize) -> Self {
         let budget = Budget { limit, used: AtomicUsize::new(0), overflow: AtomicU64::new(0) };
-        Self { series: Table::new(limit), budget: Arc::new(budget) }
+        Self { series: Table::new(limit), unknown: UnknownHosts::new(hosts), budget: Arc::new(budget) }
     }
 
     pub(crate) fn get(&self, labels: &RequestLabels) -> RequestSeries {
@@ -336,17 +339,28 @@ impl RequestTable {
         }
     }
 
+    /// The same for a destination that the mesh does not know, by the name that the client has for it.
+    pub(crate) fn get_unknown(&self, mut labels: RequestLabels, host: &str) -> RequestSeries {
+        labels.service = self.unknown.name(labels.source.as_deref(), host);
+        self.get(&labels)
+    }
+
     /// Drops idle series and counts anew what is left; a request that makes cells meanwhile is counted the
     /// next time.
     pub(crate) fn sweep(&self, now: std::time::Instant, idle: Duration) {
         self.series.sweep(now, idle);
         let mut used = 0;
-        self.series.each(|_, outcomes| used += outcomes.len());
+        let mut shown = HashSet::new();
+        self.series.each(|labels, outcomes| {
+            used += outcomes.len();
+            shown.insert((unknown_hosts::key(labels.source.as_deref()), labels.service.clone()));
+        });
+        self.unknown.retain(&shown);
         self.budget.used.store(used, Ordering::Relaxed);
     }
 
     pub(crate) fn overflow(&self) -> u64 {
-        self.series.overflow() + self.budget.overflow.load(Ordering::Relaxed)
+        self.series.overflow() + self.unknown.overflow() + self.budget.overflow.load(Ordering::Relaxed)
     }
 
     pub(crate) fn collect(&self, sink: &mut ScrapeSink) {

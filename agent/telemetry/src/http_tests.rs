@@ -148,6 +148,56 @@ fn peers_beyond_the_limit_share_one_series() {
     assert_eq!(counts.iter().sum::<u64>(), 10);
 }
 
+fn to_unknown(source: &str) -> RequestLabels {
+    RequestLabels {
+        source: Some(workload(source, "v1")),
+        destination: None,
+        service: "unknown".into(),
+        service_name: "PassthroughCluster".into(),
+        service_namespace: "unknown".into(),
+        ..labels(Reporter::Source)
+    }
+}
+
+#[test]
+fn a_pod_that_invents_hosts_leaves_room_for_others() {
+    let idle = Duration::from_secs(60);
+    let metrics = Metrics::with_limits(Limits { request_series: 300, idle, ..Limits::default() });
+    let record =
+        |source: &str, host: &str| metrics.http_to_unknown(to_unknown(source), host).record(&sample());
+    (0..1_000).for_each(|at| record("greedy", &format!("h{at}.example.com")));
+    // One that has its series keeps it.
+    record("greedy", "h7.example.com");
+    record("greedy", &"x".repeat(10_000));
+    record("modest", "api.example.com");
+    record("modest", &format!("{}:8080", "y".repeat(253)));
+    record("modest", &"z".repeat(261));
+    let text = metrics.render();
+    let of = |workload: &str, host: &str| {
+        let labels = format!("source_workload=\"{workload}-v1\"");
+        let service = format!("destination_service=\"{host}");
+        let is_wanted = |line: &&str| {
+            line.starts_with("istio_requests_total") && line.contains(&labels) && line.contains(&service)
+        };
+        text.lines()
+            .filter(is_wanted)
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .collect()
+    };
+    let counts: Vec<u64> = of("greedy", "h");
+    assert_eq!((counts.len(), counts.iter().sum::<u64>()), (100, 101));
+    assert_eq!(of("greedy", "unknown\""), [901], "nothing is lost but labels");
+    assert_eq!(of("modest", "api.example.com\""), [1]);
+    assert_eq!(of("modest", "yyy"), [1]);
+    assert_eq!(of("modest", "unknown\""), [1], "a host is not as long");
+    assert!(text.contains("weft_metric_series_overflow_total 902"));
+    let start = Instant::now();
+    metrics.sweep(start);
+    metrics.sweep(start + idle * 2);
+    record("greedy", "new.example.com");
+    assert!(metrics.render().contains("destination_service=\"new.example.com\""), "old hosts make room");
+}
+
 #[test]
 fn idle_series_make_room_for_new_ones() {
     let idle = Duration::from_secs(60);

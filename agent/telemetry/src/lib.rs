@@ -18,6 +18,7 @@ pub mod http;
 pub mod metrics;
 mod scrape;
 mod table;
+mod unknown_hosts;
 
 pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, RequestLog};
 pub use cluster::{ClusterCounters, ClusterEvent};

@@ -232,6 +232,8 @@ pub struct Limits {
     /// Series of requests, each outcome on its own: every one of them shows three histograms; requests beyond are
     /// counted under labels that are all `unknown`.
     pub request_series: usize,
+    /// Hosts that the mesh does not know and that one source workload may have series of; others are `unknown`.
+    pub unknown_hosts: usize,
     /// Clusters of client workloads; what happens beyond is counted under `unknown`.
     pub clusters: usize,
     /// Series of each family that names policies.
@@ -245,6 +247,7 @@ impl Default for Limits {
         Self {
             tcp_series: 20_000,
             request_series: 4_000,
+            unknown_hosts: 100,
             clusters: 4_000,
             policy_series: 2_000,
             idle: Duration::from_secs(600),
@@ -295,7 +298,7 @@ impl Metrics {
             inner: Arc::new(Inner {
                 limits,
                 tcp: Table::new(limits.tcp_series),
-                requests: RequestTable::new(limits.request_series),
+                requests: RequestTable::new(limits.request_series, limits.unknown_hosts),
                 clusters: ClusterTable::new(limits.clusters),
                 refused: Table::new(limits.policy_series),
                 dry_run: Table::new(limits.policy_series),
@@ -315,6 +318,12 @@ impl Metrics {
     /// The handle of a series of requests; created on first use. Look it up once per connection and keep it.
     pub fn http(&self, labels: &RequestLabels) -> RequestSeries {
         self.inner.requests.get(labels)
+    }
+
+    /// The same for a destination that the mesh does not know: its `destination_service` is the host as the client
+    /// named it, or `unknown` where the source workload has named [`Limits::unknown_hosts`] others (M-8).
+    pub fn http_to_unknown(&self, labels: RequestLabels, host: &str) -> RequestSeries {
+        self.inner.requests.get_unknown(labels, host)
     }
 
     /// The counters of a client workload's cluster: `namespace/name` of the workload, `outbound|PORT|SUBSET|HOST`.

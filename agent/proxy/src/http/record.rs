@@ -325,10 +325,8 @@ impl Record {
         if let (Service::Passthrough | Service::BlackHole, Some(host)) =
             (&self.ends.service, &self.head.authority)
         {
-            // M-8: the host as the client named it.
-            let mut labels = self.ends.request_labels(self.reporter, tls, self.protocol);
-            labels.service = host.to_str().unwrap_or("unknown").into();
-            return metrics.http(&labels);
+            let labels = self.ends.request_labels(self.reporter, tls, self.protocol);
+            return metrics.http_to_unknown(labels, host.to_str().unwrap_or("unknown"));
         }
         self.worker.requests.get(metrics, &self.ends, (self.reporter, tls, self.protocol))
     }
