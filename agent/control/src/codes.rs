@@ -3,63 +3,40 @@
 //! Codes of Istio's own tools begin with `IST`, ours with `WEFT`; `WEFT0001` to `WEFT0099` belong to this
 //! crate. Codes are stable: scripts and CI pipelines compare them.
 
-use weft_core::Severity;
-
-/// One kind of finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Code {
-    /// The code, for example `IST0106`.
-    pub code: &'static str,
-    /// The code's name, for example `SchemaValidationError`.
-    pub name: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-}
-
-const fn error(code: &'static str, name: &'static str) -> Code {
-    Code { code, name, severity: Severity::Error }
-}
-
-const fn warning(code: &'static str, name: &'static str) -> Code {
-    Code { code, name, severity: Severity::Warning }
-}
-
-const fn info(code: &'static str, name: &'static str) -> Code {
-    Code { code, name, severity: Severity::Info }
-}
+use weft_core::problem::Code;
 
 /// An Istio object that Istio's own admission would reject.
-pub const SCHEMA_VALIDATION: Code = error("IST0106", "SchemaValidationError");
+pub const SCHEMA_VALIDATION: Code = Code::error("IST0106", "SchemaValidationError");
 /// An Istio object that Istio's own admission would accept with a warning.
-pub const SCHEMA_WARNING: Code = warning("IST0133", "SchemaWarning");
+pub const SCHEMA_WARNING: Code = Code::warning("IST0133", "SchemaWarning");
 /// A document that is no YAML or JSON.
-pub const INVALID_DOCUMENT: Code = error("WEFT0001", "InvalidDocument");
+pub const INVALID_DOCUMENT: Code = Code::error("WEFT0001", "InvalidDocument");
 /// A Kubernetes object with a field that cannot be read.
-pub const INVALID_FIELD: Code = error("WEFT0002", "InvalidField");
+pub const INVALID_FIELD: Code = Code::error("WEFT0002", "InvalidField");
 /// A document that is not a Kubernetes object.
-pub const NOT_AN_OBJECT: Code = error("WEFT0003", "NotAnObject");
+pub const NOT_AN_OBJECT: Code = Code::error("WEFT0003", "NotAnObject");
 /// A kind, or a version of it, that does not exist in its API group.
-pub const UNKNOWN_KIND: Code = error("WEFT0004", "UnknownKind");
+pub const UNKNOWN_KIND: Code = Code::error("WEFT0004", "UnknownKind");
 /// The same object twice; the second is not in force.
-pub const DUPLICATE_OBJECT: Code = error("WEFT0005", "DuplicateObject");
+pub const DUPLICATE_OBJECT: Code = Code::error("WEFT0005", "DuplicateObject");
 /// An Istio kind that this version of the mesh does not execute.
-pub const KIND_NOT_APPLIED: Code = info("WEFT0006", "KindNotApplied");
+pub const KIND_NOT_APPLIED: Code = Code::info("WEFT0006", "KindNotApplied");
 /// A condition that is written but has no value, and therefore matches everything.
-pub const MATCHES_EVERYTHING: Code = warning("WEFT0007", "MatchesEverything");
+pub const MATCHES_EVERYTHING: Code = Code::warning("WEFT0007", "MatchesEverything");
 /// A file that cannot be read.
-pub const UNREADABLE_FILE: Code = error("WEFT0008", "UnreadableFile");
+pub const UNREADABLE_FILE: Code = Code::error("WEFT0008", "UnreadableFile");
 /// A configured path that is gone; the last good configuration stays in force.
-pub const SOURCE_GONE: Code = error("WEFT0009", "SourceGone");
+pub const SOURCE_GONE: Code = Code::error("WEFT0009", "SourceGone");
 /// Changes are found by looking every second instead of being told.
-pub const POLLING: Code = warning("WEFT0010", "PollingForChanges");
+pub const POLLING: Code = Code::warning("WEFT0010", "PollingForChanges");
 /// A fault of our own while compiling; the last snapshot stays in force.
-pub const COMPILER_FAILED: Code = error("WEFT0011", "CompilerFailed");
+pub const COMPILER_FAILED: Code = Code::error("WEFT0011", "CompilerFailed");
 /// A selector without labels selects everything in its scope.
-pub const EMPTY_SELECTOR: Code = warning("WEFT0012", "EmptySelector");
+pub const EMPTY_SELECTOR: Code = Code::warning("WEFT0012", "EmptySelector");
 /// A value that is read but has no effect.
-pub const NO_EFFECT: Code = warning("WEFT0013", "NoEffect");
+pub const NO_EFFECT: Code = Code::warning("WEFT0013", "NoEffect");
 /// A field that is valid, but that this version of the mesh does not execute.
-pub const FIELD_NOT_APPLIED: Code = info("WEFT0014", "FieldNotApplied");
+pub const FIELD_NOT_APPLIED: Code = Code::info("WEFT0014", "FieldNotApplied");
 
 /// The whole table, for the reference documentation and for `weft analyze --help`.
 pub const ALL: &[Code] = &[

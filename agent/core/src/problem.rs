@@ -26,6 +26,34 @@ impl fmt::Display for Severity {
     }
 }
 
+/// One kind of finding. Each crate that has findings lists its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code {
+    /// The code, for example `IST0106`.
+    pub code: &'static str,
+    /// The code's name, for example `SchemaValidationError`.
+    pub name: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+}
+
+impl Code {
+    /// Something that keeps an object, or a part of it, out of force.
+    pub const fn error(code: &'static str, name: &'static str) -> Self {
+        Self { code, name, severity: Severity::Error }
+    }
+
+    /// Something that is in force, but probably not meant so.
+    pub const fn warning(code: &'static str, name: &'static str) -> Self {
+        Self { code, name, severity: Severity::Warning }
+    }
+
+    /// Something worth knowing.
+    pub const fn info(code: &'static str, name: &'static str) -> Self {
+        Self { code, name, severity: Severity::Info }
+    }
+}
+
 /// Where an object was read. Documents count from 1, lines from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {

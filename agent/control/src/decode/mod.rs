@@ -35,10 +35,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use weft_core::Problem;
 use weft_core::analyze::ObjectSet;
-use weft_core::problem::Origin;
+use weft_core::problem::{Code, Origin};
 use weft_core::resource::{Kind, Resource, ResourceKey};
 
-use crate::codes::{self, Code};
+use crate::codes;
 use documents::{Document, Syntax};
 use fields::{Body, FieldError, Text};
 use intern::Interner;

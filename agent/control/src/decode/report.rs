@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use weft_core::problem::{Origin, Problem, Severity};
+use weft_core::problem::{Code, Origin, Problem, Severity};
 use weft_core::resource::{NamespacedName, ObjectRef};
-
-use crate::codes::Code;
 
 /// Where in an object something is: a path that becomes text only when there is something to tell.
 #[derive(Debug, Clone, Copy)]

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use hashbrown::{DefaultHashBuilder, HashTable};
 use weft_core::Problem;
 use weft_core::analyze::ObjectSet;
-use weft_core::problem::Origin;
+use weft_core::problem::{Code, Origin};
 use weft_core::resource::{Change, Kind, ObjectRef, ResourceKey};
 
 use super::notice::Noticed;
 use super::source_problem;
 use super::state::{Claim, Entry, FileState, Page, Standing, length};
 use super::tree::{FileKey, Signature, Tree};
-use crate::codes::{self, Code};
+use crate::codes;
 use crate::decode::documents::{self, Document, Format};
 use crate::decode::{Decoded, Decoder, ObjectCounts, Outcome, Trust};
 use crate::writer::SourceReport;

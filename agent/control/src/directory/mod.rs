@@ -20,10 +20,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weft_core::compile::{CompileOptions, Compiler};
+use weft_core::problem::Code;
 use weft_core::resource::Change;
 use weft_core::{Problem, Snapshot};
 
-use crate::codes;
 use crate::decode::ObjectCounts;
 use crate::writer::{self, Published, Update, Writer, WriterError};
 use files::Files;
@@ -279,7 +279,7 @@ impl Source {
 }
 
 /// A finding about the source itself.
-fn source_problem(code: codes::Code, message: String, fix: &str) -> Problem {
+fn source_problem(code: Code, message: String, fix: &str) -> Problem {
     Problem {
         severity: code.severity,
         code: code.code,

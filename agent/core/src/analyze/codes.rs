@@ -1,101 +1,80 @@
 //! Every finding of the analyzers: Istio's code and name for the condition, and how bad it is.
 
-use crate::problem::Severity;
-
-/// One kind of finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Code {
-    /// The code, for example `IST0101`.
-    pub code: &'static str,
-    /// The code's name, for example `ReferencedResourceNotFound`.
-    pub name: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-}
-
-const fn error(code: &'static str, name: &'static str) -> Code {
-    Code { code, name, severity: Severity::Error }
-}
-
-const fn warning(code: &'static str, name: &'static str) -> Code {
-    Code { code, name, severity: Severity::Warning }
-}
-
-const fn info(code: &'static str, name: &'static str) -> Code {
-    Code { code, name, severity: Severity::Info }
-}
+use crate::problem::Code;
 
 /// A field or a provider that is on its way out.
-pub const DEPRECATED: Code = warning("IST0002", "Deprecated");
+pub const DEPRECATED: Code = Code::warning("IST0002", "Deprecated");
 /// An object refers to one that is not there.
-pub const NOT_FOUND: Code = error("IST0101", "ReferencedResourceNotFound");
+pub const NOT_FOUND: Code = Code::error("IST0101", "ReferencedResourceNotFound");
 /// An annotation on a kind that does not have it.
-pub const MISPLACED_ANNOTATION: Code = warning("IST0107", "MisplacedAnnotation");
+pub const MISPLACED_ANNOTATION: Code = Code::warning("IST0107", "MisplacedAnnotation");
 /// An annotation of Istio's that nobody knows.
-pub const UNKNOWN_ANNOTATION: Code = warning("IST0108", "UnknownAnnotation");
+pub const UNKNOWN_ANNOTATION: Code = Code::warning("IST0108", "UnknownAnnotation");
 /// Several VirtualServices for one host.
-pub const CONFLICTING_HOSTS: Code = error("IST0109", "ConflictingMeshGatewayVirtualServiceHosts");
+pub const CONFLICTING_HOSTS: Code = Code::error("IST0109", "ConflictingMeshGatewayVirtualServiceHosts");
 /// Several Sidecars for one pod.
-pub const CONFLICTING_SIDECARS: Code = error("IST0110", "ConflictingSidecarWorkloadSelectors");
+pub const CONFLICTING_SIDECARS: Code = Code::error("IST0110", "ConflictingSidecarWorkloadSelectors");
 /// Several Sidecars for a whole namespace.
-pub const SIDECARS_WITHOUT_SELECTOR: Code = error("IST0111", "MultipleSidecarsWithoutWorkloadSelectors");
+pub const SIDECARS_WITHOUT_SELECTOR: Code =
+    Code::error("IST0111", "MultipleSidecarsWithoutWorkloadSelectors");
 /// A destination without port whose host has several.
-pub const PORT_REQUIRED: Code = error("IST0112", "VirtualServiceDestinationPortSelectorRequired");
+pub const PORT_REQUIRED: Code = Code::error("IST0112", "VirtualServiceDestinationPortSelectorRequired");
 /// Services of one Deployment disagree about a port's protocol.
-pub const MULTIPLE_SERVICES: Code = warning("IST0116", "DeploymentAssociatedToMultipleServices");
+pub const MULTIPLE_SERVICES: Code = Code::warning("IST0116", "DeploymentAssociatedToMultipleServices");
 /// A port whose name says nothing about its protocol.
-pub const PORT_NAME: Code = info("IST0118", "PortNameIsNotUnderNamingConvention");
+pub const PORT_NAME: Code = Code::info("IST0118", "PortNameIsNotUnderNamingConvention");
 /// An annotation with a value that it cannot have.
-pub const INVALID_ANNOTATION: Code = warning("IST0125", "InvalidAnnotation");
+pub const INVALID_ANNOTATION: Code = Code::warning("IST0125", "InvalidAnnotation");
 /// A policy that applies to no workload.
-pub const NO_WORKLOADS: Code = warning("IST0127", "NoMatchingWorkloadsFound");
+pub const NO_WORKLOADS: Code = Code::warning("IST0127", "NoMatchingWorkloadsFound");
 /// TLS to servers whose certificates nobody verifies.
-pub const UNVERIFIED_SERVER: Code = warning("IST0128", "NoServerCertificateVerificationDestinationLevel");
+pub const UNVERIFIED_SERVER: Code =
+    Code::warning("IST0128", "NoServerCertificateVerificationDestinationLevel");
 /// The same for one port.
-pub const UNVERIFIED_SERVER_PORT: Code = warning("IST0129", "NoServerCertificateVerificationPortLevel");
+pub const UNVERIFIED_SERVER_PORT: Code = Code::warning("IST0129", "NoServerCertificateVerificationPortLevel");
 /// A rule that no request reaches.
-pub const UNREACHABLE_RULE: Code = warning("IST0130", "VirtualServiceUnreachableRule");
+pub const UNREACHABLE_RULE: Code = Code::warning("IST0130", "VirtualServiceUnreachableRule");
 /// A match that an earlier one covers.
-pub const INEFFECTIVE_MATCH: Code = info("IST0131", "VirtualServiceIneffectiveMatch");
+pub const INEFFECTIVE_MATCH: Code = Code::info("IST0131", "VirtualServiceIneffectiveMatch");
 /// A VirtualService whose hosts its Gateway does not have.
-pub const HOST_NOT_IN_GATEWAY: Code = warning("IST0132", "VirtualServiceHostNotFoundInGateway");
+pub const HOST_NOT_IN_GATEWAY: Code = Code::warning("IST0132", "VirtualServiceHostNotFoundInGateway");
 /// A TCP port of a ServiceEntry without addresses.
-pub const ADDRESSES_REQUIRED: Code = warning("IST0134", "ServiceEntryAddressesRequired");
+pub const ADDRESSES_REQUIRED: Code = Code::warning("IST0134", "ServiceEntryAddressesRequired");
 /// An annotation that is on its way out.
-pub const DEPRECATED_ANNOTATION: Code = info("IST0135", "DeprecatedAnnotation");
+pub const DEPRECATED_ANNOTATION: Code = Code::info("IST0135", "DeprecatedAnnotation");
 /// Services of one Deployment send different ports to one.
-pub const CONFLICTING_PORTS: Code = warning("IST0137", "DeploymentConflictingPorts");
+pub const CONFLICTING_PORTS: Code = Code::warning("IST0137", "DeploymentConflictingPorts");
 /// One certificate in several Gateways.
-pub const DUPLICATE_CERTIFICATE: Code = warning("IST0138", "GatewayDuplicateCertificate");
+pub const DUPLICATE_CERTIFICATE: Code = Code::warning("IST0138", "GatewayDuplicateCertificate");
 /// Subsets of a mesh-internal VirtualService that requests through a Gateway pass by.
-pub const INGRESS_PASSES_BY: Code = warning("IST0140", "IngressRouteRulesNotAffected");
+pub const INGRESS_PASSES_BY: Code = Code::warning("IST0140", "IngressRouteRulesNotAffected");
 /// A workload that runs as the sidecar's user.
-pub const RESERVED_USER: Code = warning("IST0144", "InvalidApplicationUID");
+pub const RESERVED_USER: Code = Code::warning("IST0144", "InvalidApplicationUID");
 /// Several Gateways for one host on one port of one workload.
-pub const CONFLICTING_GATEWAYS: Code = error("IST0145", "ConflictingGateways");
+pub const CONFLICTING_GATEWAYS: Code = Code::error("IST0145", "ConflictingGateways");
 /// Routing by claims at a Gateway that verifies no token.
-pub const CLAIM_WITHOUT_TOKEN: Code = error("IST0149", "JwtClaimBasedRoutingWithoutRequestAuthN");
+pub const CLAIM_WITHOUT_TOKEN: Code = Code::error("IST0149", "JwtClaimBasedRoutingWithoutRequestAuthN");
 /// A TCP port of a Service of the type ExternalName.
-pub const EXTERNAL_NAME_PORT: Code = warning("IST0150", "ExternalNameServiceTypeInvalidPortName");
+pub const EXTERNAL_NAME_PORT: Code = Code::warning("IST0150", "ExternalNameServiceTypeInvalidPortName");
 /// An access log that goes nowhere.
-pub const NO_PROVIDER: Code = warning("IST0157", "InvalidTelemetryProvider");
+pub const NO_PROVIDER: Code = Code::warning("IST0157", "InvalidTelemetryProvider");
 /// Several Telemetries for one pod.
-pub const CONFLICTING_TELEMETRIES: Code = error("IST0159", "ConflictingTelemetryWorkloadSelectors");
+pub const CONFLICTING_TELEMETRIES: Code = Code::error("IST0159", "ConflictingTelemetryWorkloadSelectors");
 /// Several Telemetries for a whole namespace.
 pub const TELEMETRIES_WITHOUT_SELECTOR: Code =
-    error("IST0160", "MultipleTelemetriesWithoutWorkloadSelectors");
+    Code::error("IST0160", "MultipleTelemetriesWithoutWorkloadSelectors");
 /// A secret that is no certificate.
-pub const INVALID_CREDENTIAL: Code = error("IST0161", "InvalidGatewayCredential");
+pub const INVALID_CREDENTIAL: Code = Code::error("IST0161", "InvalidGatewayCredential");
 /// A port of a Gateway that its Service does not have.
-pub const PORT_NOT_ON_SERVICE: Code = warning("IST0162", "GatewayPortNotDefinedOnService");
+pub const PORT_NOT_ON_SERVICE: Code = Code::warning("IST0162", "GatewayPortNotDefinedOnService");
 /// A reference to a Gateway that a controller made for itself.
-pub const INTERNAL_GATEWAY: Code = warning("IST0165", "ReferencedInternalGateway");
+pub const INTERNAL_GATEWAY: Code = Code::warning("IST0165", "ReferencedInternalGateway");
 /// A subset without pods.
-pub const EMPTY_SUBSET: Code = error("IST0173", "DestinationRuleSubsetNotSelectPods");
+pub const EMPTY_SUBSET: Code = Code::error("IST0173", "DestinationRuleSubsetNotSelectPods");
 /// A DestinationRule for nobody.
-pub const UNKNOWN_HOST: Code = warning("IST0174", "UnknownDestinationRuleHost");
+pub const UNKNOWN_HOST: Code = Code::warning("IST0174", "UnknownDestinationRuleHost");
 /// ServiceEntries that disagree about a port's protocol.
-pub const CONFLICTING_PROTOCOLS: Code = warning("IST0177", "ConflictingServiceEntryProtocol");
+pub const CONFLICTING_PROTOCOLS: Code = Code::warning("IST0177", "ConflictingServiceEntryProtocol");
 
 /// The whole table, for the reference documentation.
 pub const ALL: &[Code] = &[

@@ -23,9 +23,8 @@ pub use objects::{Object, ObjectSet};
 
 use std::collections::HashSet;
 
-use crate::problem::Problem;
+use crate::problem::{Code, Problem};
 use crate::resource::ObjectRef;
-use codes::Code;
 use objects::Head;
 
 /// Everything found, by analyzer and then in the order in which objects were read.
