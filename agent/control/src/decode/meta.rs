@@ -1,4 +1,4 @@
-//! `metadata`, which all objects have.
+//! What all objects have: `metadata`, and around it the same few fields.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -9,6 +9,23 @@ use super::fields::{Body, Moment, Pairs, Text, nullable};
 use super::intern::Interner;
 use super::invalid_code;
 use super::report::{Place, Report};
+
+/// An object of Istio's with the spec `S`, as it is written. Unknown fields are errors.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[serde(expecting = "a map of fields")]
+pub(super) struct ObjectWire<'a, S> {
+    #[serde(rename = "apiVersion", default)]
+    _api_version: IgnoredAny,
+    #[serde(rename = "kind", default)]
+    _kind: IgnoredAny,
+    #[serde(rename = "status", default)]
+    _status: IgnoredAny,
+    #[serde(borrow)]
+    pub(super) metadata: MetaWire<'a>,
+    #[serde(default = "Option::default")]
+    pub(super) spec: Option<S>,
+}
 
 /// `metadata` as it is written.
 #[derive(Debug, Default, Deserialize)]

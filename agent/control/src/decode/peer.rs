@@ -1,31 +1,14 @@
 //! PeerAuthentication (PA-1 to PA-3), validated as Istio's admission does.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use weft_core::resource::{Kind, MtlsMode, PeerAuthentication, Resource};
 
 use super::Read;
 use super::fields::{Body, Pairs, Text};
 use super::intern::Interner;
-use super::meta::{self, MetaWire};
+use super::meta::{self, ObjectWire};
 use super::report::{Path, Place, Report};
 use super::validate::{self, SelectorWire};
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-struct PeerWire<'a> {
-    #[serde(rename = "apiVersion", default)]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind", default)]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    #[serde(borrow)]
-    metadata: MetaWire<'a>,
-    #[serde(borrow, default)]
-    spec: Option<PeerSpec<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -48,7 +31,7 @@ struct MtlsWire<'a> {
 }
 
 pub(super) fn peer_authentication<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner) -> Read<'a> {
-    let wire: PeerWire<'_> = body.read()?;
+    let wire: ObjectWire<'_, PeerSpec<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::PeerAuthentication, place, interner);
     validate::no_dry_run(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();

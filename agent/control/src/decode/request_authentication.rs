@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use weft_core::resource::request_authentication::{JwtRule, KeySource};
 use weft_core::resource::{Kind, RequestAuthentication, Resource};
@@ -12,7 +11,7 @@ use weft_core::resource::{Kind, RequestAuthentication, Resource};
 use super::Read;
 use super::fields::{Body, List, Text, nullable};
 use super::intern::Interner;
-use super::meta::{self, MetaWire};
+use super::meta::{self, ObjectWire};
 use super::networking::Reader;
 use super::policy::targets::{TargetRefWire, Targets};
 use super::report::{Path, Place};
@@ -21,22 +20,6 @@ use crate::codes;
 
 /// How long fetching keys may take (RA-5).
 const KEY_TIMEOUT: Duration = Duration::from_secs(5);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-struct Wire<'a> {
-    #[serde(rename = "apiVersion", default)]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind", default)]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    #[serde(borrow)]
-    metadata: MetaWire<'a>,
-    #[serde(borrow, default)]
-    spec: Option<SpecWire<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -110,7 +93,7 @@ pub(super) fn request_authentication<'a>(
     place: Place<'a>,
     interner: &mut Interner,
 ) -> Read<'a> {
-    let wire: Wire<'_> = body.read()?;
+    let wire: ObjectWire<'_, SpecWire<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::RequestAuthentication, place, interner);
     validate::no_dry_run(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();

@@ -15,19 +15,19 @@ use weft_core::resource::{DestinationRule, Kind, Labels, Resource};
 use super::Read;
 use super::fields::Body;
 use super::intern::Interner;
-use super::meta;
+use super::meta::{self, ObjectWire};
 use super::networking::{self, Reader, shown};
 use super::report::{Path, Place};
 use super::validate::SelectorWire;
 use crate::codes;
-use wire::{SubsetWire, Wire};
+use wire::{SpecWire, SubsetWire};
 
 /// Most characters of a label's value in a selector, and most labels of it.
 const MAX_LABEL_VALUE: usize = 63;
 const MAX_LABELS: usize = 4096;
 
 pub(super) fn destination_rule<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner) -> Read<'a> {
-    let wire: Wire<'_> = body.read()?;
+    let wire: ObjectWire<'_, SpecWire<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::DestinationRule, place, interner);
     networking::check_annotations(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();

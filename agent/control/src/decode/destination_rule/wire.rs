@@ -1,29 +1,11 @@
 //! DestinationRule as it is written. Unknown fields are errors: a misspelt limit would limit nothing.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::super::fields::{List, Pairs, Text};
-use super::super::meta::MetaWire;
+use super::super::networking::PortWire;
 use super::super::networking::numbers::{Signed, Size, Unsigned, Whole};
 use super::super::validate::SelectorWire;
-use super::super::virtual_service::wire::PortWire;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-pub(super) struct Wire<'a> {
-    #[serde(rename = "apiVersion", default)]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind", default)]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    #[serde(borrow)]
-    pub(super) metadata: MetaWire<'a>,
-    #[serde(borrow, default)]
-    pub(super) spec: Option<SpecWire<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

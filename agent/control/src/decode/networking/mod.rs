@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use weft_core::resource::Labels;
 use weft_core::resource::virtual_service::ExportTo;
 
@@ -17,6 +18,7 @@ use super::report::{Path, Report};
 use super::validate;
 use super::validated::names;
 use crate::codes;
+use numbers::Unsigned;
 
 /// What follows `name.namespace` in the full name of a Service.
 const CLUSTER_SUFFIX: &str = "svc.cluster.local";
@@ -28,6 +30,15 @@ const RESERVED_ANNOTATIONS: [&str; 3] = [
     "internal.istio.io/parents",
     "internal.istio.io/parent-namespace",
 ];
+
+/// A port of a destination as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[serde(expecting = "a map with `number`")]
+pub(super) struct PortWire {
+    #[serde(default)]
+    pub(super) number: Unsigned,
+}
 
 /// Reads the fields of one object.
 pub(super) struct Reader<'r, 'a> {

@@ -13,12 +13,12 @@ use weft_core::resource::{
 use super::Read;
 use super::fields::{Body, List, Text};
 use super::intern::Interner;
-use super::meta::{self, MetaWire};
+use super::meta::{self, MetaWire, ObjectWire};
 use super::report::{Path, Place, Report};
 use super::validate::{self, Invalid, each};
 use crate::codes;
 use targets::Targets;
-use wire::{ConditionWire, FromWire, OperationWire, PolicySpec, PolicyWire, RuleWire, SourceWire, ToWire};
+use wire::{ConditionWire, FromWire, OperationWire, PolicySpec, RuleWire, SourceWire, ToWire};
 
 /// Most service accounts that one source may list (AP-7).
 const MAX_SERVICE_ACCOUNTS: usize = 16;
@@ -35,7 +35,7 @@ pub(super) fn authorization_policy<'a>(
     place: Place<'a>,
     interner: &mut Interner,
 ) -> Read<'a> {
-    let wire: PolicyWire<'_> = body.read()?;
+    let wire: ObjectWire<'_, PolicySpec<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::AuthorizationPolicy, place, interner);
     let spec = wire.spec.unwrap_or_default();
     let action = action(&spec, &mut report);

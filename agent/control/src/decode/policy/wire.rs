@@ -1,28 +1,10 @@
 //! AuthorizationPolicy as it is written. Unknown fields are errors: a misspelt condition would match everything.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::super::fields::{List, Text};
-use super::super::meta::MetaWire;
 use super::super::validate::SelectorWire;
 use super::targets::TargetRefWire;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-pub(super) struct PolicyWire<'a> {
-    #[serde(rename = "apiVersion", default)]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind", default)]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    #[serde(borrow)]
-    pub(super) metadata: MetaWire<'a>,
-    #[serde(borrow, default)]
-    pub(super) spec: Option<PolicySpec<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -8,7 +8,7 @@ mod faults;
 mod headers;
 mod http;
 mod matches;
-pub(super) mod wire;
+mod wire;
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use weft_core::resource::{Kind, Resource, VirtualService};
 use super::Read;
 use super::fields::{Body, List, Text};
 use super::intern::Interner;
-use super::meta;
+use super::meta::{self, ObjectWire};
 use super::networking::{self, MESH, Reader, shown};
 use super::report::{Path, Place};
 use super::validated::names;
-use wire::{SpecWire, Wire};
+use wire::SpecWire;
 
 /// What the rules of a VirtualService depend on besides themselves.
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ struct Scope<'s> {
 }
 
 pub(super) fn virtual_service<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner) -> Read<'a> {
-    let wire: Wire<'_> = body.read()?;
+    let wire: ObjectWire<'_, SpecWire<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::VirtualService, place, interner);
     networking::check_annotations(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();

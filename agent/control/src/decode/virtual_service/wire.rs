@@ -1,27 +1,10 @@
 //! VirtualService as it is written. Unknown fields are errors: a misspelt condition would match everything.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::super::fields::{List, Pairs, Text};
-use super::super::meta::MetaWire;
+use super::super::networking::PortWire;
 use super::super::networking::numbers::{Signed, Unsigned};
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map of fields")]
-pub(super) struct Wire<'a> {
-    #[serde(rename = "apiVersion", default)]
-    _api_version: IgnoredAny,
-    #[serde(rename = "kind", default)]
-    _kind: IgnoredAny,
-    #[serde(rename = "status", default)]
-    _status: IgnoredAny,
-    #[serde(borrow)]
-    pub(super) metadata: MetaWire<'a>,
-    #[serde(borrow, default)]
-    pub(super) spec: Option<SpecWire<'a>>,
-}
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -135,14 +118,6 @@ pub(super) struct DestinationWire<'a> {
     pub(super) subset: Text<'a>,
     #[serde(default)]
     pub(super) port: Option<PortWire>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a map with `number`")]
-pub(in crate::decode) struct PortWire {
-    #[serde(default)]
-    pub(in crate::decode) number: Unsigned,
 }
 
 #[derive(Deserialize)]
@@ -347,25 +322,19 @@ pub(super) struct CorsWire<'a> {
     pub(super) unmatched_preflights: Option<Text<'a>>,
 }
 
+/// A rule of `tls` or `tcp`, whose matches are `M`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[serde(expecting = "a rule")]
-pub(super) struct TlsWire<'a> {
-    #[serde(rename = "match", borrow, default)]
-    pub(super) matches: List<TlsMatchWire<'a>>,
+pub(super) struct ConnectionWire<'a, M> {
+    #[serde(rename = "match", default = "List::default")]
+    pub(super) matches: List<M>,
     #[serde(borrow, default)]
     pub(super) route: List<ConnectionRouteWire<'a>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[serde(expecting = "a rule")]
-pub(super) struct TcpWire<'a> {
-    #[serde(rename = "match", borrow, default)]
-    pub(super) matches: List<TcpMatchWire<'a>>,
-    #[serde(borrow, default)]
-    pub(super) route: List<ConnectionRouteWire<'a>>,
-}
+pub(super) type TlsWire<'a> = ConnectionWire<'a, TlsMatchWire<'a>>;
+pub(super) type TcpWire<'a> = ConnectionWire<'a, TcpMatchWire<'a>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
