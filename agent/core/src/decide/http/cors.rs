@@ -45,8 +45,8 @@ pub fn cors(policy: &CorsPolicy, request: &Request<'_>) -> Cors {
     if policy.written.allow_credentials == Some(true) {
         headers.push((ALLOW_CREDENTIALS.into(), "true".into()));
     }
+    push_list(&mut headers, "access-control-expose-headers", &policy.written.expose_headers);
     if !preflight {
-        push_list(&mut headers, "access-control-expose-headers", &policy.written.expose_headers);
         return Cors::Headers(headers);
     }
     push_list(&mut headers, "access-control-allow-methods", &policy.written.allow_methods);

@@ -110,6 +110,7 @@ fn preflights_of_allowed_origins_are_answered() {
     let expected = [
         ("access-control-allow-origin", "cors.com"),
         ("access-control-allow-credentials", "true"),
+        ("access-control-expose-headers", "X-C"),
         ("access-control-allow-methods", "POST,GET"),
         ("access-control-allow-headers", "X-A,X-B"),
         ("access-control-max-age", "86400"),
