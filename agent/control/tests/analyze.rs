@@ -1,6 +1,8 @@
 //! What the analyzers find: a golden file for each family, and hostile input.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod common;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -94,23 +96,10 @@ proptest! {
     #[test]
     fn no_mutation_makes_it_panic(
         file in 0..FILES.len(),
-        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<u8>()), 1..8),
+        edits in common::edits(),
     ) {
         let mut text = std::fs::read(data(FILES[file])).unwrap();
-        for (at, edit, byte) in edits {
-            let at = at.index(text.len().max(1)).min(text.len().saturating_sub(1));
-            match edit {
-                _ if text.is_empty() => {}
-                0 => text[at] = byte,
-                1 => drop(text.remove(at)),
-                2 => text.insert(at, byte),
-                3 => text.truncate(at),
-                _ => {
-                    let piece = text[at..].to_vec();
-                    text.extend(piece);
-                }
-            }
-        }
+        common::damage(&mut text, edits);
         for problem in weft_core::analyze::analyze(&facts(&text, Format::Yaml)) {
             prop_assert!(!problem.message.is_empty() && !problem.fix.is_empty());
         }

@@ -159,23 +159,10 @@ proptest! {
     #[test]
     fn no_mutation_makes_it_panic(
         example in 0..7_usize,
-        edits in proptest::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<u8>()), 1..8),
+        edits in common::edits(),
     ) {
         let (mut text, format) = every_example().swap_remove(example);
-        for (at, edit, byte) in edits {
-            let at = at.index(text.len().max(1)).min(text.len().saturating_sub(1));
-            match edit {
-                _ if text.is_empty() => {}
-                0 => text[at] = byte,
-                1 => drop(text.remove(at)),
-                2 => text.insert(at, byte),
-                3 => text.truncate(at),
-                _ => {
-                    let piece = text[at..].to_vec();
-                    text.extend(piece);
-                }
-            }
-        }
+        common::damage(&mut text, edits);
         for decoded in common::decode(&text, format) {
             prop_assert!(!matches!(decoded.outcome, Outcome::Rejected(_)) || !decoded.problems.is_empty());
         }

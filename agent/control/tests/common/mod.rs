@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::{Strategy, any};
+use proptest::sample::Index;
 use weft_control::decode::documents::{self, Format};
 use weft_control::decode::{Decoded, Decoder, Outcome, Trust};
 use weft_core::problem::Origin;
@@ -90,4 +92,32 @@ pub(crate) fn render_compact(text: &[u8]) -> String {
         lines.push(String::new());
     }
     lines.join("\n")
+}
+
+/// A change to the bytes of a file: where, in which way, with which byte.
+type Edit = (Index, u8, u8);
+
+/// A few changes.
+#[allow(dead_code, reason = "not every test needs it")]
+pub(crate) fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    proptest::collection::vec((any::<Index>(), 0..5_u8, any::<u8>()), 1..8)
+}
+
+/// Makes them.
+#[allow(dead_code, clippy::indexing_slicing, reason = "not every test needs it; tests may panic")]
+pub(crate) fn damage(text: &mut Vec<u8>, edits: Vec<Edit>) {
+    for (at, edit, byte) in edits {
+        let at = at.index(text.len().max(1)).min(text.len().saturating_sub(1));
+        match edit {
+            _ if text.is_empty() => {}
+            0 => text[at] = byte,
+            1 => drop(text.remove(at)),
+            2 => text.insert(at, byte),
+            3 => text.truncate(at),
+            _ => {
+                let piece = text[at..].to_vec();
+                text.extend(piece);
+            }
+        }
+    }
 }
