@@ -145,6 +145,39 @@ fn every_example() -> Vec<(Vec<u8>, Format)> {
     names.into_iter().map(data).collect()
 }
 
+/// What surrounds a spec is read alike for all kinds of Istio.
+#[test]
+fn fields_around_the_spec_are_the_same_for_all_kinds() {
+    let unknown = "unknown field `sepc`, expected one of `apiVersion`, `kind`, `status`, `metadata`, `spec`";
+    for (group, kind) in [
+        ("security.istio.io", "AuthorizationPolicy"),
+        ("security.istio.io", "PeerAuthentication"),
+        ("security.istio.io", "RequestAuthentication"),
+        ("networking.istio.io", "VirtualService"),
+        ("networking.istio.io", "DestinationRule"),
+    ] {
+        let problems = |rest: &str| {
+            let text = format!("apiVersion: {group}/v1\nkind: {kind}\n{rest}\n");
+            let decoded = common::decode(text.as_bytes(), Format::Yaml);
+            decoded.into_iter().flat_map(|decoded| decoded.problems).collect::<Vec<_>>()
+        };
+        for (rest, field, reason) in [
+            ("metadata: {name: a}\nsepc: {}", "sepc", unknown),
+            ("metadata: {name: a}\nspec: []", "spec", "invalid type: sequence, expected a map of fields"),
+            ("metadata: a", "metadata", "invalid type: string \"a\", expected a map of fields"),
+            ("spec: {}", "", "missing field `metadata`"),
+        ] {
+            let found = problems(rest);
+            assert_eq!((found.len(), found[0].field.as_str()), (1, field), "{kind} {rest}");
+            assert!(found[0].message.contains(reason), "{kind} {}", found[0].message);
+        }
+        let spec_only = |rest: &str| problems(rest).iter().all(|problem| problem.field.starts_with("spec"));
+        for rest in ["status: {x: [1]}\nspec: ~", "status: ~", "spec: {}"] {
+            assert!(spec_only(&format!("metadata: {{name: a}}\n{rest}")), "{kind} {rest}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
