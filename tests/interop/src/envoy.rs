@@ -60,7 +60,7 @@ impl Envoy {
     }
 }
 
-fn socket_address(address: SocketAddr) -> Value {
+pub(crate) fn socket_address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
@@ -77,7 +77,7 @@ fn cluster(name: &str, endpoint: SocketAddr) -> Value {
 }
 
 /// What both sides of TLS have in common; `peers` are the SPIFFE IDs that are accepted.
-fn tls(root: &str, own: &Credentials, peers: &[&str]) -> Value {
+pub(crate) fn tls(root: &str, own: &Credentials, peers: &[&str]) -> Value {
     let names: Vec<_> = peers.iter().map(|id| json!({"san_type": "URI", "matcher": {"exact": id}})).collect();
     json!({
         "alpn_protocols": ["h2"],
@@ -90,7 +90,7 @@ fn tls(root: &str, own: &Credentials, peers: &[&str]) -> Value {
     })
 }
 
-fn typed(kind: &str, mut value: Value) -> Value {
+pub(crate) fn typed(kind: &str, mut value: Value) -> Value {
     if let Value::Object(fields) = &mut value {
         fields.insert("@type".into(), format!("type.googleapis.com/{kind}").into());
     }

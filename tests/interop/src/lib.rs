@@ -1,9 +1,15 @@
-//! What the tests against foreign peers share: a real Envoy, and certificates of every kind from the mesh's own
-//! authority.
+//! What the tests against foreign peers share: a real Envoy, certificates of every kind from the mesh's own
+//! authority, and the comparison of Envoy with us.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod authority;
+mod differences;
 mod envoy;
+mod sidecars;
 
+pub use answer::{Difference, compare};
 pub use authority::{Authority, Credentials};
+pub use differences::Differences;
 pub use envoy::{Envoy, EnvoyBinary, client_config, server_config};
+pub use sidecars::{Application, Fixture, Sidecars};
