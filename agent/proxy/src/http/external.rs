@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TE};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
 use weft_core::Snapshot;
@@ -18,9 +18,12 @@ use weft_core::decide::inbound::ExternalCheck;
 use weft_core::resource::ExtAuthz;
 use weft_core::snapshot::LocalWorkload;
 
-use super::body::Body;
+use super::ahead::Ahead;
+use super::body::{Body, BodyError};
+use super::flags::Reason;
 use super::headers::GRPC_STATUS;
 use super::outcall::{self, CallError};
+use super::reply::Reply;
 use super::upstream::UpstreamProtocol;
 use crate::pod::Pod;
 use crate::worker::Worker;
@@ -28,9 +31,49 @@ use crate::worker::Worker;
 /// An answer is not larger, in bytes.
 const LARGEST: usize = 64 * 1024;
 
+/// Tells the provider whether it sees only the beginning of the body.
+const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
+
 /// A request to an authoriser: nobody is asked about it, or two of them could ask each other for ever.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OfAuthoriser;
+
+/// As much of the request's body as a provider is to see (`includeRequestBodyInCheck`).
+#[derive(Debug, Default)]
+pub(crate) struct Included {
+    bytes: Bytes,
+    /// Whether there is more; `None` where the provider sees no bodies.
+    cut: Option<bool>,
+}
+
+impl Included {
+    /// Reads what the provider wants; the error is the answer to the client. A body that the provider cannot see
+    /// as a whole, and is not to see in part, is not let through.
+    pub(crate) async fn of(provider: &ExtAuthz, body: &mut Ahead) -> Result<Self, Box<Reply>> {
+        let Some((most, partial)) = provider.include_body else { return Ok(Self::default()) };
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let read: Result<_, BodyError> = async {
+            match partial || body.fits(most).await? {
+                true => Ok(Some(body.first(most).await?)),
+                false => Ok(None),
+            }
+        }
+        .await;
+        match read {
+            Ok(Some(bytes)) => Ok(Self { bytes, cut: Some(!body.is_within(most)) }),
+            Ok(None) => {
+                let reply = Reply::text(413, "Payload Too Large", "request_payload_too_large");
+                let failure =
+                    format!("the body is larger than the {most} bytes that {} is shown", provider.name);
+                Err(Box::new(Reply { failure: Some(failure), ..reply }))
+            }
+            Err(error) => {
+                let reply = Reply::flagged(400, "", "downstream_remote_disconnect", Reason::DC);
+                Err(Box::new(Reply { failure: Some(error.to_string()), ..reply }))
+            }
+        }
+    }
+}
 
 /// For whose sake somebody is asked.
 pub(crate) struct Asker<'a> {
@@ -46,10 +89,18 @@ pub(crate) struct Asker<'a> {
 
 impl Asker<'_> {
     /// Asks one provider.
-    pub(crate) async fn ask(&self, check: &ExternalCheck, asked: &InboundRequest<'_>) -> Answer {
+    pub(crate) async fn ask(
+        &self,
+        check: &ExternalCheck,
+        asked: &InboundRequest<'_>,
+        included: &Included,
+    ) -> Answer {
         let provider = &check.provider;
         let answer = async {
-            if provider.grpc { self.grpc(provider, asked).await } else { self.http(provider, asked).await }
+            match provider.grpc {
+                true => self.grpc(provider, asked, &included.bytes).await,
+                false => self.http(provider, asked, included).await,
+            }
         };
         let error = match timeout(provider.timeout, answer).await {
             Ok(Ok(answer)) => return answer,
@@ -60,21 +111,36 @@ impl Asker<'_> {
         failure(provider)
     }
 
-    async fn http(&self, provider: &ExtAuthz, asked: &InboundRequest<'_>) -> Result<Answer, CallError> {
+    async fn http(
+        &self,
+        provider: &ExtAuthz,
+        asked: &InboundRequest<'_>,
+        included: &Included,
+    ) -> Result<Answer, CallError> {
         let check = http_check(provider, &asked.request);
         let mut request = Request::builder().method(check.method.as_str()).uri(check.target.as_str());
         if let Some(headers) = request.headers_mut() {
             *headers = check.headers;
-            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(included.bytes.len()));
+            if let Some(cut) = included.cut {
+                let cut = HeaderValue::from_static(if cut { "true" } else { "false" });
+                headers.insert(PARTIAL_BODY, cut);
+            }
         }
-        let request = request.header(HOST, check.authority.as_str()).body(Body::empty());
+        let body = Body::full(included.bytes.clone());
+        let request = request.header(HOST, check.authority.as_str()).body(body);
         let request = request.map_err(|error| self.broken(provider, &error))?;
         let response = self.send(provider, request, UpstreamProtocol::Http1).await?;
         let (head, body, _) = self.whole(provider, response).await?;
         Ok(http_answer(provider, head.status.as_u16(), &head.headers, &body))
     }
 
-    async fn grpc(&self, provider: &ExtAuthz, asked: &InboundRequest<'_>) -> Result<Answer, CallError> {
+    async fn grpc(
+        &self,
+        provider: &ExtAuthz,
+        asked: &InboundRequest<'_>,
+        body: &[u8],
+    ) -> Result<Answer, CallError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let message = grpc_check(&GrpcCheck {
             connection: asked.connection,
@@ -82,7 +148,7 @@ impl Asker<'_> {
             destination_principal: &self.local.workload.labels.principal,
             request: asked.request,
             protocol: self.protocol,
-            body: &[],
+            body,
             now: i64::try_from(now).unwrap_or(i64::MAX),
         });
         let mut framed = BytesMut::with_capacity(message.len() + 5);

@@ -24,9 +24,10 @@ use weft_core::snapshot::{LocalWorkload, Workload};
 use weft_core::{Identity, ObjectRef, Snapshot};
 use weft_telemetry::Reporter;
 
+use super::ahead::Ahead;
 use super::body::Body;
 use super::expectation;
-use super::external::{Asker, OfAuthoriser};
+use super::external::{Asker, Included, OfAuthoriser};
 use super::failure;
 use super::headers::{
     X_FORWARDED_CLIENT_CERT, address, identify, set_service_time, strip_hop_by_hop, wants_upgrade,
@@ -276,7 +277,8 @@ async fn deliver(
     upload: &Upload,
     protocol: UpstreamProtocol,
 ) -> Result<Delivered, Refused> {
-    let Passed { changed, allowed } = match admit(&mut going).await {
+    let mut body = Ahead::new(upload.next_try());
+    let Passed { changed, allowed } = match admit(&mut going, &mut body).await {
         Ok(passed) => passed,
         Err(Stopped::Reply(reply)) => return Err(Refused::Reply(going.record.reply(*reply))),
         Err(Stopped::Close(failure)) => {
@@ -293,7 +295,7 @@ async fn deliver(
         client: arrival.client.ip(),
         destination: arrival.destination,
     };
-    let request = Request::from_parts(parts, upload.next_try());
+    let request = Request::from_parts(parts, body.into());
     match upstream::application(worker, &application, request, protocol).await {
         Ok(mut response) => {
             let time = record.answered(response.status().as_u16(), response.headers());
@@ -332,7 +334,7 @@ struct Passed {
 }
 
 /// Authentication of the request, then policy.
-async fn admit(going: &mut Asked<'_>) -> Result<Passed, Stopped> {
+async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stopped> {
     let authentication = authenticated(going).await;
     let (changes, target) = {
         let request = going.message.view(&going.parts);
@@ -356,7 +358,7 @@ async fn admit(going: &mut Asked<'_>) -> Result<Passed, Stopped> {
         }
         let mut checked = SmallVec::<[Allowed; 1]>::new();
         for check in &decision.authorization.external {
-            checked.push(externally(going, check, &asked).await?);
+            checked.push(externally(going, check, &asked, body).await?);
         }
         if let Some(refusal) = decision.refusal() {
             let details = Cow::Owned(decision.authorization.details());
@@ -384,7 +386,10 @@ async fn externally(
     going: &Asked<'_>,
     check: &ExternalCheck,
     asked: &InboundRequest<'_>,
+    body: &mut Ahead,
 ) -> Result<Allowed, Stopped> {
+    let ObjectRef { namespace, name, .. } = &check.object;
+    let policy = || Some(format!("ns[{namespace}]-policy[{name}]-rule[{}]", check.rule));
     let asker = Asker {
         worker: going.worker,
         snapshot: going.snapshot,
@@ -395,14 +400,15 @@ async fn externally(
     };
     let answer = match going.parts.extensions.get::<OfAuthoriser>() {
         Some(OfAuthoriser) => ext_authz::failure(&check.provider),
-        None => asker.ask(check, asked).await,
+        None => match Included::of(&check.provider, body).await {
+            Ok(included) => asker.ask(check, asked, &included).await,
+            Err(reply) => return Err(Stopped::Reply(Box::new(Reply { policy: policy(), ..*reply }))),
+        },
     };
     match answer {
         Answer::Allow(allowed) => Ok(allowed),
         Answer::Deny(refusal) => {
-            let ObjectRef { namespace, name, .. } = &check.object;
-            let policy = Some(format!("ns[{namespace}]-policy[{name}]-rule[{}]", check.rule));
-            Err(Stopped::Reply(Box::new(Reply { policy, ..Reply::from(&refusal) })))
+            Err(Stopped::Reply(Box::new(Reply { policy: policy(), ..Reply::from(&refusal) })))
         }
     }
 }

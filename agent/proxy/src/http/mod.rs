@@ -4,6 +4,7 @@
 //! A connection is driven by one task; a request runs inside it (HTTP/1) or in a task of its stream (HTTP/2).
 //! Bodies stream; nothing is buffered but what a retry or a mirror may need.
 
+mod ahead;
 pub(crate) mod body;
 pub(crate) mod detect;
 pub(crate) mod exchange;

@@ -37,6 +37,7 @@ pub(crate) fn reason(reply: &Reply, service: &Service) -> Option<&'static str> {
     match (&*reply.details, service) {
         ("low_version", _) => Some("http_version"),
         ("upgrade_failed", _) => Some("connect_method"),
+        ("request_payload_too_large", _) => Some("body_too_large"),
         (details, _) if details.starts_with("rbac_access_denied") => Some("authorization"),
         (details, _) if details.starts_with("jwt_authn_access_denied") => Some("request_authentication"),
         // E45.

@@ -195,7 +195,15 @@ fn authoriser(addr: SocketAddr) -> Change {
 }
 
 fn authoriser_at(service: &str, port: u16, grpc: bool) -> Change {
-    let provider = ExtAuthz {
+    authorised_by(provider(service, port, grpc))
+}
+
+fn authorised_by(provider: ExtAuthz) -> Change {
+    mesh_config(false, MeshHttp { ext_authz: vec![provider.into()], ..MeshHttp::default() })
+}
+
+fn provider(service: &str, port: u16, grpc: bool) -> ExtAuthz {
+    ExtAuthz {
         name: "guard".into(),
         grpc,
         service: service.into(),
@@ -210,8 +218,7 @@ fn authoriser_at(service: &str, port: u16, grpc: bool) -> Change {
         headers_to_upstream_on_allow: vec!["x-user".into()],
         headers_to_downstream_on_deny: vec!["x-why".into()],
         headers_to_downstream_on_allow: vec!["x-seen".into()],
-    };
-    mesh_config(false, MeshHttp { ext_authz: vec![provider.into()], ..MeshHttp::default() })
+    }
 }
 
 pub(super) fn mesh_config(registry_only: bool, http: MeshHttp) -> Change {
@@ -305,5 +312,50 @@ fn an_external_authoriser_of_the_mesh_is_asked_over_grpc() {
         assert_eq!((mesh.get("/guarded").await.status, asked.get()), (403, 1));
         let reply = mesh.get("/guarded").await;
         assert_eq!((reply.status, reply.body.as_str(), asked.get()), (200, "hello", 2));
+    });
+}
+
+#[test]
+fn an_external_authoriser_sees_as_much_of_the_body_as_it_is_to_see() {
+    run(async {
+        for http2 in [false, true] {
+            let bed = Bed::new("a");
+            let guard = App::answering(&bed, false, |seen| {
+                let mut response = Response::new(Body::empty());
+                if seen.body.starts_with(b"bad") {
+                    *response.status_mut() = http::StatusCode::FORBIDDEN;
+                }
+                response
+            })
+            .await;
+            let app = App::echo(&bed, http2).await;
+            let protocol = if http2 { PortProtocol::Http2 } else { PortProtocol::Http };
+            let mut mesh = Mesh::near(bed, &app, protocol);
+            let shown = |most, partial| {
+                let provider = provider(&guard.addr.ip().to_string(), guard.addr.port(), false);
+                authorised_by(ExtAuthz { include_body: Some((most, partial)), ..provider })
+            };
+            let custom = policy("guarded", PolicyAction::Custom, Some("guard"), Rule::default());
+            mesh.bed.change([shown(8, false), custom]);
+            assert_eq!(mesh.send(post("/", "bad one")).await.status, 403);
+            assert_eq!(mesh.send(post("/", "good one")).await.status, 200);
+            assert_eq!(mesh.get("/").await.status, 200);
+            let reply = mesh.send(post("/", "good one?")).await;
+            assert_eq!((reply.status, reply.body.as_str()), (413, "Payload Too Large"));
+            mesh.logged("request_payload_too_large").await;
+            let asked: Vec<_> = (0..guard.requests()).map(|_| guard.next()).collect();
+            let bodies: Vec<_> = asked.iter().map(|seen| &*seen.body).collect();
+            assert_eq!(bodies, [&b"bad one"[..], b"good one", b""], "nobody was asked about the large one");
+            assert_eq!(asked[1].header("x-envoy-auth-partial-body"), Some("false"));
+            assert_eq!(&*app.next().body, b"good one");
+            assert_eq!(&*app.next().body, b"");
+            mesh.bed.change([shown(8, true)]);
+            let large = crate::testbed::pattern(300_000);
+            assert_eq!(mesh.send(post("/", large.clone())).await.status, 200);
+            let seen = guard.next();
+            assert_eq!((&*seen.body, seen.header("x-envoy-auth-partial-body")), (&large[..8], Some("true")));
+            assert_eq!(&*app.next().body, large, "the application has it whole");
+            assert_eq!(app.requests(), 0);
+        }
     });
 }
