@@ -173,6 +173,12 @@ impl ClusterTable {
     }
 
     pub(crate) fn collect(&self, sink: &mut ScrapeSink) {
+        let none = ClusterCells::default();
+        let mut all = none.counters().map(|(family, _)| family).into_iter();
+        let others = [&families::CLUSTER_CLASSES, &families::CLUSTER_EJECTED];
+        if !all.any(|family| sink.wants(family)) && !others.iter().any(|family| sink.wants(family)) {
+            return;
+        }
         self.0.each(|key, cells| cells.show(key, sink));
     }
 }

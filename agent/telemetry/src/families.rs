@@ -138,6 +138,10 @@ shared_label_families! { REQUEST_LABELS;
     RESPONSE_MESSAGES Counter "istio_response_messages_total" "gRPC messages that servers sent.";
 }
 
+/// Everything that a series of requests shows.
+pub(crate) const OF_REQUESTS: [&Family; 6] =
+    [&REQUESTS, &REQUEST_DURATION, &REQUEST_BYTES, &RESPONSE_BYTES, &REQUEST_MESSAGES, &RESPONSE_MESSAGES];
+
 families! {
     CLUSTER_CLASSES Counter "envoy_cluster_upstream_rq_xx" ["cluster_name", "workload", "response_code_class"]
         "Answers of a cluster to a client workload, by class of status.";

@@ -186,6 +186,9 @@ impl Histogram {
     }
 
     fn show(&self, family: &Family, values: &[&str], sink: &mut ScrapeSink) {
+        if !sink.wants(family) {
+            return;
+        }
         let mut count = 0;
         let bounds = BOUNDS.iter().map(|bound| *bound as f64 / 1000.0).chain([f64::INFINITY]);
         let buckets = bounds.zip(&self.buckets).map(|(bound, bucket)| {
@@ -193,7 +196,7 @@ impl Histogram {
             (bound, count)
         });
         let sum = self.sum.load(Ordering::Relaxed) as f64 / 1000.0;
-        sink.histogram(family, values, buckets.collect(), sum);
+        sink.histogram(family, values, buckets, sum);
     }
 }
 
@@ -364,6 +367,9 @@ impl RequestTable {
     }
 
     pub(crate) fn collect(&self, sink: &mut ScrapeSink) {
+        if !families::OF_REQUESTS.iter().any(|family| sink.wants(family)) {
+            return;
+        }
         self.series.each(|labels, outcomes| {
             let cells = outcomes.0.read().unwrap_or_else(PoisonError::into_inner);
             cells.iter().for_each(|(outcome, cells)| cells.show(labels, *outcome, sink));

@@ -227,3 +227,30 @@ fn clusters_beyond_the_limit_are_counted_together() {
     assert_eq!(counts.iter().sum::<u64>(), 3);
     assert_eq!(counts.len(), 2);
 }
+
+#[test]
+fn what_is_large_is_written_in_pieces() {
+    let metrics = Metrics::new();
+    for at in 0..450 {
+        let labels = RequestLabels { service_name: format!("s{at:03}").into(), ..labels(Reporter::Source) };
+        metrics.http(&labels).record(&sample());
+    }
+    metrics.on_scrape(Box::new(|sink| sink.set(&families::PROCESS_CPU, &[], 7.0)));
+    let pieces: Vec<_> = metrics.pieces().collect();
+    let of_duration = |piece: &&String| piece.contains("istio_request_duration_milliseconds_count{");
+    let samples =
+        |piece: &String| piece.lines().filter(|line| line.starts_with("istio_request_dura")).count();
+    let sizes = pieces.iter().filter(of_duration).map(samples);
+    let lines_of_one = 20 + 2;
+    assert_eq!(sizes.collect::<Vec<_>>(), [200 * lines_of_one, 200 * lines_of_one, 50 * lines_of_one]);
+    let text = pieces.concat();
+    let heads: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    assert!(heads.is_sorted(), "{heads:?}");
+    assert_eq!(heads.iter().filter(|head| head.contains("istio_requests_total")).count(), 1);
+    assert_eq!(text.matches("# HELP istio_request_bytes ").count(), 1);
+    let samples: Vec<_> = text.lines().filter(|line| line.starts_with("istio_requests_total")).collect();
+    assert_eq!(samples.len(), 450);
+    assert!(samples.is_sorted());
+    assert!(text.contains("\nprocess_cpu_seconds_total 7\n"));
+    assert_eq!(text, metrics.render());
+}

@@ -6,7 +6,7 @@
 //! ([`Metrics::on_scrape`]). The access log is written by a thread of its own through a bounded queue; what
 //! does not fit is counted.
 //!
-//! This crate opens no socket: the binary serves [`Metrics::render`].
+//! This crate opens no socket: the binary serves [`Metrics::pieces`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -23,5 +23,5 @@ mod unknown_hosts;
 pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, RequestLog};
 pub use cluster::{ClusterCounters, ClusterEvent};
 pub use http::{RequestLabels, RequestProtocol, RequestSample, RequestSeries};
-pub use metrics::{Limits, Metrics, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
+pub use metrics::{Limits, Metrics, Pieces, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
 pub use scrape::{Family, Kind, ScrapeSink};

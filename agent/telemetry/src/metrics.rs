@@ -1,5 +1,6 @@
 //! The metric families and their handles.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use weft_core::snapshot::WorkloadLabels;
 use crate::cluster::{ClusterCounters, ClusterTable};
 use crate::families;
 use crate::http::{RequestLabels, RequestSeries, RequestTable};
-use crate::scrape::{Family, ScrapeSink};
+use crate::scrape::{Family, ScrapeSink, Text};
 use crate::table::{Cells, Single, Table};
 
 /// The name of the cluster in `source_cluster` and `destination_cluster` (M-6).
@@ -400,31 +401,30 @@ impl Metrics {
         self.inner.tcp.retain(keep);
     }
 
-    /// Text 0.0.4.
+    /// Text 0.0.4: families by name, samples by their labels. With all the series that there may be it has 250 MB;
+    /// use [`Self::pieces`] where it need not be in memory as a whole.
     pub fn render(&self) -> String {
-        let mut sink = ScrapeSink::default();
-        let callbacks = self.inner.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
-        callbacks.iter().for_each(|callback| callback(&mut sink));
-        drop(callbacks);
-        self.collect(&mut sink);
+        self.pieces().collect()
+    }
+
+    /// What [`Self::render`] gives, some megabytes at a time. Each family is read when it is its turn.
+    pub fn pieces(&self) -> Pieces {
         self.sweep(Instant::now());
-        sink.encode()
+        let mut asked = ScrapeSink::default();
+        let callbacks = self.inner.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
+        callbacks.iter().for_each(|callback| callback(&mut asked));
+        drop(callbacks);
+        let mut own = ScrapeSink::names();
+        self.collect(&mut own);
+        let names: BTreeSet<_> = own.into_names().chain(asked.names_so_far()).collect();
+        Pieces { metrics: self.clone(), asked, names: names.into_iter(), text: None }
     }
 
     fn collect(&self, sink: &mut ScrapeSink) {
         let inner = &self.inner;
-        inner.tcp.each(|labels, cells| {
-            let values = labels.values();
-            let used = cells.opened.load(Ordering::Relaxed) > 0;
-            for (family, cell) in cells.families() {
-                let value = cell.load(Ordering::Relaxed);
-                // A refused connection has no bytes; an opened one begins at zero, so that rates see its
-                // first count.
-                if value > 0 || (used && family.name != families::TCP_FAILED.name) {
-                    sink.set(family, &values, value as f64);
-                }
-            }
-        });
+        if TcpCells::default().families().iter().any(|(family, _)| sink.wants(family)) {
+            self.collect_tcp(sink);
+        }
         inner.requests.collect(sink);
         inner.clusters.collect(sink);
         collect_policies(&inner.refused, &families::REFUSED, sink);
@@ -436,6 +436,48 @@ impl Metrics {
         sink.set(&families::POLICY_CUT, &[], inner.policy_cut.load(Ordering::Relaxed) as f64);
         sink.set(&families::PANICS, &[], inner.panics.load(Ordering::Relaxed) as f64);
         sink.set(&families::TUNNELS_OPEN, &[], inner.tunnels.load(Ordering::Relaxed) as f64);
+    }
+
+    fn collect_tcp(&self, sink: &mut ScrapeSink) {
+        self.inner.tcp.each(|labels, cells| {
+            let values = labels.values();
+            let used = cells.opened.load(Ordering::Relaxed) > 0;
+            for (family, cell) in cells.families() {
+                let value = cell.load(Ordering::Relaxed);
+                // A refused connection has no bytes; an opened one begins at zero, so that rates see its
+                // first count.
+                if value > 0 || (used && family.name != families::TCP_FAILED.name) {
+                    sink.set(family, &values, value as f64);
+                }
+            }
+        });
+    }
+}
+
+/// The text of one scrape, in pieces.
+#[derive(Debug)]
+pub struct Pieces {
+    metrics: Metrics,
+    /// What callbacks told.
+    asked: ScrapeSink,
+    names: std::collections::btree_set::IntoIter<&'static str>,
+    text: Option<Text>,
+}
+
+impl Iterator for Pieces {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(piece) = self.text.as_mut().and_then(Iterator::next) {
+                return Some(piece);
+            }
+            let name = self.names.next()?;
+            let mut sink = ScrapeSink::one(name);
+            self.metrics.collect(&mut sink);
+            sink.append(self.asked.take(name));
+            self.text = sink.take(name).map(Text::new);
+        }
     }
 }
 
