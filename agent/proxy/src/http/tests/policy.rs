@@ -86,6 +86,9 @@ fn a_request_that_policy_refuses_is_answered_and_the_connection_lives_on() {
             }
             assert_eq!(app.requests(), 1);
             mesh.logged("rbac_access_denied_matched_policy[ns[shop]-policy[nobody]-rule[0]]").await;
+            let refused =
+                "weft_refused_total{reason=\"authorization\",policy=\"ns[shop]-policy[nobody]-rule[0]\"} 2\n";
+            assert!(mesh.bed.metrics().contains(refused), "each once: {}", mesh.bed.metrics());
             mesh.bed.change([crate::testbed::allow_again()]);
             client.ready().await.unwrap();
             assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 200);
@@ -343,6 +346,11 @@ fn an_external_authoriser_sees_as_much_of_the_body_as_it_is_to_see() {
             let reply = mesh.send(post("/", "good one?")).await;
             assert_eq!((reply.status, reply.body.as_str()), (413, "Payload Too Large"));
             mesh.logged("request_payload_too_large").await;
+            let parts =
+                ["good", " one", "?"].map(|part| Ok(Frame::data(Bytes::from_static(part.as_bytes()))));
+            let body = Body::new(StreamBody::new(futures_util::stream::iter(parts)));
+            let request = Request::post("/").header("host", HOST).body(body).unwrap();
+            assert_eq!(mesh.send(request).await.status, 413, "nobody said how long it is");
             let asked: Vec<_> = (0..guard.requests()).map(|_| guard.next()).collect();
             let bodies: Vec<_> = asked.iter().map(|seen| &*seen.body).collect();
             assert_eq!(bodies, [&b"bad one"[..], b"good one", b""], "nobody was asked about the large one");
