@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use crate::answer::Difference;
 
-/// Intended differences, one a line: `CASE FIELD: reason`, where CASE may be `*`, or end in `*`. Empty lines and those
-/// that begin with `#` say nothing.
+/// Intended differences, one a line: `CASE | FIELD | ENVOY | WE | reason`. CASE may end in `*`; a value may be `-`, which
+/// is none, or `*`, which is any. Empty lines and those that begin with `#` say nothing.
 #[derive(Debug)]
 pub struct Differences(Vec<Line>);
 
@@ -14,14 +14,17 @@ pub struct Differences(Vec<Line>);
 struct Line {
     case: String,
     field: String,
+    envoy: String,
+    own: String,
 }
 
 impl Line {
     fn read(text: &str) -> Self {
-        let (what, reason) = text.split_once(": ").expect("a line has a reason after a colon");
-        assert!(!reason.trim().is_empty(), "the reason is missing: {text}");
-        let (case, field) = what.split_once(' ').expect("a line names case and field");
-        Self { case: case.to_owned(), field: field.to_owned() }
+        let parts: Vec<String> = text.splitn(5, '|').map(|part| part.trim().to_owned()).collect();
+        let parts: Result<[String; 5], _> = parts.try_into();
+        let [case, field, envoy, own, reason] = parts.expect("a line has five parts");
+        assert!(!reason.is_empty(), "the reason is missing: {text}");
+        Self { case, field, envoy, own }
     }
 
     fn covers(&self, difference: &Difference) -> bool {
@@ -29,8 +32,13 @@ impl Line {
             Some(prefix) => difference.case.starts_with(prefix),
             None => difference.case == self.case,
         };
-        case && self.field == difference.field
+        let values = is(&self.envoy, difference.envoy.as_deref()) && is(&self.own, difference.own.as_deref());
+        case && self.field == difference.field && values
     }
+}
+
+fn is(listed: &str, value: Option<&str>) -> bool {
+    listed == "*" || listed == value.unwrap_or("-")
 }
 
 impl Differences {
@@ -59,8 +67,11 @@ impl Differences {
         }
         for (number, line) in self.0.iter().enumerate() {
             if !used.contains(&number) {
-                let Line { case, field } = line;
-                let _ = writeln!(wrong, "{case} {field}: is listed, but there is no such difference");
+                let Line { case, field, .. } = line;
+                let _ = writeln!(
+                    wrong,
+                    "{case} {field}: is listed, but there is no difference with these values"
+                );
             }
         }
         wrong
@@ -77,15 +88,26 @@ mod tests {
 
     #[test]
     fn intended_ones_pass_and_others_do_not() {
-        let list = Differences::read("# of headers\n\n* response.server: ours is named otherwise\n");
+        let list =
+            Differences::read("# of headers\n\n* | response.server | 1 | - | ours is named otherwise\n");
         assert_eq!(list.judge(&[difference("a", "response.server"), difference("b", "response.server")]), "");
         let wrong = list.judge(&[difference("a", "response.server"), difference("a", "status")]);
         assert_eq!(wrong, "a status: Envoy Some(\"1\"), we None\n");
     }
 
     #[test]
+    fn one_with_another_value_is_not_intended() {
+        let list = Differences::read("a | status | 1 | 2 | so it is");
+        let wrong = list.judge(&[difference("a", "status")]);
+        assert!(wrong.contains("a status: Envoy Some(\"1\"), we None"), "{wrong}");
+        assert!(wrong.contains("a status: is listed"), "{wrong}");
+        assert_eq!(Differences::read("a | status | * | * | any").judge(&[difference("a", "status")]), "");
+    }
+
+    #[test]
     fn a_listed_one_that_is_gone_fails() {
-        let list = Differences::read("cors-* status: for a reason\nold body: for another");
+        let list =
+            Differences::read("cors-* | status | 1 | - | for a reason\nold | body | 1 | - | for another");
         let wrong = list.judge(&[difference("cors-1", "status"), difference("older", "body")]);
         assert!(wrong.contains("older body: Envoy"), "{wrong}");
         assert!(wrong.contains("old body: is listed"), "{wrong}");
@@ -95,6 +117,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "reason")]
     fn a_reason_must_be_there() {
-        Differences::read("* status:");
+        Differences::read("* | status | 1 | 2 |");
     }
 }
