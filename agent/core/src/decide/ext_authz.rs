@@ -1,7 +1,7 @@
 //! Asking an external authoriser (AP-17): what it is told, and what its answer means.
 //!
 //! Two protocols: the provider is sent the request itself, without body, over HTTP; or it is asked by
-//! `envoy.service.auth.v3.Authorization/Check` over gRPC, whose few messages stand in [`wire`].
+//! `envoy.service.auth.v3.Authorization/Check` over gRPC, whose few messages stand in module `wire`.
 
 mod wire;
 

@@ -1,6 +1,6 @@
 //! Where does a request go, and what is changed about it? The client's side of HTTP.
 //!
-//! [`route`] chooses a rule, [`RouteDecision::choose`] one of its destinations, [`prepare`] says how the request
+//! [`route()`] chooses a rule, [`Forward::choose`] one of its destinations, [`prepare()`] says how the request
 //! leaves. All of it is pure: the proxy executes the answers, `explain` prints them.
 
 mod cache;
@@ -241,7 +241,7 @@ pub enum Action {
     Passthrough,
 }
 
-/// The answer of [`route`].
+/// The answer of [`route()`].
 #[derive(Debug, Clone)]
 pub struct RouteDecision {
     /// The host that the authority (or the dialled address) names, and the index of its port.
@@ -254,7 +254,7 @@ pub struct RouteDecision {
     pub action: Action,
     /// The VirtualService that owns the host, also where none of its rules matched (404).
     pub owner: Option<ObjectRef>,
-    /// The matched rule, for [`prepare`].
+    /// The matched rule, for [`prepare()`].
     pub applied: Option<Applied>,
 }
 

@@ -1,7 +1,7 @@
 //! Which rules can possibly match a connection or a request?
 //!
 //! Every rule is filed under keys of which whatever it matches must have at least one: a principal, the beginning
-//! or end of a path, a host, a service account, an address block, a port, the value of a header (see [`keys`]).
+//! or end of a path, a host, a service account, an address block, a port, the value of a header (see module `keys`).
 //! A request has only a handful of keys, so it meets only the rules that mention it; these are then evaluated in
 //! full. A rule without any such key (only negations, or nothing at all) is in the rest, which
 //! every connection meets; it matches nearly everything and so ends the search.

@@ -1,4 +1,4 @@
-//! Does a rule match a request? One code path, which a [`Trace`] may watch.
+//! Does a rule match a request? One code path, which a `Trace` may watch.
 
 use std::fmt;
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use super::{Outgoing, Request, RouteDecision, Target, fields, format};
 use crate::compile::routing::rules::{self, CompiledAction, CompiledMatch, CompiledRewrite, CompiledRule};
 use crate::resource::virtual_service::{HeaderChanges, HeaderOperations};
 
-/// The matched rule in compiled form, for [`prepare`].
+/// The matched rule in compiled form, for [`prepare()`].
 #[derive(Debug, Clone)]
 pub struct Applied {
     pub(super) rule: Arc<CompiledRule>,
@@ -75,7 +75,7 @@ fn originals(request: &Request<'_>, path: bool, host: bool) -> Option<Arc<Header
     Some(Arc::new(HeaderOperations { request, response: HeaderChanges::default() }))
 }
 
-/// Text that [`format`] leaves as it is.
+/// Text that `format` leaves as it is.
 fn literal(text: &str) -> String {
     text.replace('%', "%%")
 }
