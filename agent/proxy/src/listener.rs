@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,11 +82,17 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, l
             return;
         }
     };
+    let own = listener.get_ref().local_addr().ok().filter(|own| is_localhost(own.ip()));
     let mut spare = Spare::new();
     let mut backoff = BACKOFF_MS.0;
     loop {
         wait_for_room(&worker, &pod).await;
         match accept(&listener).await {
+            // Nobody is steered here: somebody in the pod has found the listener and dialled it.
+            Ok((stream, _)) if own.is_some() && stream.local_addr().ok() == own => {
+                worker.shared.counters.loops.add();
+                refuse_stream(&stream);
+            }
             Ok((stream, peer)) => {
                 backoff = BACKOFF_MS.0;
                 if has_room(&worker, &pod) {
@@ -112,6 +118,11 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, l
             },
         }
     }
+}
+
+/// The addresses to which the listeners of enrolled pods are bound; nothing is ever captured on its way there.
+fn is_localhost(ip: IpAddr) -> bool {
+    ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
 }
 
 /// Watches a listener without accepting through it: accepted sockets may belong to another thread's runtime.
