@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod conformance;
+mod crd;
 mod demo;
 mod ebpf;
 mod lint;
@@ -42,6 +43,8 @@ enum Command {
     Build,
     /// Build the kernel programs.
     BuildEbpf,
+    /// Write the definitions of Istio's kinds into deploy/crds.
+    Crd(crd::CrdArgs),
 }
 
 /// How results are printed.
@@ -74,5 +77,6 @@ fn run(command: &Command) -> Result<bool> {
         Command::Lint => lint::run(),
         Command::Build => build::release().map(|_| true),
         Command::BuildEbpf => ebpf::build().map(|()| true),
+        Command::Crd(args) => crd::run(args),
     }
 }

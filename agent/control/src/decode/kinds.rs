@@ -101,3 +101,35 @@ fn security(version: &str, kind: &str) -> Class {
         _ => Class::UnknownVersion("security.istio.io/v1 or security.istio.io/v1beta1"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::decode::yaml;
+
+    fn is_known(group: &str, version: &str, kind: &str) -> bool {
+        let class = classify(&format!("{group}/{version}"), kind);
+        matches!(class, Class::Read(_) | Class::Validated(_))
+    }
+
+    /// A cluster without Istio gets its kinds from `deploy/crds`, in just the versions that are read here.
+    #[test]
+    fn definitions_for_clusters_without_istio_serve_what_is_decoded() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
+        let mut definitions = 0;
+        for file in std::fs::read_dir(&folder).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            let crd = yaml::read(&text, 1).unwrap();
+            let spec = &crd["spec"];
+            let (group, kind) = (spec["group"].as_str().unwrap(), spec["names"]["kind"].as_str().unwrap());
+            for version in ["v1", "v1beta1", "v1alpha3", "v1alpha1"] {
+                let is_served = spec["versions"].as_array().unwrap().iter().any(|v| v["name"] == version);
+                assert_eq!(is_served, is_known(group, version, kind), "{kind} {group}/{version}");
+            }
+            definitions += 1;
+        }
+        assert_eq!(definitions, 15, "a kind was added or removed: the same belongs in xtask/src/crd.rs");
+    }
+}
