@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use weft_core::kernel_view::KernelView;
 use weft_core::resource::NamespacedName;
-use weft_ebpf_common::{ABI_MAJOR, ABI_MINOR, Flow, Meta, PolicyKey, TUPLE_LIFETIME_NS, Tuple, meta_flags};
+use weft_ebpf_common::{
+    ABI_MAJOR, ABI_MINOR, Flow, Meta, PolicyKey, TUPLE_LIFETIME_NS, Tuple, capacity, meta_flags,
+};
 
 use crate::admit::admit;
 use crate::cgroup::{self, Processes};
@@ -527,6 +529,22 @@ impl Datapath {
     pub fn maps(&self) -> Vec<MapUse> {
         let flows = self.flows.established().map_or(0, |flows| flows.len());
         self.tables.usage(flows)
+    }
+
+    /// How full the maps of announced connections are. Their entries are counted one by one, with a system call
+    /// for each (65,536 at most): for people, not for metrics. Of one that cannot be read nothing is said.
+    pub fn tuple_maps(&self) -> Vec<MapUse> {
+        let probes = open_map(&self.pins, "PROBES").ok();
+        let probes = probes.and_then(|map| maps::count::<Tuple>(map.as_fd()).ok());
+        let counts = [
+            ("ONWARD", self.onward.count().ok(), capacity::ONWARD),
+            ("DIRECT", self.tuples.count().ok(), capacity::DIRECT),
+            ("PROBES", probes, capacity::PROBES),
+        ];
+        let known = counts.into_iter().filter_map(|(name, entries, max)| {
+            Some(MapUse { name: name.to_owned(), entries: entries?, max_entries: max as usize })
+        });
+        known.collect()
     }
 
     /// Names of the attached programs.

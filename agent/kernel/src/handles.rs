@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use weft_core::resource::NamespacedName;
-use weft_ebpf_common::TupleInfo;
+use weft_ebpf_common::{Tuple, TupleInfo};
 use weft_ebpf_common::classify::tuple_fresh;
 
-use crate::maps::tuple;
+use crate::maps::{count, tuple};
 use crate::sys::{self, monotonic_ns};
 
 /// Which pod has which cookie; shared with the handles.
@@ -42,6 +42,10 @@ pub struct OnwardTuples {
 impl OnwardTuples {
     pub(crate) fn new(map: OwnedFd) -> Self {
         Self { map: Arc::new(map) }
+    }
+
+    pub(crate) fn count(&self) -> io::Result<usize> {
+        count::<Tuple>(self.map.as_fd())
     }
 
     /// Announces a connection from `source` to `destination` that the agent is about to open. The kernel
@@ -77,6 +81,10 @@ pub struct Tuples {
 }
 
 impl Tuples {
+    pub(crate) fn count(&self) -> io::Result<usize> {
+        count::<Tuple>(self.map.as_fd())
+    }
+
     pub(crate) fn new(map: OwnedFd, pods: Directory) -> Self {
         Self { map: Arc::new(map), pods }
     }

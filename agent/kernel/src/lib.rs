@@ -48,4 +48,5 @@ pub use flows::{DirectFlowEvent, DirectFlowTotals, FlowEventKind, FlowEvents, Fl
 pub use handles::{AttestedPeer, OnwardTuples, Tuples};
 pub use netns::Netns;
 pub use older::OlderConnection;
+pub use probe::missing_features;
 pub use watch::NamespaceChanges;

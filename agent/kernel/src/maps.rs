@@ -160,6 +160,18 @@ pub(crate) fn entries<K: Pod + Eq + Hash, V: Pod>(
     Ok(found.into_iter())
 }
 
+/// How many entries a map has; about right while somebody writes.
+pub(crate) fn count<K: Pod>(map: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut at = None;
+    for found in 0..MAX_STEPS {
+        at = sys::map_next_key::<K>(map, at.as_ref())?;
+        if at.is_none() {
+            return Ok(found);
+        }
+    }
+    Ok(MAX_STEPS)
+}
+
 /// Removes every entry that is there when this is called.
 pub(crate) fn clear<K: Pod + Eq + Hash, V: Pod>(map: BorrowedFd<'_>) -> io::Result<()> {
     for (key, _) in entries::<K, V>(map)? {

@@ -109,13 +109,7 @@ pub(crate) struct Capabilities {
 
 /// Tries everything that the data path needs; the error names each feature that is missing.
 pub(crate) fn probe_kernel(config: &DatapathConfig) -> Result<Capabilities, KernelError> {
-    let mut missing = missing_capabilities()?;
-    if missing.is_empty() {
-        missing.extend(missing_programs());
-        missing.extend(missing_maps());
-        missing.extend(missing_links());
-        missing.extend(missing_cookies());
-    }
+    let missing = missing_features()?;
     if !missing.is_empty() {
         return Err(KernelError::Unsupported(format!(
             "the data path cannot work here: {}",
@@ -133,6 +127,22 @@ pub(crate) fn probe_kernel(config: &DatapathConfig) -> Result<Capabilities, Kern
         );
     }
     Ok(Capabilities { can_cut })
+}
+
+/// What the data path needs and this process or kernel does not have: one sentence for each, none where all is
+/// there. Features are tried out only where the process may do so.
+///
+/// # Errors
+/// The process cannot find out its own capabilities.
+pub fn missing_features() -> Result<Vec<String>, KernelError> {
+    let mut missing = missing_capabilities()?;
+    if missing.is_empty() {
+        missing.extend(missing_programs());
+        missing.extend(missing_maps());
+        missing.extend(missing_links());
+        missing.extend(missing_cookies());
+    }
+    Ok(missing)
 }
 
 /// Bits of `linux/capability.h`.

@@ -431,6 +431,17 @@ fn pods_that_left_while_there_was_no_agent() {
     let maps = datapath.maps();
     let pods = maps.iter().find(|map| map.name == "PODS").unwrap();
     assert_eq!((pods.entries, pods.max_entries), (0, 4096));
+
+    let announced = |datapath: &Datapath| {
+        let maps = datapath.tuple_maps();
+        assert_eq!(maps.iter().map(|map| &*map.name).collect::<Vec<_>>(), ["ONWARD", "DIRECT", "PROBES"]);
+        maps[0].entries
+    };
+    let (from, to) = ("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+    datapath.onward().publish(from, to).unwrap();
+    assert_eq!(announced(&datapath), 1);
+    datapath.onward().withdraw(from, to);
+    assert_eq!(announced(&datapath), 0);
 }
 
 #[test]
