@@ -431,13 +431,13 @@ fn outside(id: &LabId, peer_binary: &Path) -> Pod {
 }
 
 /// Cargo's directory of binaries: that of the running program, or its parent for a test.
-fn default_binaries() -> Result<PathBuf> {
+pub(crate) fn default_binaries() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let dir = program.parent().context("a program lies in a directory")?;
     Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() })
 }
 
-fn start_janitor(peer_binary: &Path, id: &LabId) -> Result<Child> {
+pub(crate) fn start_janitor(peer_binary: &Path, id: &LabId) -> Result<Child> {
     use std::os::unix::process::CommandExt;
     Command::new(peer_binary)
         .args(["janitor", &id.to_string()])

@@ -20,10 +20,12 @@ mod envoy;
 mod http;
 mod id;
 pub mod jwt;
+mod kubernetes;
 mod lab;
 mod metrics;
 mod netns;
 mod process;
+mod scope;
 mod spec;
 mod sysctl;
 mod topology;
@@ -39,10 +41,14 @@ pub use config::ConfigDir;
 pub use envoy::envoy_binary;
 pub use http::{Response, get};
 pub use id::LabId;
+pub use kubernetes::{
+    KUBERNETES_PROGRAMS, kubernetes_caches, kubernetes_servers, kubernetes_source, kubernetes_source_key,
+};
 pub use lab::{Lab, Node, Pod};
 pub use metrics::{Metrics, Sample};
 pub use netns::within;
 pub use process::{Place, Process};
+pub use scope::Scope;
 pub use spec::{LabSpec, PodSpec};
 pub use usage::{
     CpuClock, Others, Usage, cpu_seconds, machine_busy_seconds, resident_bytes, settled_resident_bytes,

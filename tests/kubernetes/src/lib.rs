@@ -1,0 +1,14 @@
+//! A real Kubernetes for tests: [`ControlPlane`] is etcd and a kube-apiserver.
+//!
+//! The servers are our Go module `tests/kubernetes/servers`, built by `cargo xtask k8s`; a directory named by
+//! `KUBEBUILDER_ASSETS` is taken before that.
+#![forbid(unsafe_code)]
+
+mod control_plane;
+mod etcd;
+mod keys;
+mod kubeconfig;
+mod servers;
+
+pub use control_plane::{ControlPlane, ControlPlaneOptions};
+pub use servers::servers;
