@@ -1,12 +1,14 @@
 //! Names of labels, annotations and well-known objects, in one place.
 
-/// Label on a Namespace or Pod: opt in or out (ruling 15). On a Pod also an annotation: see [`MESH_BYPASS`].
+/// Label on a Namespace or Pod: opt in or out (ruling 15). For [`MESH_BYPASS`] also a label of a Node, and an
+/// annotation of a Namespace or Pod.
 pub const MESH: &str = "weft.dev/mesh";
 /// Value of [`MESH`]: in the mesh.
 pub const MESH_ENABLED: &str = "enabled";
 /// Value of [`MESH`]: not in the mesh.
 pub const MESH_DISABLED: &str = "disabled";
-/// Value of the *annotation* [`MESH`] on a Pod: capture is off at once (ruling 12).
+/// Value of the *annotation* [`MESH`] on a Pod, of the label on a Namespace or Node: capture is off at once
+/// (ruling 12).
 pub const MESH_BYPASS: &str = "bypass";
 
 /// Annotation on a Namespace, Service or Pod: [`TRAFFIC_L4`] or [`TRAFFIC_L7`] (ruling 5).
@@ -25,6 +27,23 @@ pub const SAME_NODE_ENCRYPT: &str = "encrypt";
 pub const AGENT_GONE: &str = "weft.dev/agent-gone";
 /// Value of [`AGENT_GONE`]: with the agent gone, new inbound connections pass undecided.
 pub const AGENT_GONE_PASS: &str = "pass";
+
+/// Annotation that the agent writes to a Pod: [`STATE_ENROLLED`], [`STATE_FAILED`] or [`STATE_EXCLUDED`].
+pub const STATE: &str = "weft.dev/state";
+/// Annotation that the agent writes to a Pod: why it is not enrolled.
+pub const STATE_REASON: &str = "weft.dev/state-reason";
+/// Value of [`STATE`]: in the mesh.
+pub const STATE_ENROLLED: &str = "enrolled";
+/// Value of [`STATE`]: in the mesh by its labels, but it could not be enrolled.
+pub const STATE_FAILED: &str = "failed";
+/// Value of [`STATE`]: in the mesh by its labels, but it is not to be enrolled.
+pub const STATE_EXCLUDED: &str = "excluded";
+/// Istio's annotation on a Pod whose traffic is captured; consoles show it as in the mesh.
+pub const ISTIO_REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Value of [`ISTIO_REDIRECTION`].
+pub const ISTIO_REDIRECTION_ENABLED: &str = "enabled";
+/// Annotation on the mirror of a static Pod: the uid under which the kubelet runs it.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Annotation on a Pod of the directory source: path of its network namespace (ruling 13).
 pub const NETNS: &str = "weft.dev/netns";
@@ -81,7 +100,7 @@ pub const POD_ANNOTATIONS: &[&str] = &[
     EXCLUDE_INBOUND_PORTS,
 ];
 /// Every annotation that the mesh reads from a Namespace.
-pub const NAMESPACE_ANNOTATIONS: &[&str] = &[TRAFFIC, SAME_NODE, AGENT_GONE];
+pub const NAMESPACE_ANNOTATIONS: &[&str] = &[MESH, TRAFFIC, SAME_NODE, AGENT_GONE];
 /// Every annotation that the mesh reads from a Service.
 pub const SERVICE_ANNOTATIONS: &[&str] = &[TRAFFIC];
 

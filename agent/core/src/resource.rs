@@ -252,6 +252,8 @@ pub struct Pod {
     pub ports: Arc<[ContainerPort]>,
     /// Annotation `weft.dev/netns`, only from the directory source (ruling 13).
     pub netns: Option<PathBuf>,
+    /// The uid by which the kubelet names its cgroup: `metadata.uid`, for a static pod that of its manifest.
+    pub uid: Option<Arc<str>>,
 }
 
 /// The application protocol of a port.

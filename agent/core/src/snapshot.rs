@@ -166,6 +166,8 @@ pub struct LocalWorkload {
     pub workload: Arc<Workload>,
     /// Path of its network namespace, where the source names it (ruling 13).
     pub netns: Option<PathBuf>,
+    /// The uid by which the kubelet names its cgroup.
+    pub uid: Option<Arc<str>>,
     /// Its AuthorizationPolicies, compiled.
     pub policies: Arc<PolicySet>,
     /// Its PeerAuthentication, resolved.
@@ -257,6 +259,7 @@ pub struct Snapshot {
     pub(crate) local: Arc<[Arc<LocalWorkload>]>,
     pub(crate) local_services: Arc<[NamespacedName]>,
     pub(crate) bypassed: Arc<BTreeSet<NamespacedName>>,
+    pub(crate) opted_namespaces: Arc<BTreeSet<Arc<str>>>,
     pub(crate) routing: Arc<Routing>,
     pub(crate) problems: Arc<[Problem]>,
     pub(crate) objects: usize,
@@ -333,6 +336,11 @@ impl Snapshot {
     /// Whether capture is off for a pod, of whatever node (ruling 12).
     pub fn bypassed(&self, key: &NamespacedName) -> bool {
         self.bypassed.contains(key)
+    }
+
+    /// Namespaces whose labels put their pods into the mesh.
+    pub fn opted_namespaces(&self) -> &Arc<BTreeSet<Arc<str>>> {
+        &self.opted_namespaces
     }
 
     /// What the compiler found wrong.

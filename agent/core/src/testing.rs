@@ -62,6 +62,7 @@ pub(crate) fn pod(name: &str, ips: &[&str], labelled: &str) -> Pod {
         owner: None,
         ports: Arc::default(),
         netns: None,
+        uid: None,
     }
 }
 
@@ -197,7 +198,7 @@ pub(crate) fn upsert(resource: Resource) -> Change {
 }
 
 pub(crate) fn compiler() -> Compiler {
-    Compiler::new(CompileOptions { node: Some("a".into()), adopt_istio_labels: true })
+    Compiler::new(CompileOptions { node: Some("a".into()), adopt_istio_labels: true, endpoints_from_pods: true })
 }
 
 pub(crate) fn compile(resources: impl IntoIterator<Item = Resource>) -> Arc<Snapshot> {

@@ -130,6 +130,7 @@ fn pod(name_: &str, ip: IpAddr, node: &str) -> Change {
         owner: None,
         ports: Arc::new([]),
         netns: None,
+        uid: None,
     })))
 }
 
@@ -141,7 +142,7 @@ impl Bed {
 
     pub(crate) fn with(config: ProxyConfig, server_node: &str) -> Self {
         let [client_ip, server_ip, other_ip] = addresses();
-        let mut compiler = Compiler::new(CompileOptions { node: None, adopt_istio_labels: false });
+        let mut compiler = Compiler::new(CompileOptions { node: None, adopt_istio_labels: false, endpoints_from_pods: true });
         compiler.apply([pod("client", client_ip, "a"), pod("server", server_ip, server_node)]);
         let ca = Arc::new(TestCa::new());
         let authority = TestCaClient { ca: ca.clone(), lifetime: Duration::from_secs(3600) };

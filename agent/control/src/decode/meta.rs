@@ -37,6 +37,8 @@ pub(super) struct MetaWire<'a> {
     #[serde(borrow, default)]
     pub(super) namespace: Text<'a>,
     #[serde(borrow, default)]
+    pub(super) uid: Text<'a>,
+    #[serde(borrow, default)]
     pub(super) labels: Pairs<'a>,
     #[serde(borrow, default)]
     pub(super) annotations: Pairs<'a>,
@@ -109,13 +111,13 @@ pub(super) fn check_name(report: &mut Report<'_>, field: &str, name: &str, max_l
     }
 }
 
-/// Annotations that the mesh reads (`weft.dev/netns` has a field of its own).
+/// Annotations that the mesh reads (`weft.dev/netns` has a field of its own; what the agent writes is no input).
 pub(super) fn is_read_annotation(key: &str) -> bool {
     let Some((domain, name)) = key.split_once('/') else { return false };
     match domain {
-        "weft.dev" => name != "netns",
+        "weft.dev" => !matches!(name, "netns" | "state" | "state-reason"),
         "traffic.sidecar.istio.io" | "networking.istio.io" => true,
-        "sidecar.istio.io" => name == "inject",
+        "sidecar.istio.io" => matches!(name, "inject" | "status"),
         _ => false,
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use smallvec::SmallVec;
+use weft_core::names;
 use weft_core::resource::{Kind, Owner, Pod, Resource};
 
 use super::fields::{Body, Ip, Port, Text, nullable};
@@ -120,6 +121,7 @@ pub(super) fn pod<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner,
         owner: owner(&metadata, interner),
         ports: interner.ports(&ports(&spec)),
         netns: netns(&metadata, trust, &mut report),
+        uid: uid(&metadata),
         meta,
     };
     Ok((Resource::Pod(pod), report))
@@ -158,6 +160,12 @@ fn owner(metadata: &MetaWire<'_>, interner: &mut Interner) -> Option<Arc<Owner>>
         "Job" if minute => interner.owner("CronJob", stem),
         _ => interner.owner(kind, name),
     })
+}
+
+/// The kubelet runs a static pod under the uid of its manifest; the object in the API has another one.
+fn uid(metadata: &MetaWire<'_>) -> Option<Arc<str>> {
+    let of_manifest = metadata.annotations.get(names::MIRROR).and_then(|uid| uid.non_empty());
+    of_manifest.or(metadata.uid.non_empty()).map(Arc::from)
 }
 
 /// Ruling 13: only whoever writes the machine's files may name a network namespace.

@@ -174,6 +174,7 @@ impl Compiler {
         let local = LocalWorkload {
             workload: workload.clone(),
             netns: record.rarities.as_ref().and_then(|rarities| rarities.netns.clone()),
+            uid: record.rarities.as_ref().and_then(|rarities| rarities.uid.clone()),
             policies,
             peer_authentication,
             capture,
@@ -349,6 +350,7 @@ fn same(old: &LocalWorkload, new: &LocalWorkload) -> bool {
     let LocalWorkload {
         workload,
         netns,
+        uid,
         policies,
         peer_authentication,
         capture,
@@ -362,6 +364,7 @@ fn same(old: &LocalWorkload, new: &LocalWorkload) -> bool {
     Arc::ptr_eq(policies, &new.policies)
         && *workload == new.workload
         && *netns == new.netns
+        && *uid == new.uid
         && *peer_authentication == new.peer_authentication
         && *capture == new.capture
         && *traffic == new.traffic

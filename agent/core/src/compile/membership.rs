@@ -30,6 +30,8 @@ pub(super) fn facts(namespace: &Namespace, adopt_istio: bool) -> NamespaceFacts 
     NamespaceFacts {
         opted: own_label(&namespace.labels)
             .or_else(|| if adopt_istio { istio_namespace(&namespace.labels) } else { None }),
+        bypass: namespace.labels.get(names::MESH) == Some(names::MESH_BYPASS)
+            || annotation(names::MESH) == Some(names::MESH_BYPASS),
         encrypt_same_node: annotation(names::SAME_NODE) == Some(names::SAME_NODE_ENCRYPT),
         pass_when_agent_gone: annotation(names::AGENT_GONE) == Some(names::AGENT_GONE_PASS),
         traffic: traffic_hint(&namespace.annotations),
@@ -74,8 +76,33 @@ pub(super) fn is_bypassed(annotations: &Labels) -> bool {
     annotations.get(names::MESH) == Some(names::MESH_BYPASS)
 }
 
+/// Who switched capture off for all of its pods at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Emergency {
+    Namespace,
+    Node,
+}
+
+impl Emergency {
+    fn reason(self) -> String {
+        let whose = match self {
+            Self::Namespace => "namespace",
+            Self::Node => "node",
+        };
+        format!("its {whose} has the label weft.dev/mesh: bypass, which switches capture off")
+    }
+}
+
 /// The membership of a pod that is opted in or not.
-pub(super) fn of_opted(opted: bool, template: &Template) -> Membership {
+pub(super) fn of_opted(opted: bool, template: &Template, emergency: Option<Emergency>) -> Membership {
+    match emergency {
+        // The label took the place of the one that opted the namespace in: its pods are shown all the same.
+        Some(Emergency::Namespace) => return Membership::Excluded(Arc::new(Emergency::Namespace.reason())),
+        Some(Emergency::Node) if opted => {
+            return Membership::Excluded(Arc::new(Emergency::Node.reason()));
+        }
+        Some(Emergency::Node) | None => {}
+    }
     if !opted {
         return Membership::OutOfMesh;
     }

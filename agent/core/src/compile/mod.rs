@@ -48,6 +48,9 @@ pub struct CompileOptions {
     pub node: Option<Arc<str>>,
     /// Whether Istio's opt-in labels count as well (ruling 15).
     pub adopt_istio_labels: bool,
+    /// Whether a Service with a selector and no EndpointSlice gets its endpoints from the pods that it selects
+    /// (ruling 16: with the directory source only; in a cluster EndpointSlices alone count).
+    pub endpoints_from_pods: bool,
 }
 
 /// Pods of this node and the Services that may lead to them.
@@ -60,6 +63,8 @@ pub struct Compiler {
     mesh: Arc<MeshSettings>,
     mesh_configs: BTreeMap<NamespacedName, MeshConfig>,
     nodes: HashSet<Arc<str>>,
+    /// Nodes with the label `weft.dev/mesh: bypass`.
+    bypassed_nodes: BTreeSet<Arc<str>>,
     namespaces: HashMap<Arc<str>, NamespaceState>,
     interned: Interned,
     workloads: Registry<Workload>,
@@ -69,6 +74,7 @@ pub struct Compiler {
     /// The endpoints of Services without selector.
     manual_backends: BTreeMap<NamespacedName, BTreeSet<SocketAddr>>,
     bypassed: Arc<BTreeSet<NamespacedName>>,
+    opted_namespaces: Arc<BTreeSet<Arc<str>>>,
     policies: PolicyCache,
     routing: routing::RoutingState,
     request_authentications: request_authentication::RequestAuthentications,
@@ -93,6 +99,7 @@ impl Compiler {
             mesh: Arc::new(mesh),
             mesh_configs: BTreeMap::new(),
             nodes: HashSet::new(),
+            bypassed_nodes: BTreeSet::new(),
             namespaces: HashMap::new(),
             interned: Interned::default(),
             workloads: Registry::default(),
@@ -101,6 +108,7 @@ impl Compiler {
             by_vip: Addresses::default(),
             manual_backends: BTreeMap::new(),
             bypassed: Arc::default(),
+            opted_namespaces: Arc::default(),
             policies,
             routing: routing::RoutingState::default(),
             request_authentications: request_authentication::RequestAuthentications::default(),
@@ -155,6 +163,7 @@ impl Compiler {
             local,
             local_services,
             bypassed: self.bypassed.clone(),
+            opted_namespaces: self.opted_namespaces.clone(),
             routing: self.routing.published(),
             problems: self.findings.list(),
             objects: self.objects,
@@ -164,10 +173,7 @@ impl Compiler {
     fn upsert(&mut self, resource: Resource) {
         match resource {
             Resource::Namespace(namespace) => self.upsert_namespace(namespace),
-            Resource::Node(node) => {
-                let new = self.nodes.insert(node.name);
-                self.count(new, 1);
-            }
+            Resource::Node(node) => self.upsert_node(node),
             Resource::Pod(pod) => self.upsert_pod(pod),
             Resource::Service(service) => self.upsert_service(service),
             Resource::ServiceAccount(meta) => {
@@ -190,10 +196,7 @@ impl Compiler {
         let name = &key.name;
         match key.kind {
             Kind::Namespace => self.delete_namespace(&name.name),
-            Kind::Node => {
-                let known = self.nodes.remove(&name.name);
-                self.count(known, -1);
-            }
+            Kind::Node => self.delete_node(&name.name),
             Kind::Pod => self.delete_pod(name),
             Kind::Service => self.delete_service(name),
             Kind::ServiceAccount => {

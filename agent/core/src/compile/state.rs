@@ -18,6 +18,8 @@ use crate::snapshot::{TrafficHint, Workload};
 pub(super) struct NamespaceFacts {
     /// Opted in or out; `None` says nothing.
     pub(super) opted: Option<bool>,
+    /// Label `weft.dev/mesh: bypass`: nothing of it is captured, whatever its pods say.
+    pub(super) bypass: bool,
     /// Annotation `weft.dev/same-node: encrypt`.
     pub(super) encrypt_same_node: bool,
     /// Annotation `weft.dev/agent-gone: pass`.
@@ -40,6 +42,7 @@ pub(super) struct Template {
 pub(super) struct Rarities {
     pub(super) netns: Option<PathBuf>,
     pub(super) origin: Option<Origin>,
+    pub(super) uid: Option<Arc<str>>,
 }
 
 /// A pod. Everything that its [`Workload`] says is kept only there.

@@ -7,11 +7,11 @@ use smallvec::SmallVec;
 
 use super::Compiler;
 use super::intern::Interner;
-use super::membership;
+use super::membership::{self, Emergency};
 use super::state::{NamespaceFacts, NamespaceState, PodRecord, Rarities, Template};
 use crate::Identity;
 use crate::names;
-use crate::resource::{Labels, Namespace, NamespacedName, Pod};
+use crate::resource::{Labels, Namespace, NamespacedName, Node, Pod};
 use crate::snapshot::{Workload, WorkloadLabels};
 
 /// Up to so many pods with the same labels are kept without spare room.
@@ -112,7 +112,8 @@ impl Compiler {
         let workload = Arc::new(self.workload(parts, &template, facts));
         // Findings are about pods of this node only.
         let origin = pod.meta.origin.filter(|_| self.is_local(&workload));
-        let rarities = Rarities { netns: pod.netns, origin };
+        let uid = pod.uid.filter(|_| self.is_local(&workload));
+        let rarities = Rarities { netns: pod.netns, origin, uid };
         PodRecord {
             workload,
             template,
@@ -128,7 +129,7 @@ impl Compiler {
         let opted =
             membership::of_pod(&labels, &template.annotations, adopt).or(facts.opted).unwrap_or(false);
         Workload {
-            membership: membership::of_opted(opted, template),
+            membership: membership::of_opted(opted, template, self.emergency(&node, facts)),
             key,
             ips,
             node,
@@ -259,6 +260,54 @@ impl Compiler {
         }
     }
 
+    fn note_opted(&mut self, name: &Arc<str>, facts: NamespaceFacts) {
+        let opted = facts.opted == Some(true) && !facts.bypass;
+        if opted == self.opted_namespaces.contains(name) {
+            return;
+        }
+        let all = Arc::make_mut(&mut self.opted_namespaces);
+        if opted {
+            all.insert(name.clone());
+        } else {
+            all.remove(name);
+        }
+    }
+
+    /// The break-glass that keeps every pod of a namespace or a node out (ruling 12).
+    fn emergency(&self, node: &Option<Arc<str>>, facts: NamespaceFacts) -> Option<Emergency> {
+        let of_node = || node.as_ref().is_some_and(|node| self.bypassed_nodes.contains(node));
+        if facts.bypass {
+            Some(Emergency::Namespace)
+        } else {
+            of_node().then_some(Emergency::Node)
+        }
+    }
+
+    pub(super) fn upsert_node(&mut self, node: Node) {
+        let bypass = node.labels.get(names::MESH) == Some(names::MESH_BYPASS);
+        self.set_node_bypass(&node.name, bypass);
+        let new = self.nodes.insert(node.name);
+        self.count(new, 1);
+    }
+
+    pub(super) fn delete_node(&mut self, name: &Arc<str>) {
+        self.set_node_bypass(name, false);
+        let known = self.nodes.remove(name);
+        self.count(known, -1);
+    }
+
+    fn set_node_bypass(&mut self, name: &Arc<str>, bypass: bool) {
+        let changed = match bypass {
+            true => self.bypassed_nodes.insert(name.clone()),
+            false => self.bypassed_nodes.remove(name),
+        };
+        if changed {
+            // Rare enough to look at every pod.
+            self.dirty.namespaces.extend(self.namespaces.keys().cloned());
+            self.dirty.any = true;
+        }
+    }
+
     fn note_bypass(&mut self, key: &NamespacedName, bypassed: bool) {
         if bypassed == self.bypassed.contains(key) {
             return;
@@ -315,6 +364,7 @@ impl Compiler {
         if facts != state.facts {
             state.facts = facts;
             self.dirty.namespaces.insert(name.clone());
+            self.note_opted(&name, facts);
         }
         self.findings_of_namespace(&name, Some(&namespace));
         let state = self.namespaces.entry(name).or_default();
@@ -330,6 +380,7 @@ impl Compiler {
             return;
         }
         state.facts = NamespaceFacts::default();
+        self.note_opted(name, NamespaceFacts::default());
         self.objects -= 1;
         self.dirty.any = true;
         self.dirty.namespaces.insert(name.clone());
