@@ -441,6 +441,25 @@ impl ObjectSet {
         }
     }
 
+    /// Forgets all objects of Istio's kinds. Those of Kubernetes stay, and MeshConfig: they are many, and whoever
+    /// analyzes again need not read them again.
+    pub fn forget_istio(&mut self) {
+        let Self { gateways, service_entries, workload_entries, sidecars, telemetries, .. } = self;
+        *gateways = Vec::new();
+        *service_entries = Vec::new();
+        *workload_entries = Vec::new();
+        *sidecars = Vec::new();
+        *telemetries = Vec::new();
+        self.virtual_services = Vec::new();
+        self.destination_rules = Vec::new();
+        self.authorization_policies = Vec::new();
+        self.request_authentications = Vec::new();
+        self.known.retain(|(kind, of_gateway_api, _)| {
+            *of_gateway_api
+                || matches!(*kind, "Namespace" | "Node" | "Pod" | "Deployment" | "Service" | "Secret")
+        });
+    }
+
     fn members(&mut self, namespace: &str) -> &mut Members {
         self.by_namespace.entry(namespace.to_owned()).or_default()
     }
