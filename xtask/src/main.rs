@@ -11,6 +11,8 @@ mod conformance;
 mod crd;
 mod demo;
 mod ebpf;
+mod image;
+mod k8s;
 mod lint;
 mod setup;
 mod signals;
@@ -43,6 +45,10 @@ enum Command {
     Build,
     /// Build the kernel programs.
     BuildEbpf,
+    /// Build the servers of a real Kubernetes, for the tests; prints their directory.
+    K8s,
+    /// Build the container image, as a tar that `docker load` and `ctr images import` read.
+    Image(image::ImageArgs),
     /// Write the definitions of Istio's kinds into deploy/crds.
     Crd(crd::CrdArgs),
 }
@@ -77,6 +83,8 @@ fn run(command: &Command) -> Result<bool> {
         Command::Lint => lint::run(),
         Command::Build => build::release().map(|_| true),
         Command::BuildEbpf => ebpf::build().map(|()| true),
+        Command::K8s => k8s::run(),
         Command::Crd(args) => crd::run(args),
+        Command::Image(args) => image::run(args).map(|()| true),
     }
 }

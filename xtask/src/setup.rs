@@ -22,6 +22,16 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tcpdump", package: "tcpdump", why: "looks at the packets between nodes" },
 ];
 
+/// What the nodes of a cluster consist of, besides Kubernetes' own programs.
+const NODE_TOOLS: &[Tool] = &[
+    Tool { program: "containerd", package: "containerd", why: "runs the containers" },
+    Tool { program: "runc", package: "runc", why: "runs the containers" },
+    Tool { program: "/usr/lib/cni/bridge", package: "containernetworking-plugins", why: "connects the pods" },
+    Tool { program: "nft", package: "nftables", why: "kube-proxy's rules" },
+    Tool { program: "iptables", package: "iptables", why: "kubelet's rules" },
+    Tool { program: "conntrack", package: "conntrack", why: "kube-proxy ends connections with it" },
+];
+
 /// The oldest kernel on which the programs are expected to load.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
@@ -33,9 +43,14 @@ pub(crate) fn machine() -> Result<()> {
     require_linux()?;
     require_kernel()?;
     become_root()?;
-    install_missing()?;
+    install_missing(TOOLS)?;
     weft_lab::mount_point()?;
     Ok(())
+}
+
+/// Installs what the nodes of a cluster need besides.
+pub(crate) fn nodes() -> Result<()> {
+    install_missing(NODE_TOOLS)
 }
 
 fn require_linux() -> Result<()> {
@@ -89,8 +104,8 @@ fn become_root() -> Result<()> {
     bail!("network namespaces and eBPF need root: run the same command as root, for example through sudo")
 }
 
-fn install_missing() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| find(tool.program).is_none()).collect();
+fn install_missing(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| find(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -105,11 +120,16 @@ fn install_missing() -> Result<()> {
         );
     }
     eprintln!("Installing {}: {command}", reasons.join(", "));
-    let install = [&["install", "-y", "--no-install-recommends"], packages.as_slice()].concat();
-    if apt_get(&install) || (apt_get(&["update"]) && apt_get(&install)) {
+    if apt_install(&packages) {
         return Ok(());
     }
     bail!("{} cannot be installed; do it yourself: {command}", packages.join(" "))
+}
+
+/// Installs Debian packages; false when that is not possible here.
+pub(crate) fn apt_install(packages: &[&str]) -> bool {
+    let install = [&["install", "-y", "--no-install-recommends"], packages].concat();
+    find("apt-get").is_some() && (apt_get(&install) || (apt_get(&["update"]) && apt_get(&install)))
 }
 
 fn apt_get(args: &[&str]) -> bool {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::build::{cargo, cargo_command};
-use crate::{conformance, ebpf, lint, setup};
+use crate::{conformance, ebpf, k8s, lint, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -72,6 +72,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
         cargo(&["build", "--quiet", "--locked", "--workspace", "--bins"]).map(|()| Counts::of(true))
     });
     run.stage("unit, golden and property tests", || cargo_test(&parallel(&args.filters)));
+    run.stage("Kubernetes servers", || k8s::build().map(|_| Counts::of(true)));
     run.stage("tests on real namespaces", || cargo_test(&in_turn(&args.filters)));
     if args.filters.is_empty() {
         run.stage("conformance", conformance::run);
@@ -82,8 +83,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     Ok(failed == 0)
 }
 
-/// Packages whose tests use processors and namespaces of their own by the dozen.
-const HEAVY: &[&str] = &["weft-netns-tests", "weft-interop-tests"];
+/// Packages whose tests use processors, namespaces and API servers of their own by the dozen.
+const HEAVY: &[&str] = &["weft-netns-tests", "weft-interop-tests", "weft-kubernetes-tests"];
 
 fn parallel(filters: &[String]) -> Vec<String> {
     let mut args = vec!["test".to_owned(), "--workspace".to_owned()];

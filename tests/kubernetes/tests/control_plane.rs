@@ -54,8 +54,8 @@ impl Watch {
             .env("KUBECONFIG", plane.kubeconfig())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            .expect("kubectl runs");
+        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         Self { child, lines }
     }
 
@@ -73,7 +73,7 @@ impl Drop for Watch {
 
 fn version_of(plane: &ControlPlane, namespace: &str, name: &str) -> String {
     let query = ["get", "configmap", "-n", namespace, name, "-o=jsonpath={.metadata.resourceVersion}"];
-    plane.kubectl(&query).unwrap()
+    plane.kubectl(&query).expect("it is there")
 }
 
 #[test]
@@ -104,7 +104,8 @@ fn objects_new_kinds_users_and_a_restart() {
 
 fn nobody_may_read_and_it_is_written_down(plane: &ControlPlane) {
     let nobody = plane.kubeconfig_for("nobody", &["strangers", "aliens"]);
-    let refused = plane.kubectl_as(&nobody, &["get", "secrets", "-n=one"]).unwrap_err().to_string();
+    let refused =
+        plane.kubectl_as(&nobody, &["get", "secrets", "-n=one"]).expect_err("it is refused").to_string();
     assert!(refused.contains("nobody"), "{refused}");
     let denial = |event: &Value| {
         event.pointer("/user/username") == Some(&Value::from("nobody"))
@@ -112,16 +113,16 @@ fn nobody_may_read_and_it_is_written_down(plane: &ControlPlane) {
             && event.pointer("/objectRef/resource") == Some(&Value::from("secrets"))
     };
     let event = plane.audit_log().into_iter().find(denial).expect("the refusal is written down");
-    let groups = event.pointer("/user/groups").unwrap().to_string();
+    let groups = event.pointer("/user/groups").expect("it works").to_string();
     assert!(groups.contains("strangers") && groups.contains("aliens"), "{groups}");
 }
 
 fn a_token_is_its_account(plane: &ControlPlane) {
-    plane.kubectl(&["create", "serviceaccount", "-n=one", "robot"]).unwrap();
-    let token = plane.kubectl(&["create", "token", "-n=one", "robot"]).unwrap();
+    plane.kubectl(&["create", "serviceaccount", "-n=one", "robot"]).expect("it works");
+    let token = plane.kubectl(&["create", "token", "-n=one", "robot"]).expect("it works");
     let robot = plane.kubeconfig_for_token(token.trim());
     let said = plane.kubectl_as(&robot, &["auth", "whoami", "-o=jsonpath={.status.userInfo.username}"]);
-    assert_eq!(said.unwrap(), "system:serviceaccount:one:robot");
+    assert_eq!(said.expect("it works"), "system:serviceaccount:one:robot");
 }
 
 #[test]
@@ -134,6 +135,8 @@ fn a_compacted_etcd_forgets() {
     plane.apply(&config_map("one", "after")).unwrap();
     let event = first_event(&plane, "one", &version);
     assert_eq!(event.get("type"), Some(&Value::from("ADDED")), "not compacted yet: {event}");
+    // The newest revision is kept, so a watch that needs only that one would go on.
+    plane.apply(&config_map("one", "last")).unwrap();
     plane.compact_etcd().unwrap();
     let event = first_event(&plane, "one", &version);
     assert_eq!(event.pointer("/object/code"), Some(&Value::from(410)), "{event}");
