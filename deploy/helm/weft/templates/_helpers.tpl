@@ -1,0 +1,48 @@
+{{/* The image, by digest where one is given. */}}
+{{- define "weft.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of every object. */}}
+{{- define "weft.labels" -}}
+app.kubernetes.io/name: weft
+app.kubernetes.io/part-of: weft
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end -}}
+
+{{/* Where each platform keeps what belongs to CNI. */}}
+{{- define "weft.platforms" -}}
+"": {}
+gke: {binDir: /home/kubernetes/bin}
+k3d: {binDir: /bin, confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d}
+k3s: {binDir: /var/lib/rancher/k3s/data/cni, confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d}
+microk8s: {binDir: /var/snap/microk8s/current/opt/cni/bin, confDir: /var/snap/microk8s/current/args/cni-network}
+minikube: {netnsDir: /var/run/docker/netns}
+openshift: {binDir: /var/lib/cni/bin, confDir: /etc/cni/multus/net.d}
+{{- end -}}
+
+{{/* Directories of CNI on the node: given ones, else the platform's, else the customary ones. */}}
+{{- define "weft.cni" -}}
+{{- $platform := get (include "weft.platforms" . | fromYaml) .Values.platform -}}
+binDir: {{ .Values.cni.binDir | default $platform.binDir | default "/opt/cni/bin" }}
+confDir: {{ .Values.cni.confDir | default $platform.confDir | default "/etc/cni/net.d" }}
+netnsDir: {{ .Values.cni.netnsDir | default $platform.netnsDir | default "/var/run/netns" }}
+{{- end -}}
+
+{{/* Where certificates come from. */}}
+{{- define "weft.caAddress" -}}
+{{ .Values.ca.address | default (printf "https://weft-controller.%s.svc:15012" .Release.Namespace) }}
+{{- end -}}
+
+{{/* Settings of the mesh: those with a value of their own win. */}}
+{{- define "weft.mesh" -}}
+{{- $mesh := dict "trustDomain" .Values.trustDomain -}}
+{{- if .Values.rootNamespace -}}{{- $_ := set $mesh "rootNamespace" .Values.rootNamespace -}}{{- end -}}
+{{ merge $mesh .Values.meshConfig | toYaml }}
+{{- end -}}
