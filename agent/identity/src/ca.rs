@@ -1,23 +1,29 @@
-//! The CA: signs certificate requests with a key that it loads or creates in its state directory.
+//! The CA: signs certificate requests with a key from its state directory or from an operator's hand.
 
 mod files;
+mod live;
+mod material;
+mod request;
+mod serving;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, SerialNumber,
 };
-use rustls_pki_types::CertificateSigningRequestDer;
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::PrivatePkcs8KeyDer;
 use weft_core::Identity;
-use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
-use x509_parser::prelude::FromDer;
 
-use crate::tls::date;
+use crate::bundle::{self, Block};
+use crate::tls::{Parts, date};
 use crate::{SignedCertificate, random};
+use material::Parsed;
+
+pub use live::LiveCa;
+pub use material::CaMaterial;
+pub use serving::ServingTls;
 
 /// Life of a root that is created here.
 const ROOT_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
@@ -26,10 +32,7 @@ const ROOT_LIFETIME: Duration = Duration::from_hours(10 * 365 * 24);
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
 
 /// How far behind ours another node's clock may be before it refuses a new certificate.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
-
-/// A request with an EC key is under 1 KiB.
-const MAX_CSR_BYTES: usize = 16 * 1024;
+const CLOCK_SKEW: Duration = Duration::from_secs(120);
 
 /// Why a request was not signed. `Display` is told to the caller.
 #[derive(Debug, thiserror::Error)]
@@ -49,40 +52,86 @@ pub enum CaError {
 /// A CA with its key in memory.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
+    intermediates: Vec<Block>,
     root_pem: String,
-    root_not_after: SystemTime,
+    not_before: SystemTime,
+    not_after: SystemTime,
     trust_domain: String,
     max_lifetime: Duration,
 }
 
 impl Ca {
     /// Loads `root-key.pem` and `root-cert.pem` from `dir`, or creates both (key mode 0600, directory 0700)
-    /// when there is neither. What exists is never replaced.
+    /// when there is neither. What exists is never replaced. Of several certificates the first one signs, and
+    /// all are roots that peers shall trust.
     ///
     /// # Errors
     /// [`CaError::Internal`] when others could read the key or replace the files, when only one of both
     /// files is there, when they do not belong together, or when the root is expired or no CA.
     pub fn open(dir: &Path, trust_domain: &str) -> Result<Self, CaError> {
-        let stored = files::load_or_create(dir, || new_root(trust_domain))?;
-        let key = KeyPair::from_pem(&stored.key_pem).map_err(|error| {
-            CaError::Internal(format!("the CA key {} is not usable: {error}", stored.key_path.display()))
+        let stored = files::load_or_create(dir, || {
+            CaMaterial::generate(trust_domain).map(|made| (made.key_pem, made.certificate_pem))
         })?;
-        let unusable = |reason: String| {
+        material::key(&stored.key_pem).map_err(|reason| {
+            CaError::Internal(format!("the CA key {} is not usable: {reason}", stored.key_path.display()))
+        })?;
+        let made = CaMaterial {
+            roots_pem: stored.cert_pem.clone(),
+            certificate_pem: stored.cert_pem,
+            key_pem: stored.key_pem,
+            chain_pem: String::new(),
+        };
+        Self::parse(&made, trust_domain).map_err(|reason| {
             CaError::Internal(format!(
                 "the root certificate {} is not usable: {reason}",
                 stored.cert_path.display()
             ))
-        };
-        let root_not_after = check_root(&stored.cert_pem, &key).map_err(&unusable)?;
-        let issuer = Issuer::from_ca_cert_pem(&stored.cert_pem, key)
-            .map_err(|error| unusable(format!("it does not parse: {error}")))?;
-        Ok(Self {
+        })
+    }
+
+    /// A CA of what an operator (or cert-manager) provides: a root, or an intermediate with its chain.
+    ///
+    /// # Errors
+    /// [`CaError::Internal`] when something does not parse, certificate and key do not belong together, the
+    /// certificate is no CA's, or peers that trust the roots would not accept what it signs at this moment.
+    pub fn from_material(material: &CaMaterial, trust_domain: &str) -> Result<Self, CaError> {
+        Self::parse(material, trust_domain)
+            .map_err(|reason| CaError::Internal(format!("the CA is not usable: {reason}")))
+    }
+
+    fn parse(material: &CaMaterial, trust_domain: &str) -> Result<Self, String> {
+        let parsed = Parsed::of(material)?;
+        let issuer = Issuer::from_ca_cert_der(&parsed.signing.der, parsed.key)
+            .map_err(|error| format!("its name cannot be written in certificates: {error}"))?;
+        let ca = Self {
             issuer,
-            root_pem: stored.cert_pem,
-            root_not_after,
+            intermediates: parsed.intermediates,
+            root_pem: bundle::text(&parsed.roots),
+            not_before: parsed.not_before,
+            not_after: parsed.not_after,
             trust_domain: trust_domain.to_owned(),
             max_lifetime: MAX_LIFETIME,
-        })
+        };
+        ca.prove()?;
+        Ok(ca)
+    }
+
+    /// Signs a certificate that nobody gets and looks at it as a peer would.
+    fn prove(&self) -> Result<(), String> {
+        let identity = Identity::new(&*self.trust_domain, "weft-system", "weft-controller");
+        let key = KeyPair::generate().map_err(|error| error.to_string())?;
+        let now = SystemTime::now();
+        let leaf = self
+            .leaf_params(&identity, Duration::from_secs(60), now)
+            .map_err(|error| error.to_string())?
+            .signed_by(&key, &self.issuer)
+            .map_err(|error| format!("it cannot sign: {error}"))?;
+        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let chain = self.chain(leaf.pem()).concat();
+        let parts = Parts::parse(&identity, &chain, key, &self.root_pem, &[]);
+        parts
+            .and_then(|parts| parts.check(now))
+            .map_err(|error| format!("what it signs does not lead to one of its roots: {error}"))
     }
 
     /// Caps the life of every leaf at `lifetime` (24 hours when this is not called).
@@ -118,17 +167,32 @@ impl Ca {
                 self.trust_domain
             )));
         }
-        let public_key = verified_public_key(csr_pem, identity)?;
+        let public_key = request::verified_public_key(csr_pem, identity)?;
         let params = self.leaf_params(identity, lifetime, SystemTime::now())?;
         let leaf = params
             .signed_by(&public_key, &self.issuer)
             .map_err(|error| CaError::Internal(format!("the CA could not sign: {error}")))?;
-        Ok(SignedCertificate { chain_pem: vec![leaf.pem()], roots_pem: vec![self.root_pem.clone()] })
+        Ok(SignedCertificate { chain_pem: self.chain(leaf.pem()), roots_pem: vec![self.root_pem.clone()] })
     }
 
-    /// The root certificate, PEM.
+    /// The roots that peers shall trust, PEM.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
+    }
+
+    /// The trust domain of every identity that it signs.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// When the first certificate between a leaf and its root expires; no leaf lives longer.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// What is sent to peers: the leaf and everything between it and a root.
+    fn chain(&self, leaf_pem: String) -> Vec<String> {
+        std::iter::once(leaf_pem).chain(self.intermediates.iter().map(|block| block.pem.clone())).collect()
     }
 
     fn leaf_params(
@@ -140,16 +204,12 @@ impl Ca {
         if lifetime.is_zero() {
             return Err(CaError::InvalidRequest("a certificate must live longer than 0 seconds".to_owned()));
         }
-        if self.root_not_after <= now {
-            let expired = date(self.root_not_after);
-            return Err(CaError::Internal(format!("the root certificate expired at {expired}")));
-        }
-        let not_after = (now + lifetime.min(self.max_lifetime)).min(self.root_not_after);
+        let (not_before, not_after) = self.life(lifetime, now)?;
         let mut params = CertificateParams::default();
         // Without a subject the subject alternative name is critical (RFC 5280, 4.2.1.6).
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri_name(identity)?];
-        params.not_before = (now - CLOCK_SKEW).into();
+        params.not_before = not_before.into();
         params.not_after = not_after.into();
         params.serial_number = Some(random_serial()?);
         params.is_ca = IsCa::ExplicitNoCa;
@@ -159,102 +219,25 @@ impl Ca {
         params.use_authority_key_identifier_extension = true;
         Ok(params)
     }
+
+    /// From when until when a certificate of this life is valid: never outside of what its issuers are.
+    fn life(&self, lifetime: Duration, now: SystemTime) -> Result<(SystemTime, SystemTime), CaError> {
+        if self.not_after <= now {
+            let expired = date(self.not_after);
+            return Err(CaError::Internal(format!("the CA's certificate expired at {expired}")));
+        }
+        let wanted = now.checked_add(lifetime.min(self.max_lifetime)).unwrap_or(self.not_after);
+        Ok(((now - CLOCK_SKEW).max(self.not_before), wanted.min(self.not_after)))
+    }
 }
 
 impl std::fmt::Debug for Ca {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ca")
             .field("trust_domain", &self.trust_domain)
-            .field("root_not_after", &self.root_not_after)
+            .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }
-}
-
-/// A new root: key and certificate, PEM.
-fn new_root(trust_domain: &str) -> Result<(String, String), CaError> {
-    let failed = |error: rcgen::Error| CaError::Internal(format!("the CA's root cannot be made: {error}"));
-    let key = KeyPair::generate().map_err(failed)?;
-    let now = SystemTime::now();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
-    // A name of its own lets peers say "unknown issuer" where two meshes of one trust domain meet.
-    let serial = random_serial()?;
-    let name = serial.to_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
-    params.distinguished_name.push(DnType::CommonName, format!("Weft root {name}"));
-    params.not_before = (now - CLOCK_SKEW).into();
-    params.not_after = (now + ROOT_LIFETIME).into();
-    params.serial_number = Some(serial);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = params.self_signed(&key).map_err(failed)?;
-    Ok((key.serialize_pem(), certificate.pem()))
-}
-
-/// Checks a root certificate and answers its expiry.
-fn check_root(cert_pem: &str, key: &KeyPair) -> Result<SystemTime, String> {
-    let mut all = rustls_pki_types::CertificateDer::pem_slice_iter(cert_pem.as_bytes());
-    let der = match (all.next(), all.next()) {
-        (Some(Ok(der)), None) => der,
-        (None, _) => return Err("it holds no certificate".to_owned()),
-        (Some(Err(error)), _) => return Err(format!("it is no PEM: {error}")),
-        (Some(_), Some(_)) => return Err("it must hold exactly one certificate".to_owned()),
-    };
-    let (_, root) = x509_parser::parse_x509_certificate(&der).map_err(|error| error.to_string())?;
-    if root.public_key().raw != key.subject_public_key_info() {
-        return Err("it does not belong to root-key.pem; restore the pair from a backup".to_owned());
-    }
-    if !root.is_ca() {
-        return Err("it is not the certificate of a CA".to_owned());
-    }
-    let not_after: SystemTime = root.validity().not_after.to_datetime().into();
-    if not_after <= SystemTime::now() {
-        return Err(format!("it expired at {}", date(not_after)));
-    }
-    Ok(not_after)
-}
-
-/// The public key of a request that is well-formed, signed by that key, and compatible with `identity`.
-fn verified_public_key(csr_pem: &str, identity: &Identity) -> Result<SubjectPublicKeyInfo, CaError> {
-    let invalid = |reason: String| CaError::InvalidRequest(format!("the certificate request {reason}"));
-    if csr_pem.len() > MAX_CSR_BYTES {
-        return Err(invalid(format!("is longer than {MAX_CSR_BYTES} bytes")));
-    }
-    let der = CertificateSigningRequestDer::from_pem_slice(csr_pem.as_bytes())
-        .map_err(|error| invalid(format!("is no PEM: {error}")))?;
-    let (rest, csr) = X509CertificationRequest::from_der(&der)
-        .map_err(|error| invalid(format!("is malformed: {error}")))?;
-    if !rest.is_empty() {
-        return Err(invalid("has trailing bytes".to_owned()));
-    }
-    let key = SubjectPublicKeyInfo::from_der(csr.certification_request_info.subject_pki.raw)
-        .map_err(|error| invalid(format!("has an unusable public key: {error}")))?;
-    let algorithm = key.algorithm();
-    if algorithm != &rcgen::PKCS_ECDSA_P256_SHA256 && algorithm != &rcgen::PKCS_ECDSA_P384_SHA384 {
-        return Err(invalid("must have an EC key on curve P-256 or P-384".to_owned()));
-    }
-    csr.verify_signature().map_err(|_| invalid("is not signed by its own key".to_owned()))?;
-    match foreign_uri(&csr, identity) {
-        Some(uri) => Err(invalid(format!("names `{uri}`, but {identity} is asked for"))),
-        None => Ok(key),
-    }
-}
-
-/// A URI name in the request that is not `identity`. Other names are ignored: they are not signed.
-fn foreign_uri(csr: &X509CertificationRequest<'_>, identity: &Identity) -> Option<String> {
-    let identity = identity.to_string();
-    csr.requested_extensions()
-        .into_iter()
-        .flatten()
-        .filter_map(|extension| match extension {
-            ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
-            _ => None,
-        })
-        .flatten()
-        .find_map(|name| match name {
-            GeneralName::URI(uri) if *uri != identity => Some((*uri).to_owned()),
-            _ => None,
-        })
 }
 
 fn uri_name(identity: &Identity) -> Result<SanType, CaError> {
@@ -276,5 +259,7 @@ fn random_serial() -> Result<SerialNumber, CaError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
+#[cfg(test)]
+mod material_tests;
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,8 @@
 //! verified.
 //!
 //! [`CertStore`] is what the proxy uses: for an identity it answers the TLS configurations of the moment.
-//! [`CaClient`] is one interface for every CA; [`csr_api`] is the CSR API on a Unix socket (client and
-//! server), [`ca`] the CA itself. Agents never see a CA key (ruling 9) unless they embed the CA
+//! [`CaClient`] is one interface for every CA; [`csr_api`] is the CSR API on a Unix socket and over TLS (client
+//! and server), [`ca`] the CA itself. Agents never see a CA key (ruling 9) unless they embed the CA
 //! ([`EmbeddedCa`]).
 //!
 //! Threads: the crate starts no thread. The store's renewals run on the runtime that it is given; reads are
@@ -11,9 +11,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod bundle;
 pub mod ca;
 pub mod csr_api;
 mod embedded;
+mod fingerprint;
 pub mod jwt;
 mod random;
 pub mod store;
@@ -21,7 +23,8 @@ pub mod store;
 pub mod testing;
 pub mod tls;
 
-pub use ca::{Ca, CaError};
+pub use ca::{Ca, CaError, CaMaterial, LiveCa, ServingTls};
 pub use embedded::EmbeddedCa;
-pub use store::{CaClient, CertInfo, CertStore, IdentityError, SignedCertificate};
+pub use fingerprint::fingerprint;
+pub use store::{CaClient, CertInfo, CertStore, IdentityError, SignedCertificate, TrustedRoot};
 pub use tls::{Hbone, PeerVerificationError, explain, key_exchange_group, peer_identity};

@@ -19,6 +19,11 @@ pub(crate) fn jitter(spread: f64) -> f64 {
     }
 }
 
+/// A number in `0.0 ..= 1.0`.
+pub(crate) fn fraction() -> f64 {
+    (jitter(0.5) - 0.5).clamp(0.0, 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

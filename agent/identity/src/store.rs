@@ -4,8 +4,12 @@
 //! ask the CA at the same time. A failure leaves the certificate in use until it expires. Timers run on
 //! tokio's clock; the wall clock decides only what is expired, and cuts a wait short when it has jumped
 //! ahead (a suspended machine).
+//!
+//! Trusted are the roots of the answers in use and those of [`CertStore::trust`], for all identities alike and
+//! from the next handshake on: a rotation of roots ends no connection.
 
 mod fetch;
+mod trust;
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -14,12 +18,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls_pki_types::CertificateDer;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 use weft_core::Identity;
 
 use crate::tls::{Hbone, date};
+
+pub use trust::TrustedRoot;
+pub(crate) use trust::read_bounded;
 
 /// Requests to the CA under way at the same time.
 const PARALLEL_FETCHES: usize = 8;
@@ -108,13 +116,15 @@ impl CertStore {
             entries: ArcSwap::default(),
             changes: watch::Sender::new(0),
             permits: Semaphore::new(PARALLEL_FETCHES),
+            trust: Mutex::default(),
             ca,
             aliases,
             clock,
         });
         let (wanted, receiver) = watch::channel(Arc::default());
         let task = runtime.spawn(fetch::follow(Arc::clone(&shared), receiver)).abort_handle();
-        Self { owner: Arc::new(Owner { shared, wanted, task }) }
+        let tasks = Mutex::new(vec![task]);
+        Self { owner: Arc::new(Owner { shared, wanted, runtime: runtime.clone(), tasks }) }
     }
 
     /// The identities that pods of this node have; others are dropped, new ones fetched (8 at a time),
@@ -205,12 +215,16 @@ struct Owner {
     shared: Arc<Shared>,
     /// The set of identities, for the task. Its lock orders the callers of [`CertStore::want`].
     wanted: watch::Sender<Arc<Entries>>,
-    task: AbortHandle,
+    runtime: Handle,
+    /// What ends with the store. Locked when a task is added.
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            task.abort();
+        }
     }
 }
 
@@ -219,6 +233,8 @@ struct Shared {
     entries: ArcSwap<Entries>,
     changes: watch::Sender<u64>,
     permits: Semaphore,
+    /// Locked by renewals and by whoever changes the roots; handshakes read what it points to.
+    trust: Mutex<trust::StoreTrust>,
     ca: Arc<dyn CaClient>,
     aliases: Vec<Arc<str>>,
     clock: Clock,
@@ -236,11 +252,21 @@ struct Entry {
     hbone: ArcSwapOption<Hbone>,
     /// The last failure, cleared by success. Written by the identity's one task, read for messages only.
     failure: Mutex<Option<String>>,
+    /// The roots that came with the certificate in use. Locked when the store's trust is put together.
+    roots: Mutex<Vec<CertificateDer<'static>>>,
+    /// The certificate is to be renewed before its time.
+    renew: Notify,
 }
 
 impl Entry {
     fn new(identity: Identity) -> Self {
-        Self { identity, hbone: ArcSwapOption::empty(), failure: Mutex::new(None) }
+        Self {
+            identity,
+            hbone: ArcSwapOption::empty(),
+            failure: Mutex::new(None),
+            roots: Mutex::default(),
+            renew: Notify::new(),
+        }
     }
 
     fn failure(&self) -> Option<String> {

@@ -14,13 +14,15 @@ use std::time::SystemTime;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
-use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use weft_core::Identity;
 
 use crate::IdentityError;
 use verify::{ClientVerifier, ServerVerifier, Trust};
+
+pub(crate) use verify::LiveRoots;
 
 pub use verify::{PeerVerificationError, explain, peer_identity};
 
@@ -58,11 +60,12 @@ pub fn key_exchange_group(connection: &CommonState) -> Option<&'static str> {
 
 /// TLS configurations of one identity: TLS 1.3, ALPN `h2`, no resumption, no SNI, hybrid key exchange first.
 ///
-/// Immutable: a renewed certificate is a new `Hbone`, and connections keep the configuration that they were
-/// made with.
+/// A renewed certificate is a new `Hbone`, and connections keep the configuration that they were made with.
+/// Only the roots are those of the moment of a handshake.
 pub struct Hbone {
     identity: Identity,
     not_after: SystemTime,
+    fingerprint: Arc<str>,
     server: Arc<ServerConfig>,
     client: ClientConfig,
     trust: Arc<Trust>,
@@ -99,6 +102,11 @@ impl Hbone {
         self.not_after
     }
 
+    /// SHA-256 of the certificate in hex ([`crate::fingerprint`]).
+    pub fn fingerprint(&self) -> &Arc<str> {
+        &self.fingerprint
+    }
+
     /// For accepting: asks for a client certificate whose chain verifies and whose SPIFFE trust domain is ours.
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
@@ -132,6 +140,8 @@ pub(crate) struct Parts {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     not_after: SystemTime,
+    /// The roots of the same answer.
+    roots: Arc<LiveRoots>,
     trust: Arc<Trust>,
 }
 
@@ -148,13 +158,8 @@ impl Parts {
         let leaf =
             chain.first().ok_or_else(|| invalid("the certificate chain holds no certificate".to_owned()))?;
         let not_after = not_after(leaf)?;
-        let mut roots = RootCertStore::empty();
-        for root in certificates(roots_pem, "the root bundle")? {
-            roots.add(root).map_err(|error| invalid(format!("a root certificate is malformed: {error}")))?;
-        }
-        if roots.is_empty() {
-            return Err(invalid("the root bundle holds no certificate".to_owned()));
-        }
+        let roots = certificates(roots_pem, "the root bundle")?;
+        let roots = Arc::new(LiveRoots::new(roots).map_err(invalid)?);
         let domains =
             std::iter::once(identity.trust_domain().into()).chain(aliases.iter().cloned()).collect();
         Ok(Self {
@@ -162,7 +167,8 @@ impl Parts {
             chain,
             key,
             not_after,
-            trust: Arc::new(Trust::new(roots, domains)),
+            trust: Arc::new(Trust::new(Arc::clone(&roots), domains)),
+            roots,
         })
     }
 
@@ -177,19 +183,32 @@ impl Parts {
         let now = UnixTime::since_unix_epoch(since_epoch);
         let refused = |error: rustls::Error| invalid(format!("peers would refuse it: {}", explain(&error)));
         self.trust.server_chain(leaf, intermediates, now).map_err(refused)?;
-        let client = ClientVerifier::new(&self.trust).map_err(invalid)?;
-        let proven = client.verify(leaf, intermediates, now).map_err(refused)?;
+        let proven = ClientVerifier::new(&self.trust).verify(leaf, intermediates, now).map_err(refused)?;
         if proven != self.identity {
             return Err(invalid(format!("it is for {proven}, but {} was asked for", self.identity)));
         }
         Ok(())
     }
 
+    /// The roots that came with the certificate.
+    pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.roots.certificates()
+    }
+
+    /// The same, trusting roots that somebody else keeps up to date.
+    pub(crate) fn trusting(mut self, roots: Arc<LiveRoots>) -> Self {
+        self.trust = Arc::new(Trust::new(Arc::clone(&roots), self.trust.domains().to_vec()));
+        self.roots = roots;
+        self
+    }
+
     /// Builds both configurations; fails when the key does not belong to the leaf.
     pub(crate) fn build(self) -> Result<Hbone, IdentityError> {
         let client = client_config(&self)?;
         let server = server_config(&self)?;
+        let leaf = self.chain.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
         Ok(Hbone {
+            fingerprint: crate::fingerprint(leaf),
             identity: self.identity,
             not_after: self.not_after,
             server: Arc::new(server),
@@ -200,7 +219,7 @@ impl Parts {
 }
 
 fn server_config(parts: &Parts) -> Result<ServerConfig, IdentityError> {
-    let verifier = ClientVerifier::new(&parts.trust).map_err(invalid)?;
+    let verifier = ClientVerifier::new(&parts.trust);
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?
@@ -269,4 +288,4 @@ pub(crate) fn date(moment: SystemTime) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

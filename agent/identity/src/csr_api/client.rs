@@ -1,6 +1,5 @@
-//! The client side.
+//! The client of a node's Unix socket.
 
-use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -11,16 +10,13 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
+use tonic::Request;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
-use tonic_prost::ProstCodec;
 use weft_core::Identity;
 
-use super::METHOD;
-use super::message::{IstioCertificateRequest, IstioCertificateResponse};
+use super::answers;
+use super::message::IstioCertificateRequest;
 use crate::{CaClient, IdentityError, SignedCertificate};
 
 /// Longest wait for an answer, and for the connection.
@@ -60,36 +56,9 @@ impl UnixCaClient {
     }
 
     async fn create(&self, csr_pem: &str, identity: &Identity) -> Result<SignedCertificate, IdentityError> {
-        let seconds = i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX);
-        let request = IstioCertificateRequest::new(csr_pem, &identity.to_string(), seconds);
-        let mut grpc = Grpc::new(self.channel());
-        grpc.ready().await.map_err(|error| self.unreachable(&error))?;
-        let answer = grpc
-            .unary(Request::new(request), PathAndQuery::from_static(METHOD), ProstCodec::default())
-            .await
-            .map_err(|status| self.failed(&status))?;
-        signed(answer.into_inner())
-    }
-
-    fn failed(&self, status: &Status) -> IdentityError {
-        match status.code() {
-            Code::PermissionDenied | Code::InvalidArgument | Code::Unauthenticated | Code::Unimplemented => {
-                IdentityError::Refused(status.message().to_owned())
-            }
-            _ => match status.source() {
-                Some(source) => self.unreachable(source),
-                None => self.unreachable(&io::Error::other(status.message().to_owned())),
-            },
-        }
-    }
-
-    /// Names the innermost cause: the layers around it only say that a transport failed.
-    fn unreachable(&self, error: &dyn Error) -> IdentityError {
-        let mut cause = error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        IdentityError::Unavailable(format!("{}: {cause}", self.socket.display()))
+        let place = || self.socket.display().to_string();
+        let request = IstioCertificateRequest::new(csr_pem, &identity.to_string(), self.lifetime);
+        answers::call(self.channel(), Request::new(request), &place).await
     }
 }
 
@@ -100,17 +69,6 @@ impl CaClient for UnixCaClient {
         identity: &'a Identity,
     ) -> Pin<Box<dyn Future<Output = Result<SignedCertificate, IdentityError>> + Send + 'a>> {
         Box::pin(self.create(csr_pem, identity))
-    }
-}
-
-/// Splits an answer: the last element is the bundle of roots.
-fn signed(answer: IstioCertificateResponse) -> Result<SignedCertificate, IdentityError> {
-    let mut chain_pem = answer.cert_chain;
-    match chain_pem.pop() {
-        Some(roots) if !chain_pem.is_empty() => Ok(SignedCertificate { chain_pem, roots_pem: vec![roots] }),
-        _ => Err(IdentityError::InvalidAnswer(
-            "cert_chain must have the leaf first and the roots last, so at least two elements".to_owned(),
-        )),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The messages of Istio's `security/v1alpha1/ca.proto`, as far as they are used.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// The key in the request's metadata that names the identity.
 const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
@@ -19,8 +20,9 @@ pub(super) struct IstioCertificateRequest {
 }
 
 impl IstioCertificateRequest {
-    /// A request for `identity`.
-    pub(super) fn new(csr: &str, identity: &str, validity_seconds: i64) -> Self {
+    /// A request for `identity`; without a lifetime the CA chooses it.
+    pub(super) fn new(csr: &str, identity: &str, lifetime: Duration) -> Self {
+        let validity_seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
         let value = Value { string_value: Some(identity.to_owned()) };
         let fields = HashMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)]);
         Self { csr: csr.to_owned(), validity_duration: validity_seconds, metadata: Some(Struct { fields }) }
@@ -63,7 +65,7 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_published_schema() {
-        let request = IstioCertificateRequest::new("CSR", "id", 60);
+        let request = IstioCertificateRequest::new("CSR", "id", Duration::from_secs(60));
         let expected = [
             &b"\x0a\x03CSR"[..],             // csr = 1
             b"\x18\x3c",                     // validity_duration = 3

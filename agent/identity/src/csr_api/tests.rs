@@ -137,18 +137,20 @@ async fn malformed_requests_are_refused() {
     let (_, pem) = csr();
     let nobody = IstioCertificateRequest { csr: pem.clone(), validity_duration: 0, metadata: None };
     let identity = cart().to_string();
+    let asked = IstioCertificateRequest::new(&pem, &identity, Duration::ZERO);
+    let negative = IstioCertificateRequest { validity_duration: -1, ..asked };
     for (method, request, code, expected) in [
         (METHOD, nobody, Code::InvalidArgument, "ImpersonatedIdentity is missing"),
         (
             METHOD,
-            IstioCertificateRequest::new(&pem, "cluster.local/ns/shop/sa/cart", 0),
+            IstioCertificateRequest::new(&pem, "cluster.local/ns/shop/sa/cart", Duration::ZERO),
             Code::InvalidArgument,
             "ImpersonatedIdentity: `cluster.local/ns/shop/sa/cart` is not of the form",
         ),
-        (METHOD, IstioCertificateRequest::new(&pem, &identity, -1), Code::InvalidArgument, "is negative: -1"),
+        (METHOD, negative, Code::InvalidArgument, "is negative: -1"),
         (
             METHOD,
-            IstioCertificateRequest::new(&"x".repeat(100_000), &identity, 0),
+            IstioCertificateRequest::new(&"x".repeat(100_000), &identity, Duration::ZERO),
             Code::OutOfRange,
             "message length too large",
         ),

@@ -13,7 +13,7 @@ use weft_core::Identity;
 
 use super::{Entries, Entry, IdentityError, Shared};
 use crate::random;
-use crate::tls::{Hbone, Parts, date};
+use crate::tls::{Parts, date};
 
 /// Back-off after the first failure; doubled with each further one.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(500);
@@ -23,6 +23,8 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(150);
 const MIN_RENEWAL: Duration = Duration::from_secs(1);
 /// Longest wait for one answer; a CA that never answers must not hold a permit for ever.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Renewals before their time are spread over this long, so that a fleet does not ask at once.
+const RENEWAL_SPREAD: Duration = Duration::from_secs(30);
 /// How often a long wait looks at the wall clock.
 const CLOCK_CHECK: Duration = Duration::from_secs(60);
 
@@ -60,15 +62,25 @@ async fn keep_fresh(shared: Arc<Shared>, entry: Arc<Entry>) {
             Ok(_) => failures = 0,
             Err(_) => failures += 1,
         }
-        record(&entry, fetched);
+        record(&shared, &entry, fetched);
         shared.changed();
         let remaining = remaining_life(&shared, &entry);
-        wait(&shared, pause(failures, remaining)).await;
+        tokio::select! {
+            () = wait(&shared, pause(failures, remaining)) => {}
+            () = entry.renew.notified() => {
+                let spread = RENEWAL_SPREAD.min(remaining / 10);
+                wait(&shared, spread.mul_f64(random::fraction())).await;
+            }
+        }
     }
 }
 
-fn record(entry: &Entry, fetched: Result<Hbone, IdentityError>) {
-    match fetched {
+fn record(shared: &Shared, entry: &Entry, fetched: Result<Parts, IdentityError>) {
+    let built = fetched.and_then(|parts| {
+        let roots = shared.trust_answer(entry, parts.roots())?;
+        parts.trusting(roots).build()
+    });
+    match built {
         Ok(hbone) => {
             tracing::debug!(identity = %entry.identity, not_after = date(hbone.not_after()), "certificate in use");
             entry.set_failure(None);
@@ -82,17 +94,18 @@ fn record(entry: &Entry, fetched: Result<Hbone, IdentityError>) {
 }
 
 /// Asks the CA once, with a key that is used for nothing else.
-async fn fetch(shared: &Shared, identity: &Identity) -> Result<Hbone, IdentityError> {
+async fn fetch(shared: &Shared, identity: &Identity) -> Result<Parts, IdentityError> {
     let _permit = shared.permits.acquire().await.map_err(|error| internal(error.to_string()))?;
     let (key, csr_pem) = request(identity)?;
     let answer = tokio::time::timeout(FETCH_TIMEOUT, shared.ca.sign(&csr_pem, identity)).await;
     let signed = answer.map_err(|_| {
         IdentityError::Unavailable(format!("no answer within {} seconds", FETCH_TIMEOUT.as_secs()))
     })??;
-    let (chain, roots) = (signed.chain_pem.concat(), signed.roots_pem.concat());
+    // Not every CA ends its elements with a newline.
+    let (chain, roots) = (signed.chain_pem.join("\n"), signed.roots_pem.join("\n"));
     let parts = Parts::parse(identity, &chain, key, &roots, &shared.aliases)?;
     parts.check((shared.clock)())?;
-    parts.build()
+    Ok(parts)
 }
 
 /// A new key and a request for it: one URI name, no subject.

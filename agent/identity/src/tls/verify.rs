@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -54,17 +55,68 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Result<Identity, PeerVerif
     }
 }
 
+/// The roots of the moment. Handshakes load them when a peer is verified, so that a rotation of roots needs
+/// neither new configurations nor new connections.
+#[derive(Debug)]
+pub(crate) struct LiveRoots(ArcSwap<Roots>);
+
+#[derive(Debug)]
+struct Roots {
+    certificates: Vec<CertificateDer<'static>>,
+    store: Arc<RootCertStore>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl LiveRoots {
+    /// Fails when there is none, or one is malformed.
+    pub(crate) fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, String> {
+        Ok(Self(ArcSwap::from_pointee(Roots::new(certificates)?)))
+    }
+
+    /// Handshakes that verify their peer from now on trust these and no others.
+    pub(crate) fn replace(&self, certificates: Vec<CertificateDer<'static>>) -> Result<(), String> {
+        self.0.store(Arc::new(Roots::new(certificates)?));
+        Ok(())
+    }
+
+    pub(crate) fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        self.0.load().certificates.clone()
+    }
+}
+
+impl Roots {
+    fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, String> {
+        if certificates.is_empty() {
+            return Err("the root bundle holds no certificate".to_owned());
+        }
+        let mut store = RootCertStore::empty();
+        for root in &certificates {
+            store.add(root.clone()).map_err(|error| format!("a root certificate is malformed: {error}"))?;
+        }
+        let store = Arc::new(store);
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(provider()))
+            .clear_root_hint_subjects()
+            .build()
+            .map_err(|error| format!("the roots cannot verify clients: {error}"))?;
+        Ok(Self { certificates, store, clients })
+    }
+}
+
 /// Whom this identity trusts: roots, and the trust domains that count as its own.
 #[derive(Debug)]
 pub(super) struct Trust {
-    roots: Arc<RootCertStore>,
+    roots: Arc<LiveRoots>,
     /// Own trust domain first, then aliases.
     domains: Vec<Arc<str>>,
 }
 
 impl Trust {
-    pub(super) fn new(roots: RootCertStore, domains: Vec<Arc<str>>) -> Self {
-        Self { roots: Arc::new(roots), domains }
+    pub(super) fn new(roots: Arc<LiveRoots>, domains: Vec<Arc<str>>) -> Self {
+        Self { roots, domains }
+    }
+
+    pub(super) fn domains(&self) -> &[Arc<str>] {
+        &self.domains
     }
 
     fn algorithms() -> &'static WebPkiSupportedAlgorithms {
@@ -80,7 +132,13 @@ impl Trust {
     ) -> Result<(), Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
         let algorithms = Self::algorithms().all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)
+        verify_server_cert_signed_by_trust_anchor(
+            &parsed,
+            &self.roots.0.load().store,
+            intermediates,
+            now,
+            algorithms,
+        )
     }
 
     /// The identity of a leaf whose chain is verified, when its trust domain is ours.
@@ -113,17 +171,11 @@ impl Trust {
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     trust: Arc<Trust>,
-    chain: Arc<dyn ClientCertVerifier>,
 }
 
 impl ClientVerifier {
-    pub(super) fn new(trust: &Arc<Trust>) -> Result<Self, String> {
-        let chain =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&trust.roots), Arc::clone(provider()))
-                .clear_root_hint_subjects()
-                .build()
-                .map_err(|error| format!("the roots cannot verify clients: {error}"))?;
-        Ok(Self { trust: Arc::clone(trust), chain })
+    pub(super) fn new(trust: &Arc<Trust>) -> Self {
+        Self { trust: Arc::clone(trust) }
     }
 
     /// Verifies chain and identity.
@@ -133,14 +185,15 @@ impl ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<Identity, Error> {
-        self.chain.verify_client_cert(leaf, intermediates, now)?;
+        self.trust.roots.0.load().clients.verify_client_cert(leaf, intermediates, now)?;
         Ok(self.trust.identity(leaf)?)
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        // The roots may change, and peers choose their certificate without hints.
+        &[]
     }
 
     fn verify_client_cert(
@@ -158,7 +211,7 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, signature)
+        verify_tls12_signature(message, cert, signature, Trust::algorithms())
     }
 
     fn verify_tls13_signature(
@@ -167,11 +220,11 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, signature)
+        verify_tls13_signature(message, cert, signature, Trust::algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        Trust::algorithms().supported_schemes()
     }
 }
 
