@@ -1,9 +1,11 @@
-//! A real Kubernetes for tests: [`ControlPlane`] is etcd and a kube-apiserver.
+//! A real Kubernetes for tests: [`ControlPlane`] is etcd and a kube-apiserver, [`cluster`] is all of it with two
+//! nodes that run pods.
 //!
 //! The servers are our Go module `tests/kubernetes/servers`, built by `cargo xtask k8s`; a directory named by
 //! `KUBEBUILDER_ASSETS` is taken before that.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 mod control_plane;
 mod etcd;
 mod keys;

@@ -11,12 +11,13 @@ use crate::wait::eventually;
 /// Where cgroup2 is mounted: `/sys/fs/cgroup` on most machines, `/sys/fs/cgroup/unified` on hybrid ones.
 pub fn mount_point() -> Result<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo cannot be read")?;
-    mount_of_type(&table, "cgroup2")
+    mounts_of_type(&table, "cgroup2")
+        .next()
         .context("cgroup2 is not mounted; mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`")
 }
 
-fn mount_of_type(mountinfo: &str, fs_type: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+fn mounts_of_type<'a>(mountinfo: &'a str, fs_type: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+    mountinfo.lines().filter_map(move |line| {
         let (mount, rest) = line.split_once(" - ")?;
         (rest.split(' ').next()? == fs_type)
             .then(|| PathBuf::from(mount.split(' ').nth(4).unwrap_or_default()))
@@ -42,6 +43,16 @@ pub(crate) fn remove(cgroup: &Path) -> Result<()> {
         .with_context(|| format!("{} cannot be removed", cgroup.display()))
 }
 
+/// Removes the group of this name from the hierarchies of version 1, where no process is left in it.
+pub(crate) fn remove_from_version_1(name: &str) -> Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    for cgroup in mounts_of_type(&table, "cgroup").map(|mount| mount.join(name)).filter(|dir| dir.exists()) {
+        eventually(Duration::from_secs(5), "the cgroups are removed", || remove_tree(&cgroup))
+            .with_context(|| format!("{} cannot be removed", cgroup.display()))?;
+    }
+    Ok(())
+}
+
 fn remove_tree(cgroup: &Path) -> bool {
     let Ok(entries) = fs::read_dir(cgroup) else { return !cgroup.exists() };
     let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -57,7 +68,8 @@ mod tests {
     fn the_mount_is_found_on_hybrid_machines() {
         let table = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:7 - cgroup2 cgroup2 rw\n";
-        assert_eq!(mount_of_type(table, "cgroup2"), Some(PathBuf::from("/sys/fs/cgroup/unified")));
-        assert_eq!(mount_of_type(table, "bpf"), None);
+        let mounts = |fs_type: &str| mounts_of_type(table, fs_type).collect::<Vec<_>>();
+        assert_eq!(mounts("cgroup2"), [PathBuf::from("/sys/fs/cgroup/unified")]);
+        assert!(mounts("bpf").is_empty());
     }
 }

@@ -16,6 +16,7 @@ pub fn remove_everything(id: &LabId) -> Vec<String> {
     let run_dir = id.run_dir();
     let steps = [
         cgroup::mount_point().and_then(|mount| cgroup::remove(&mount.join(id.cgroup_name()))),
+        cgroup::remove_from_version_1(&id.cgroup_name()),
         unmount_below(&run_dir),
         remove_namespaces(id),
         sysctl::restore(&run_dir),
