@@ -128,7 +128,7 @@ impl Profile {
 }
 
 /// The platform that the compiler runs on and builds for.
-fn host_target() -> Result<String> {
+pub(crate) fn host_target() -> Result<String> {
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     let out = rustc.arg("-vV").current_dir(root()?).output().context("rustc cannot be run")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();

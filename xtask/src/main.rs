@@ -7,6 +7,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod conformance;
 mod crd;
 mod demo;
@@ -14,6 +15,7 @@ mod ebpf;
 mod image;
 mod k8s;
 mod lint;
+mod manifests;
 mod setup;
 mod signals;
 mod source_length;
@@ -37,6 +39,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run all tests; FILTERS are passed to the tests' own selection.
     Test(test::TestArgs),
+    /// Test in a real cluster of two nodes, in namespaces of its own.
+    TestCluster(cluster::TestClusterArgs),
     /// Print the performance table.
     Bench(bench::BenchArgs),
     /// Check format, lints, documentation, dependencies and lengths.
@@ -47,6 +51,8 @@ enum Command {
     BuildEbpf,
     /// Build the servers of a real Kubernetes, for the tests; prints their directory.
     K8s,
+    /// Write deploy/weft.yaml and its companions: the chart with its own values.
+    Manifests(manifests::ManifestArgs),
     /// Build the container image, as a tar that `docker load` and `ctr images import` read.
     Image(image::ImageArgs),
     /// Write the definitions of Istio's kinds into deploy/crds.
@@ -79,6 +85,7 @@ fn run(command: &Command) -> Result<bool> {
     match command {
         Command::Demo(args) => demo::run(args),
         Command::Test(args) => test::run(args),
+        Command::TestCluster(args) => cluster::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Lint => lint::run(),
         Command::Build => build::release().map(|_| true),
@@ -86,5 +93,6 @@ fn run(command: &Command) -> Result<bool> {
         Command::K8s => k8s::run(),
         Command::Crd(args) => crd::run(args),
         Command::Image(args) => image::run(args).map(|()| true),
+        Command::Manifests(args) => manifests::run(args),
     }
 }

@@ -27,6 +27,7 @@ const NODE_TOOLS: &[Tool] = &[
     Tool { program: "containerd", package: "containerd", why: "runs the containers" },
     Tool { program: "runc", package: "runc", why: "runs the containers" },
     Tool { program: "/usr/lib/cni/bridge", package: "containernetworking-plugins", why: "connects the pods" },
+    Tool { program: "busybox", package: "busybox-static", why: "is the shell of the pods" },
     Tool { program: "nft", package: "nftables", why: "kube-proxy's rules" },
     Tool { program: "iptables", package: "iptables", why: "kubelet's rules" },
     Tool { program: "conntrack", package: "conntrack", why: "kube-proxy ends connections with it" },

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::build::{cargo, cargo_command};
-use crate::{conformance, ebpf, k8s, lint, setup};
+use crate::{cluster, conformance, ebpf, k8s, lint, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -25,7 +25,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
@@ -76,6 +76,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     run.stage("tests on real namespaces", || cargo_test(&in_turn(&args.filters)));
     if args.filters.is_empty() {
         run.stage("conformance", conformance::run);
+        run.stage("real cluster", cluster::stage);
     }
     print_times(&run.times);
     let Counts { passed, failed, skipped } = run.counts;
