@@ -14,6 +14,7 @@ use weft_core::snapshot::Membership;
 use weft_identity::CertStore;
 use weft_telemetry::Metrics;
 
+use super::exposition::Exposition;
 use super::http::{Answer, Asked, Handler, text, words};
 use super::node::{NodeState, PodState, SharedDatapath, SharedProxy, lock};
 use crate::dump::Dump;
@@ -23,8 +24,6 @@ use crate::view::{CertificateStatus, ConfigStatus, KernelStatus, MapStatus, Stat
 
 /// A pod that waits longer than this to be enrolled makes the node not ready.
 const PENDING_LIMIT: Duration = Duration::from_secs(30);
-/// Pause between two scrapes: reading the kernel's counters holds up the reconciler, and the port is open to every pod.
-const SCRAPE_PAUSE: Duration = Duration::from_millis(100);
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
@@ -154,42 +153,18 @@ fn timestamp(time: SystemTime) -> Option<String> {
     Some(time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
-/// The last scrape: when it began, and its text.
-type LastScrape = tokio::sync::Mutex<Option<(Instant, String)>>;
-
 /// `/metrics` and `/stats/prometheus`.
 pub(super) fn metrics_handler(facts: Facts) -> Handler {
-    let last = Arc::new(LastScrape::default());
+    let exposition = Exposition::new(facts.metrics);
     Arc::new(move |asked| {
-        let (facts, last) = (facts.clone(), last.clone());
+        let exposition = exposition.clone();
         Box::pin(async move {
             if !matches!(asked.path.as_str(), "/metrics" | "/stats/prometheus") {
                 return words(StatusCode::NOT_FOUND, "There are /metrics and /stats/prometheus.");
             }
-            scrape(facts.metrics, &last).await
+            text(StatusCode::OK, PROMETHEUS, exposition.scrape().await)
         })
     })
-}
-
-/// Renders the metrics. All who wait meanwhile share the answer that was begun after they asked.
-async fn scrape(metrics: Metrics, last: &LastScrape) -> Answer {
-    let asked = Instant::now();
-    let mut last = last.lock().await;
-    if let Some((began, body)) = &*last {
-        if *began >= asked {
-            return text(StatusCode::OK, PROMETHEUS, body.clone());
-        }
-        tokio::time::sleep_until((*began + SCRAPE_PAUSE).into()).await;
-    }
-    let began = Instant::now();
-    // Reading the kernel's counters takes milliseconds.
-    match tokio::task::spawn_blocking(move || metrics.render()).await {
-        Ok(body) => {
-            *last = Some((began, body.clone()));
-            text(StatusCode::OK, PROMETHEUS, body)
-        }
-        Err(error) => words(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-    }
 }
 
 /// `/healthz/ready`.

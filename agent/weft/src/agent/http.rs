@@ -5,17 +5,20 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::Context;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::exposition::{BrokenOff, Scraped};
 
 /// Connections of one server at a time; more wait.
 const CONNECTIONS: usize = 64;
@@ -27,7 +30,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is answered.
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Text>;
 type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// Answers requests of one server.
@@ -92,9 +95,57 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The body of an answer.
+#[derive(Debug)]
+pub(super) enum Text {
+    Whole(Full<Bytes>),
+    Pieces(Scraped),
+}
+
+impl<T: Into<Bytes>> From<T> for Text {
+    fn from(text: T) -> Self {
+        Self::Whole(Full::new(text.into()))
+    }
+}
+
+impl From<Scraped> for Text {
+    fn from(text: Scraped) -> Self {
+        Self::Pieces(text)
+    }
+}
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self.get_mut() {
+            Self::Whole(text) => Pin::new(text).poll_frame(cx).map_err(|never| match never {}),
+            Self::Pieces(text) => Pin::new(text).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(text) => text.is_end_stream(),
+            Self::Pieces(text) => text.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(text) => text.size_hint(),
+            Self::Pieces(text) => text.size_hint(),
+        }
+    }
+}
+
 /// Text with a status.
-pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Text>) -> Answer {
+    let mut answer = Response::new(body.into());
     *answer.status_mut() = status;
     answer.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     answer

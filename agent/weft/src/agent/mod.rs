@@ -3,6 +3,7 @@
 mod admin;
 pub(crate) mod datapath_options;
 mod direct_metrics;
+mod exposition;
 mod http;
 mod node;
 mod older;
