@@ -211,11 +211,12 @@ fn allowed(
     })
 }
 
-/// A flow that a dry-run policy speaks about is proxied, so that it is counted (AP-18).
+/// A flow that a dry-run or AUDIT policy speaks about is proxied, so that it is counted (AP-18).
 fn goes_direct(destination: &LocalWorkload, identity: &Identity, source_ip: IpAddr, to: SocketAddr) -> bool {
     let connection = InboundConnection { identity: Some(identity), source_ip, destination: to, sni: None };
     let decision = inbound(destination, &connection);
-    decision.verdict == Verdict::Allow && decision.authorization.dry_run.is_empty()
+    let policies = &decision.authorization;
+    decision.verdict == Verdict::Allow && policies.dry_run.is_empty() && policies.audits.is_empty()
 }
 
 /// The virtual addresses that lead, among others, to a pod and port that somebody may reach directly.

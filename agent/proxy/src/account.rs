@@ -86,6 +86,8 @@ pub(crate) struct Facts {
     pub(crate) ends: Ends,
     /// The policy that let it in or would not have.
     pub(crate) policy: Option<String>,
+    /// The AUDIT policies that matched.
+    pub(crate) audit: Option<String>,
 }
 
 impl Facts {
@@ -109,6 +111,7 @@ impl Facts {
                 service: Service::Unknown,
             },
             policy: None,
+            audit: None,
         }
     }
 
@@ -117,7 +120,10 @@ impl Facts {
     }
 
     fn log(&self, worker: &Worker, bytes: (u64, u64), verdict: &Verdict<'_>) {
-        if verdict.flags == "-" && !worker.shared.context.access_log.wants_everything() {
+        if verdict.flags == "-"
+            && self.audit.is_none()
+            && !worker.shared.context.access_log.wants_everything()
+        {
             return;
         }
         for reporter in self.side.reporters() {
@@ -152,6 +158,8 @@ impl Facts {
             source_pod: pod(&self.source_pod),
             destination_pod: pod(&self.destination_pod),
             policy: verdict.policy.map(str::to_owned).or_else(|| self.policy.clone()),
+            // It is the server's policy.
+            audit: self.audit.clone().filter(|_| reporter == Reporter::Destination),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::listener::Accepted;
 use crate::net::{self, DialError, Dialled};
 use crate::pod::Pod;
 use crate::ports::Lease;
-use crate::refusal::{Refusal, dry_runs, policy_id};
+use crate::refusal::{Refusal, audit, count_dry_runs, policy_id};
 use crate::registry::{Admission, Registered};
 use crate::relay::{Ahead, End, Pair, relay};
 use crate::worker::Worker;
@@ -217,9 +217,9 @@ pub(crate) async fn open_application(
     // Registered before the question: a change of policy in between is then not missed.
     let live = worker.live.connection(source_pod, Some(admission.clone()));
     let decision = inbound(local, &admission.question());
-    for (policy, outcome) in dry_runs(&decision) {
-        worker.shared.context.metrics.dry_run(&policy, outcome);
-    }
+    let metrics = &worker.shared.context.metrics;
+    count_dry_runs(metrics, &decision);
+    facts.audit = audit(metrics, &decision);
     match decision.verdict {
         Verdict::Allow => facts.policy = policy_id(&decision),
         Verdict::DenyPeerAuthentication | Verdict::DenyAuthorization => {

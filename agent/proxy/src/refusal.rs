@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use weft_core::decide::{AuthorizationOutcome, InboundDecision, Verdict};
+use weft_telemetry::Metrics;
 
 /// Why policy does not let a connection in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(crate) fn policy_id(decision: &InboundDecision) -> Option<String> {
 }
 
 /// What dry-run policies would have answered (AP-18): each with its id.
-pub(crate) fn dry_runs(decision: &InboundDecision) -> impl Iterator<Item = (String, &'static str)> {
+fn dry_runs(decision: &InboundDecision) -> impl Iterator<Item = (String, &'static str)> {
     decision.authorization.dry_run.iter().filter_map(|dry| {
         let outcome = match dry.outcome {
             AuthorizationOutcome::Allow => "allow",
@@ -64,6 +65,20 @@ pub(crate) fn dry_runs(decision: &InboundDecision) -> impl Iterator<Item = (Stri
         };
         Some((format!("ns[{}]-policy[{}]", dry.object.namespace, dry.object.name), outcome))
     })
+}
+
+/// Counts what the policies say that decide nothing: dry runs (AP-18).
+pub(crate) fn count_dry_runs(metrics: &Metrics, decision: &InboundDecision) {
+    for (policy, outcome) in dry_runs(decision) {
+        metrics.dry_run(&policy, outcome);
+    }
+}
+
+/// Counts the AUDIT policies that matched, and names them for the log; `None` where none did (AP-1).
+pub(crate) fn audit(metrics: &Metrics, decision: &InboundDecision) -> Option<String> {
+    let audited: Vec<String> = decision.authorization.audited().collect();
+    audited.iter().for_each(|policy| metrics.audited(policy));
+    (!audited.is_empty()).then(|| audited.join(","))
 }
 
 #[cfg(test)]
@@ -87,6 +102,7 @@ mod tests {
                 object: None,
                 rule: None,
                 dry_run: Vec::new(),
+                audits: Vec::new(),
             },
         }
     }

@@ -142,7 +142,11 @@ impl Bed {
 
     pub(crate) fn with(config: ProxyConfig, server_node: &str) -> Self {
         let [client_ip, server_ip, other_ip] = addresses();
-        let mut compiler = Compiler::new(CompileOptions { node: None, adopt_istio_labels: false, endpoints_from_pods: true });
+        let mut compiler = Compiler::new(CompileOptions {
+            node: None,
+            adopt_istio_labels: false,
+            endpoints_from_pods: true,
+        });
         compiler.apply([pod("client", client_ip, "a"), pod("server", server_ip, server_node)]);
         let ca = Arc::new(TestCa::new());
         let authority = TestCaClient { ca: ca.clone(), lifetime: Duration::from_secs(3600) };
@@ -199,6 +203,12 @@ impl Bed {
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         self.worker.snapshot()
+    }
+
+    /// Fingerprint of a pod's certificate, once it has one.
+    pub(crate) async fn certificate(&self, pod: &str) -> Arc<str> {
+        let certs = &self.worker.shared.context.certs;
+        certs.wait(&identity(pod), Duration::from_secs(20)).await.unwrap().fingerprint().clone()
     }
 
     /// Changes the configuration and asks again about what is open, as the agent does.

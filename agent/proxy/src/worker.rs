@@ -165,7 +165,7 @@ impl Worker {
             series: SeriesCache::default(),
             requests: RequestCache::default(),
             keys: Keys::default(),
-            vouchers: Vouchers::default(),
+            vouchers: Vouchers::new(shared.context.certs.subscribe()),
             learned: Rc::new(Learned::new(shared.context.learned.clone())),
             baggage: Baggage::default(),
             pods: RefCell::default(),

@@ -78,10 +78,14 @@ pub struct ConnectionLog {
     pub destination_pod: Option<String>,
     /// The policy that decided: `ns[NS]-policy[NAME]-rule[I]`, dry runs included with `dry-run:` before it.
     pub policy: Option<String>,
+    /// The AUDIT policies that matched, with a comma between them: the line is written even where no access log was
+    /// asked for.
+    pub audit: Option<String>,
 }
 
 impl ConnectionLog {
-    /// Whether the line is written even where no access log was asked for: refusals and failures.
+    /// Whether the line is written even where no access log was asked for, and has room of its own: refusals and
+    /// failures.
     pub fn is_failure(&self) -> bool {
         self.flags != "-"
     }
@@ -152,12 +156,16 @@ pub struct RequestLog {
     pub destination_pod: Option<String>,
     /// The policy that decided.
     pub policy: Option<String>,
+    /// The AUDIT policies that matched, with a comma between them: the line is written even where no access log was
+    /// asked for.
+    pub audit: Option<String>,
     /// The mesh refused it: written even where no access log was asked for. Envoy has no flag for that.
     pub refused: bool,
 }
 
 impl RequestLog {
-    /// Whether the line is written even where no access log was asked for: refusals and failures.
+    /// Whether the line is written even where no access log was asked for, and has room of its own: refusals and
+    /// failures.
     pub fn is_failure(&self) -> bool {
         self.refused || self.flags != "-"
     }
@@ -189,6 +197,13 @@ impl Line {
         match self {
             Self::Connection(line) => line.is_failure(),
             Self::Request(line) => line.is_failure(),
+        }
+    }
+
+    fn is_audited(&self) -> bool {
+        match self {
+            Self::Connection(line) => line.audit.is_some(),
+            Self::Request(line) => line.audit.is_some(),
         }
     }
 
@@ -264,7 +279,7 @@ impl fmt::Debug for AccessLog {
 }
 
 impl AccessLog {
-    /// Starts the writer on standard output. Only failures are written until [`AccessLog::configure`] says
+    /// Starts the writer on standard output. Only failures and what is audited are written until [`AccessLog::configure`] says
     /// otherwise.
     pub fn stdout() -> Self {
         Self::to(Box::new(std::io::stdout()))
@@ -290,7 +305,7 @@ impl AccessLog {
         Self { handle: Arc::new(Handle { shared }) }
     }
 
-    /// Writes only failures, or everything; as text or JSON. Takes effect at once.
+    /// Writes only failures and what is audited, or everything; as text or JSON. Takes effect at once.
     pub fn configure(&self, everything: bool, format: AccessLogFormat) {
         self.handle.shared.everything.store(everything, Ordering::Relaxed);
         self.handle.shared.json.store(format == AccessLogFormat::Json, Ordering::Relaxed);
@@ -314,7 +329,7 @@ impl AccessLog {
     fn queue(&self, line: Line) {
         let shared = &self.handle.shared;
         let failure = line.is_failure();
-        if !failure && !self.wants_everything() {
+        if !failure && !line.is_audited() && !self.wants_everything() {
             return;
         }
         let mut queue = shared.lock();

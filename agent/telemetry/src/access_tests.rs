@@ -26,6 +26,7 @@ fn line() -> ConnectionLog {
         source_pod: Some("shop/cart-1".into()),
         destination_pod: Some("shop/stock-1".into()),
         policy: None,
+        audit: None,
     }
 }
 
@@ -184,6 +185,7 @@ fn request() -> RequestLog {
         source_pod: Some("books/productpage-1".into()),
         destination_pod: Some("books/reviews-v2-1".into()),
         policy: None,
+        audit: None,
         refused: false,
     }
 }
@@ -244,6 +246,22 @@ fn refused_requests_are_written_always_and_others_where_asked_for() {
     log.request(request());
     let second = String::from_utf8(receiver.recv_timeout(LIMIT).unwrap()).unwrap();
     assert!(second.contains("via_upstream"), "{second}");
+}
+
+#[test]
+fn audited_lines_are_written_and_name_the_policies() {
+    let (log, receiver) = pipe();
+    log.configure(false, AccessLogFormat::Json);
+    log.request(request());
+    let audit = Some("ns[books]-policy[watch]-rule[0]".to_owned());
+    log.request(RequestLog { audit: audit.clone(), ..request() });
+    log.write(ConnectionLog { audit, ..line() });
+    drop(log);
+    let text: String =
+        receiver.iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect::<Vec<_>>().concat();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    let named = "\"audit\":\"ns[books]-policy[watch]-rule[0]\"";
+    assert!(text.lines().all(|line| line.contains(named)), "{text}");
 }
 
 #[test]

@@ -73,9 +73,11 @@ macro_rules! families {
 
 families! {
     REFUSED Counter "weft_refused_total" ["reason", "policy"]
-        "Connections that the mesh refused, by reason and by the policy that decided.";
+        "Connections and requests that the mesh refused, by reason and by the policy that decided.";
     DRY_RUN Counter "weft_dry_run_total" ["policy", "outcome"]
         "What dry-run policies would have answered.";
+    AUDIT Counter "weft_audit_total" ["policy"]
+        "Connections and requests that AUDIT policies matched, by policy and rule.";
     POLICY_CUT Counter "weft_policy_cut_total" []
         "Established connections that were cut because a change of policy denies them.";
     PANICS Counter "weft_panics_total" []

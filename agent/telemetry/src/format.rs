@@ -56,6 +56,8 @@ pub(crate) struct Fields<'a> {
     source_pod: Option<&'a str>,
     destination_pod: Option<&'a str>,
     policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<&'a str>,
 }
 
 impl<'a> Fields<'a> {
@@ -93,6 +95,7 @@ impl<'a> Fields<'a> {
             source_pod: entry.source_pod.as_deref(),
             destination_pod: entry.destination_pod.as_deref(),
             policy: entry.policy.as_deref(),
+            audit: entry.audit.as_deref(),
         }
     }
 
@@ -130,6 +133,7 @@ impl<'a> Fields<'a> {
             source_pod: entry.source_pod.as_deref(),
             destination_pod: entry.destination_pod.as_deref(),
             policy: entry.policy.as_deref(),
+            audit: entry.audit.as_deref(),
         }
     }
 }

@@ -268,6 +268,7 @@ struct Inner {
     clusters: ClusterTable,
     refused: PolicyTable,
     dry_run: PolicyTable,
+    audit: Table<Arc<str>, Single>,
     policy_cut: AtomicU64,
     panics: AtomicU64,
     tunnels: AtomicI64,
@@ -303,6 +304,7 @@ impl Metrics {
                 clusters: ClusterTable::new(limits.clusters),
                 refused: Table::new(limits.policy_series),
                 dry_run: Table::new(limits.policy_series),
+                audit: Table::new(limits.policy_series),
                 policy_cut: AtomicU64::new(0),
                 panics: AtomicU64::new(0),
                 tunnels: AtomicI64::new(0),
@@ -359,6 +361,12 @@ impl Metrics {
         count(&self.inner.dry_run, policy, outcome, |_| (UNKNOWN.into(), outcome.into()));
     }
 
+    /// An AUDIT policy matched: `ns[NS]-policy[NAME]-rule[I]`.
+    pub fn audited(&self, policy: &str) {
+        let cells = self.inner.audit.get(&policy.into(), || UNKNOWN.into());
+        cells.0.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// An established connection was cut by a change of policy.
     pub fn policy_cut(&self) {
         self.inner.policy_cut.fetch_add(1, Ordering::Relaxed);
@@ -393,6 +401,7 @@ impl Metrics {
         self.inner.clusters.sweep(now, idle);
         self.inner.refused.sweep(now, idle);
         self.inner.dry_run.sweep(now, idle);
+        self.inner.audit.sweep(now, idle);
     }
 
     /// Drops TCP series for which `keep` says no (their workload is gone), except those with an open
@@ -429,7 +438,10 @@ impl Metrics {
         inner.clusters.collect(sink);
         collect_policies(&inner.refused, &families::REFUSED, sink);
         collect_policies(&inner.dry_run, &families::DRY_RUN, sink);
-        let policies = inner.refused.overflow() + inner.dry_run.overflow();
+        inner.audit.each(|policy, cells| {
+            sink.set(&families::AUDIT, &[policy], cells.0.load(Ordering::Relaxed) as f64);
+        });
+        let policies = inner.refused.overflow() + inner.dry_run.overflow() + inner.audit.overflow();
         let overflow =
             inner.tcp.overflow() + inner.requests.overflow() + inner.clusters.overflow() + policies;
         sink.set(&families::SERIES_OVERFLOW, &[], overflow as f64);

@@ -47,6 +47,7 @@ fn renders_every_family() {
     metrics.failed(&broken, "connect", None);
     metrics.refused("handshake_limit", None);
     metrics.dry_run("ns[shop]-policy[try]", "deny");
+    metrics.audited("ns[shop]-policy[watch]-rule[0]");
     metrics.policy_cut();
     metrics.panicked();
     metrics.tunnel_opened();

@@ -18,7 +18,7 @@ use self::keys::Reads;
 pub(crate) use self::matcher::{Subject, TrustDomains};
 use crate::resource::{AuthorizationPolicy, Condition, PolicyAction, Rule, Source};
 
-/// Policies that are evaluated together. AUDIT is in none: it never decides (AP-1).
+/// Policies that are evaluated together. Those of AUDIT are matched and never decide (AP-1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
     /// Enforced policies with this action.
@@ -28,11 +28,10 @@ pub(crate) enum Class {
 }
 
 impl Class {
-    fn of(policy: &AuthorizationPolicy) -> Option<Self> {
-        match (policy.action, policy.dry_run) {
-            (PolicyAction::Audit, _) => None,
-            (action, false) => Some(Self::Enforced(action)),
-            (action, true) => Some(Self::DryRun(action)),
+    fn of(policy: &AuthorizationPolicy) -> Self {
+        match policy.dry_run {
+            false => Self::Enforced(policy.action),
+            true => Self::DryRun(policy.action),
         }
     }
 
@@ -43,21 +42,21 @@ impl Class {
     }
 
     /// Where an index keeps the class.
-    fn slot(self) -> Option<usize> {
+    fn slot(self) -> usize {
         let action = match self.action() {
             PolicyAction::Custom => 0,
             PolicyAction::Deny => 1,
             PolicyAction::Allow => 2,
-            PolicyAction::Audit => return None,
+            PolicyAction::Audit => 3,
         };
-        Some(match self {
+        match self {
             Self::Enforced(_) => action,
             Self::DryRun(_) => action + CLASSES / 2,
-        })
+        }
     }
 }
 
-const CLASSES: usize = 6;
+const CLASSES: usize = 8;
 
 /// A rule that matched, with its policy.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +128,6 @@ impl ClassIndex {
 #[derive(Debug, Default)]
 pub(crate) struct PolicyIndex {
     classes: [Option<Box<ClassIndex>>; CLASSES],
-    audits: Vec<Arc<AuthorizationPolicy>>,
     /// Enforced DENY policies with a rule that no client without identity can match.
     identity_denies: Vec<Arc<AuthorizationPolicy>>,
     /// Policies that need HTTP, or somebody to be asked about requests.
@@ -146,11 +144,7 @@ impl PolicyIndex {
         let mut this = Self::default();
         let mut classes: [Vec<Arc<AuthorizationPolicy>>; CLASSES] = Default::default();
         for policy in policies {
-            let Some(class) = Class::of(&policy).and_then(Class::slot).and_then(|at| classes.get_mut(at))
-            else {
-                this.audits.push(policy);
-                continue;
-            };
+            let Some(class) = classes.get_mut(Class::of(&policy).slot()) else { continue };
             let denies = policy.action == PolicyAction::Deny && !policy.dry_run;
             if denies && policy.rules.iter().any(matcher::needs_identity) {
                 this.identity_denies.push(policy.clone());
@@ -172,7 +166,7 @@ impl PolicyIndex {
     }
 
     fn class(&self, class: Class) -> Option<&ClassIndex> {
-        self.classes.get(class.slot()?)?.as_deref()
+        self.classes.get(class.slot())?.as_deref()
     }
 
     pub(crate) fn identity_denies(&self) -> &[Arc<AuthorizationPolicy>] {
@@ -184,7 +178,7 @@ impl PolicyIndex {
     }
 
     fn policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
-        self.classes.iter().flatten().flat_map(|class| class.policies.iter()).chain(&self.audits)
+        self.classes.iter().flatten().flat_map(|class| class.policies.iter())
     }
 }
 
@@ -215,7 +209,7 @@ impl PolicySet {
         classes.any(|class| class.requests.is_some())
     }
 
-    /// Whether no policy of any kind is to be evaluated.
+    /// Whether no policy of any kind is to be evaluated, also of those that never decide.
     pub fn is_empty(&self) -> bool {
         self.layers.iter().all(|layer| layer.classes.iter().all(Option::is_none))
     }

@@ -68,6 +68,15 @@ pub struct DryRun {
     pub outcome: AuthorizationOutcome,
 }
 
+/// An AUDIT policy that matched: it is counted and logged, and decides nothing (AP-1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// The policy.
+    pub object: ObjectRef,
+    /// Index of its first rule that matched.
+    pub rule: usize,
+}
+
 /// An external authoriser that has to be asked about a request (AP-17).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalCheck {
@@ -96,6 +105,9 @@ pub struct AuthorizationDecision {
     /// What the dry-run policies would have answered: each one that matched, and for ALLOW policies of which
     /// none matched the first, with `Deny`. Empty where STRICT refused already.
     pub dry_run: Vec<DryRun>,
+    /// The AUDIT policies that matched, whatever was decided; they come before DENY, as Istio has it, so that
+    /// nothing but an external authoriser keeps a request from being audited.
+    pub audits: Vec<Audit>,
 }
 
 /// The whole answer.
@@ -154,7 +166,11 @@ fn decide<'s>(
     let admitted = admits(&peer_authentication, connection);
     let authorization = if admitted && !policies.is_empty() {
         let (subject, decision) = authorize(policies);
-        AuthorizationDecision { dry_run: dry_run(policies, &subject), ..decision }
+        AuthorizationDecision {
+            dry_run: dry_run(policies, &subject),
+            audits: audits(policies, &subject),
+            ..decision
+        }
     } else {
         AuthorizationDecision::without_policy()
     };
@@ -201,6 +217,7 @@ impl AuthorizationDecision {
             object: None,
             rule: None,
             dry_run: Vec::new(),
+            audits: Vec::new(),
         }
     }
 
@@ -212,16 +229,20 @@ impl AuthorizationDecision {
             object: Some(object_of(hit.policy)),
             rule: Some(hit.rule),
             dry_run: Vec::new(),
+            audits: Vec::new(),
         }
+    }
+
+    /// The AUDIT policies that matched, as access logs name policies (AP-23).
+    pub fn audited(&self) -> impl Iterator<Item = String> {
+        self.audits.iter().map(|audit| named(&audit.object, audit.rule))
     }
 
     /// The rule that refused, as access logs name it (AP-23): `ns[foo]-policy[deny-admin]-rule[0]`, or `none` where
     /// no ALLOW policy matched.
     pub fn matched_policy(&self) -> String {
         match (&self.object, self.rule) {
-            (Some(object), Some(rule)) => {
-                format!("ns[{}]-policy[{}]-rule[{rule}]", object.namespace, object.name)
-            }
+            (Some(object), Some(rule)) => named(object, rule),
             (Some(_) | None, _) => "none".into(),
         }
     }
@@ -230,6 +251,11 @@ impl AuthorizationDecision {
     pub fn details(&self) -> String {
         format!("rbac_access_denied_matched_policy[{}]", self.matched_policy())
     }
+}
+
+/// A rule as access logs name it (AP-23).
+fn named(object: &ObjectRef, rule: usize) -> String {
+    format!("ns[{}]-policy[{}]-rule[{rule}]", object.namespace, object.name)
 }
 
 /// The providers that CUSTOM policies want asked; the hit whose provider nobody knows is the error (AP-17).
@@ -287,6 +313,11 @@ fn dry_run(policies: &PolicySet, subject: &Subject<'_>) -> Vec<DryRun> {
     }
     found.extend(matching.into_iter().map(|policy| entry(policy, AuthorizationOutcome::Allow)));
     found
+}
+
+fn audits(policies: &PolicySet, subject: &Subject<'_>) -> Vec<Audit> {
+    let hits = policies.first_matches(Class::Enforced(PolicyAction::Audit), subject);
+    hits.into_iter().map(|hit| Audit { object: object_of(hit.policy), rule: hit.rule }).collect()
 }
 
 fn object_of(policy: &AuthorizationPolicy) -> ObjectRef {

@@ -12,7 +12,7 @@ pub mod request_authentication;
 
 pub use connection::{ConnectionDecision, route_connection, route_connection_traced};
 pub use inbound::{
-    AuthorizationDecision, AuthorizationOutcome, DryRun, ExternalCheck, InboundConnection, InboundDecision,
-    InboundRequest, Verdict,
+    Audit, AuthorizationDecision, AuthorizationOutcome, DryRun, ExternalCheck, InboundConnection,
+    InboundDecision, InboundRequest, Verdict,
 };
 pub use outbound::{Candidate, Destination, OutboundDecision, Path};

@@ -109,7 +109,7 @@ fn every_pod_of_an_identity_must_be_allowed() {
 }
 
 #[test]
-fn policies_decide_and_dry_run_is_counted_by_the_proxy() {
+fn policies_decide_and_those_that_only_count_are_the_proxys() {
     let nothing = LearnedPorts::default();
     let rules = |principal: &str| vec![from(principals(&[principal]))];
     let client = "cluster.local/ns/shop/sa/client";
@@ -122,6 +122,8 @@ fn policies_decide_and_dry_run_is_counted_by_the_proxy() {
         (PolicyAction::Deny, client, true, false),
         (PolicyAction::Deny, "nobody", true, true),
         (PolicyAction::Allow, "nobody", true, false),
+        (PolicyAction::Audit, client, false, false),
+        (PolicyAction::Audit, "nobody", false, true),
     ] {
         let mut policy = policy("shop/p", action, "app=server", rules(principal));
         policy.dry_run = dry_run;
@@ -194,6 +196,7 @@ fn check(
                     let decision = inbound(destination, &connection);
                     prop_assert_eq!(decision.verdict, Verdict::Allow, "{:?} from {}", pair, from);
                     prop_assert!(decision.authorization.dry_run.is_empty());
+                    prop_assert!(decision.authorization.audits.is_empty());
                 }
             }
         }
@@ -229,7 +232,7 @@ proptest! {
         resources in prop::collection::vec(some_resource(), 1..60),
         learned_ports in prop::collection::vec((0..4u8, prop::sample::select(vec![80u16, 443, 8080])), 0..8),
     ) {
-        let mut compiler = Compiler::new(CompileOptions { node: Some("a".into()), adopt_istio_labels: true });
+        let mut compiler = Compiler::new(CompileOptions { node: Some("a".into()), adopt_istio_labels: true, endpoints_from_pods: true });
         compiler.apply([upsert(Resource::Namespace(namespace("a", "weft.dev/mesh=enabled", "")))]);
         compiler.apply(resources.into_iter().map(upsert));
         let snapshot = compiler.snapshot();

@@ -45,6 +45,8 @@ struct Tunnel {
     pod: Arc<Pod>,
     peer: SocketAddr,
     identity: Arc<Identity>,
+    /// Fingerprint of the peer's certificate.
+    certificate: Arc<str>,
     /// Streams whose application is being reached.
     opening: Cell<u32>,
 }
@@ -137,8 +139,10 @@ async fn establish(
         .map_err(|_| http2_failure("the HTTP/2 preface took too long"))?
         .map_err(|error| http2_failure(&error))?;
     let keepalive = connection.ping_pong().map(|pings| Keepalive::new(pings, config.tunnel_idle));
-    let tunnel =
-        Rc::new(Tunnel { pod: pod.clone(), peer, identity: Arc::new(identity), opening: Cell::new(0) });
+    let certificate =
+        weft_identity::fingerprint(secured.peer.first().map(|leaf| leaf.as_ref()).unwrap_or_default());
+    let (pod, identity) = (pod.clone(), Arc::new(identity));
+    let tunnel = Rc::new(Tunnel { pod, peer, identity, certificate, opening: Cell::new(0) });
     Ok(Established { tunnel, connection, corked, keepalive })
 }
 
@@ -348,7 +352,8 @@ async fn open(
     }
     let identity = Some(tunnel.identity.clone());
     let admission = Admission { pod: tunnel.pod.clone(), identity, source: tunnel.peer.ip(), destination };
-    let arrival = Arrival::of(&admission, facts, source);
+    let certificate = Some(tunnel.certificate.clone());
+    let arrival = Arrival { certificate, ..Arrival::of(&admission, facts, source) };
     let refused = |failure: Failure| {
         let denied = failure.flags == "DENY";
         (if denied { StatusCode::UNAUTHORIZED } else { StatusCode::SERVICE_UNAVAILABLE }, failure)
@@ -425,7 +430,8 @@ mod tests {
             let bed = Bed::new("b");
             let peer = SocketAddr::new(bed.client_ip, 40000);
             let identity = Arc::new(identity("client"));
-            let tunnel = Rc::new(Tunnel { pod: bed.server.clone(), peer, identity, opening: Cell::new(0) });
+            let (pod, certificate) = (bed.server.clone(), "".into());
+            let tunnel = Rc::new(Tunnel { pod, peer, identity, certificate, opening: Cell::new(0) });
             let mut attempts: Vec<_> =
                 (0..ACCEPTED_STREAMS).map(|_| Opening::new(&tunnel).unwrap()).collect();
             assert!(Opening::new(&tunnel).is_none());

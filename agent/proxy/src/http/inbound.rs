@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
+use tokio::sync::watch;
 use weft_core::decide::ext_authz::{self, Allowed, Answer};
 use weft_core::decide::http::apply;
 use weft_core::decide::inbound::ExternalCheck;
@@ -41,7 +42,7 @@ use super::upstream::{self, Application, Leg, SendError, SendErrorKind, Upstream
 use crate::account::{Facts, Failure, Route};
 use crate::labels::{Ends, Service};
 use crate::pod::Pod;
-use crate::refusal::{Refusal, dry_runs, policy_id};
+use crate::refusal::{Refusal, audit, count_dry_runs, policy_id};
 use crate::registry::Admission;
 use crate::worker::Worker;
 
@@ -58,6 +59,8 @@ pub(crate) struct Arrival {
     pub(crate) pod: Arc<Pod>,
     /// Who opened it: from TLS or from the kernel, never from an address.
     pub(crate) identity: Option<Arc<Identity>>,
+    /// Fingerprint of the certificate that it showed; `None` where the kernel vouches for it.
+    pub(crate) certificate: Option<Arc<str>>,
     /// The client's address.
     pub(crate) client: SocketAddr,
     /// The application's.
@@ -78,6 +81,7 @@ impl Arrival {
         Self {
             pod: admission.pod.clone(),
             identity: admission.identity.clone(),
+            certificate: None,
             client: facts.client,
             destination: admission.destination,
             route: facts.route,
@@ -222,6 +226,7 @@ pub(crate) async fn serve_local(
         pod,
         // The listener's network namespace says who speaks (ruling 2).
         identity: Some(source.identity.clone()),
+        certificate: None,
         client: leg.client,
         destination,
         route: Route::Node,
@@ -349,9 +354,7 @@ async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stoppe
         };
         let decision = inbound::request(going.local, &asked);
         let metrics = &going.worker.shared.context.metrics;
-        for (policy, outcome) in dry_runs(&decision) {
-            metrics.dry_run(&policy, outcome);
-        }
+        count_dry_runs(metrics, &decision);
         going.record.policy = policy_id(&decision);
         if decision.verdict == Verdict::DenyPeerAuthentication {
             return Err(Stopped::Close(Refusal::of(&decision).into()));
@@ -360,6 +363,7 @@ async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stoppe
         for check in &decision.authorization.external {
             checked.push(externally(going, check, &asked, body).await?);
         }
+        going.record.audit = audit(metrics, &decision);
         if let Some(refusal) = decision.refusal() {
             let details = Cow::Owned(decision.authorization.details());
             let policy = Refusal::of(&decision).policy;
@@ -440,10 +444,18 @@ async fn authenticated(going: &Asked<'_>) -> Authentication {
 }
 
 /// Tells the application who the client is (H-2); what the client says about that itself is taken away.
+///
+/// On one node no certificate is shown: the client's own of the moment, which this node keeps, stands for it, so that
+/// the application cannot tell the ways apart.
 fn vouch(worker: &Worker, parts: &mut Parts, arrival: &Arrival, local: &LocalWorkload) {
     match &arrival.identity {
         Some(identity) => {
-            let value = worker.vouchers.of(identity, &local.workload.labels.principal);
+            let certs = &worker.shared.context.certs;
+            let value = worker.vouchers.of(
+                (identity, arrival.certificate.as_ref()),
+                &local.workload.labels.principal,
+                || Some(certs.get(identity).ok()?.fingerprint().clone()),
+            );
             parts.headers.insert(X_FORWARDED_CLIENT_CERT, value);
         }
         None => {
@@ -452,26 +464,66 @@ fn vouch(worker: &Worker, parts: &mut Parts, arrival: &Arrival, local: &LocalWor
     }
 }
 
-/// Values of `x-forwarded-client-cert` by client and server. Keeps its keys alive, so their addresses are unique.
-#[derive(Debug, Default)]
-pub(crate) struct Vouchers(RefCell<HashMap<(usize, usize), Voucher>>);
+/// Values of `x-forwarded-client-cert` by client, its certificate and server. Keeps its keys alive, so their
+/// addresses are unique.
+#[derive(Debug)]
+pub(crate) struct Vouchers {
+    known: RefCell<HashMap<[usize; 3], Voucher>>,
+    /// Tells that certificates of this node are others than before.
+    changes: RefCell<watch::Receiver<u64>>,
+}
 
-type Voucher = (Arc<Identity>, Arc<str>, HeaderValue);
+#[derive(Debug)]
+struct Voucher {
+    value: HeaderValue,
+    _client: Arc<Identity>,
+    _certificate: Option<Arc<str>>,
+    _server: Arc<str>,
+}
 
 impl Vouchers {
-    fn of(&self, client: &Arc<Identity>, server: &Arc<str>) -> HeaderValue {
-        let key = (Arc::as_ptr(client).addr(), Arc::as_ptr(server).addr());
-        if let Some((.., value)) = self.0.borrow().get(&key) {
-            return value.clone();
+    /// Nothing is known yet; forgets everything whenever `changes` ticks.
+    pub(crate) fn new(changes: watch::Receiver<u64>) -> Self {
+        Self { known: RefCell::default(), changes: RefCell::new(changes) }
+    }
+
+    /// The value for a client; `own` is the fingerprint of the certificate that this node has for it.
+    fn of(
+        &self,
+        (client, certificate): (&Arc<Identity>, Option<&Arc<str>>),
+        server: &Arc<str>,
+        own: impl FnOnce() -> Option<Arc<str>>,
+    ) -> HeaderValue {
+        self.forget_what_changed();
+        let shown = certificate.map_or(0, |certificate| Arc::as_ptr(certificate).addr());
+        let key = [Arc::as_ptr(client).addr(), shown, Arc::as_ptr(server).addr()];
+        if let Some(known) = self.known.borrow().get(&key) {
+            return known.value.clone();
         }
-        let value = HeaderValue::try_from(format!("By={server};Subject=\"\";URI={client}"));
+        let hash = certificate.cloned().or_else(own).map(|hash| format!("Hash={hash};")).unwrap_or_default();
+        let value = HeaderValue::try_from(format!("By={server};{hash}Subject=\"\";URI={client}"));
         // Identities are visible ASCII.
         let value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
-        let mut cache = self.0.borrow_mut();
-        if cache.len() >= MAX_VOUCHERS {
-            cache.clear();
+        let mut known = self.known.borrow_mut();
+        if known.len() >= MAX_VOUCHERS {
+            known.clear();
         }
-        cache.insert(key, (client.clone(), server.clone(), value.clone()));
+        let voucher = Voucher {
+            value: value.clone(),
+            _client: client.clone(),
+            _certificate: certificate.cloned(),
+            _server: server.clone(),
+        };
+        known.insert(key, voucher);
         value
+    }
+
+    fn forget_what_changed(&self) {
+        let mut changes = self.changes.borrow_mut();
+        // An error: the store is gone, with the agent.
+        if changes.has_changed().unwrap_or(false) {
+            changes.borrow_and_update();
+            self.known.borrow_mut().clear();
+        }
     }
 }

@@ -144,6 +144,8 @@ pub(crate) struct Record {
     pub(crate) failure: Option<String>,
     /// The policy that decided.
     pub(crate) policy: Option<String>,
+    /// The AUDIT policies that matched.
+    pub(crate) audit: Option<String>,
     refused: bool,
     status: u16,
     grpc_status: Option<u8>,
@@ -194,6 +196,7 @@ impl Record {
             details: Cow::Borrowed("-"),
             failure: None,
             policy: None,
+            audit: None,
             refused: false,
             status: 0,
             grpc_status: None,
@@ -385,6 +388,7 @@ impl Record {
             source_pod: pod(source),
             destination_pod: pod(destination),
             policy: self.policy.clone(),
+            audit: self.audit.clone(),
             refused: self.refused,
         }
     }
@@ -412,7 +416,7 @@ impl Drop for Record {
             response_messages: self.sent.messages.get(),
         });
         let log = &self.worker.shared.context.access_log;
-        if self.refused || flags != "-" || log.wants_everything() {
+        if self.refused || flags != "-" || self.audit.is_some() || log.wants_everything() {
             log.request(self.line(flags, duration));
         }
     }

@@ -8,7 +8,7 @@ use weft_core::resource::destination_rule::{
     ConnectionPool, DestinationRule, HashAlgorithm, HashKey, LoadBalancer, PolicyBlocks, TrafficPolicy,
 };
 use weft_core::resource::virtual_service::{DestinationRef, TcpRule, VirtualService};
-use weft_core::resource::{Change, Meta, Resource};
+use weft_core::resource::{Change, Meta, PolicyAction, Resource};
 
 use crate::listener::Role;
 use crate::testbed::{Bed, connect_from, deny_all, name, run, run_paused, service};
@@ -112,6 +112,26 @@ fn a_denied_connection_is_reset_without_a_byte_and_the_log_says_why() {
         let metrics = bed.metrics();
         let failed = series(&metrics, "istio_tcp_connections_failed_total", &["response_flags=\"DENY\""]);
         assert_eq!(failed.len(), 2, "once for each reporter: {metrics}");
+    });
+}
+
+#[test]
+fn an_audited_connection_is_counted_and_logged() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let (application, addr) = bed.application().await;
+        let vip = captured(&mut bed, &[addr.ip()], addr.port());
+        let Change::Upsert(mut resource) = deny_all() else { unreachable!("it is one") };
+        let Resource::AuthorizationPolicy(policy) = &mut *resource else { unreachable!("it is one") };
+        policy.action = PolicyAction::Audit;
+        bed.change([Change::Upsert(resource)]);
+        let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+        let mut server = application.accept().await.unwrap().0;
+        exchange(&mut client, &mut server).await;
+        let audited = "weft_audit_total{policy=\"ns[shop]-policy[nobody]-rule[0]\"} 1\n";
+        assert!(bed.metrics().contains(audited), "{}", bed.metrics());
+        drop((client, server));
+        bed.until("the line", |bed| bed.log().lines().count() == 1).await;
     });
 }
 

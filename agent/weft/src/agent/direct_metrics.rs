@@ -189,6 +189,7 @@ pub(crate) fn line(
         source_pod: Some(flow.source.to_string()),
         destination_pod: Some(flow.destination.to_string()),
         policy: ending.policy.clone(),
+        audit: None,
     }
 }
 

@@ -94,5 +94,6 @@ pub(super) fn line(connection: &OlderConnection, ending: &Ending, snapshot: &Sna
         source_pod: None,
         destination_pod: Some(connection.pod.to_string()),
         policy: ending.policy.clone(),
+        audit: None,
     }
 }

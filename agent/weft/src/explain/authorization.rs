@@ -49,6 +49,7 @@ pub(super) fn connection(local: &LocalWorkload, connection: &InboundConnection<'
         sentences.push(authorization_sentence(&decision.authorization));
     }
     sentences.extend(dry_run_sentences(&decision.authorization));
+    sentences.extend(audit_sentences(&decision.authorization));
     admission(&decision, sentences)
 }
 
@@ -106,6 +107,12 @@ fn authorization_sentence(decision: &AuthorizationDecision) -> String {
 fn dry_run_sentences(decision: &AuthorizationDecision) -> impl Iterator<Item = String> + '_ {
     decision.dry_run.iter().map(|dry| {
         format!("{} is a dry run: it would {} and decides nothing.", dry.object, outcome_text(dry.outcome))
+    })
+}
+
+fn audit_sentences(decision: &AuthorizationDecision) -> impl Iterator<Item = String> + '_ {
+    decision.audits.iter().map(|audit| {
+        format!("{} audits it: spec.rules[{}] matches. It is counted and logged.", audit.object, audit.rule)
     })
 }
 
@@ -175,6 +182,7 @@ pub(super) fn request(
     }));
     sentences.push(authorization_sentence(&decision.authorization));
     sentences.extend(dry_run_sentences(&decision.authorization));
+    sentences.extend(audit_sentences(&decision.authorization));
     let mut headers = request.headers.clone();
     apply(&authentication.changes, &mut headers);
     Admission {

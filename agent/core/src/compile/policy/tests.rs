@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::*;
 use crate::Identity;
-use crate::decide::{AuthorizationOutcome, InboundConnection, inbound::inbound};
+use crate::decide::{AuthorizationDecision, AuthorizationOutcome, InboundConnection, inbound::inbound};
 use crate::resource::*;
 use crate::snapshot::{EffectiveMode, LocalWorkload, PeerAuthenticationModes};
 use crate::testing::{self, any, connection, from, identity, pattern, policy, principals, to_ports};
@@ -254,8 +254,20 @@ fn rule_matches(action: PolicyAction, rule: &Rule, asked: Asked<'_>) -> bool {
     matches && (request.is_some() || !(http && action == PolicyAction::Allow))
 }
 
-/// Outcome, policy, rule and dry-run answers.
-type Answer = (AuthorizationOutcome, Option<String>, Option<usize>, BTreeMap<String, AuthorizationOutcome>);
+/// Outcome, policy and rule; dry-run answers; policies that audit, each with its rule.
+type Answer = (
+    (AuthorizationOutcome, Option<String>, Option<usize>),
+    BTreeMap<String, AuthorizationOutcome>,
+    Vec<(String, usize)>,
+);
+
+/// What was decided, in the form of the naive answer.
+fn answer(decision: AuthorizationDecision) -> Answer {
+    let name = |object: &ObjectRef| format!("{}/{}", object.namespace, object.name);
+    let dry_run = decision.dry_run.iter().map(|dry_run| (name(&dry_run.object), dry_run.outcome)).collect();
+    let audits = decision.audits.iter().map(|audit| (name(&audit.object), audit.rule)).collect();
+    ((decision.outcome, decision.object.as_ref().map(name), decision.rule), dry_run, audits)
+}
 
 fn naive(policies: &[AuthorizationPolicy], asked: Asked<'_>) -> Answer {
     let mut sorted: Vec<_> = policies.iter().collect();
@@ -282,13 +294,15 @@ fn naive(policies: &[AuthorizationPolicy], asked: Asked<'_>) -> Answer {
     if let (true, Some(first)) = (allowing.is_empty(), of(PolicyAction::Allow, true).next()) {
         dry_run.insert(name(first), AuthorizationOutcome::Deny);
     }
+    let audits = of(PolicyAction::Audit, false).filter_map(|policy| Some((name(policy), hit(policy)?)));
+    let audits = audits.collect();
     for action in [PolicyAction::Custom, PolicyAction::Deny, PolicyAction::Allow] {
         for policy in of(action, false) {
             let external = asked.request.is_some() && policy.provider.is_some();
             if let (Some(rule), false) = (hit(policy), external) {
                 let allow = action == PolicyAction::Allow;
                 let outcome = if allow { AuthorizationOutcome::Allow } else { AuthorizationOutcome::Deny };
-                return (outcome, Some(name(policy)), Some(rule), dry_run);
+                return ((outcome, Some(name(policy)), Some(rule)), dry_run, audits);
             }
         }
     }
@@ -300,7 +314,7 @@ fn naive(policies: &[AuthorizationPolicy], asked: Asked<'_>) -> Answer {
     } else {
         AuthorizationOutcome::None
     };
-    (outcome, None, None, dry_run)
+    ((outcome, None, None), dry_run, audits)
 }
 
 // Random policies over a small world, so that things meet.
@@ -462,11 +476,7 @@ proptest! {
             let destination = if source.contains(':') { format!("[fd00::2]:{port}") } else { format!("10.0.0.1:{port}") };
             let connection = InboundConnection { sni: *sni, ..connection(id.as_ref(), source, &destination) };
             let decision = inbound(&workload, &connection).authorization;
-            let dry_run = decision.dry_run.iter().map(|dry_run| {
-                (format!("{}/{}", dry_run.object.namespace, dry_run.object.name), dry_run.outcome)
-            }).collect();
-            let object = decision.object.map(|object| format!("{}/{}", object.namespace, object.name));
-            prop_assert_eq!((decision.outcome, object, decision.rule, dry_run), naive(&all, Asked { connection: &connection, request: None }));
+            prop_assert_eq!(answer(decision), naive(&all, Asked { connection: &connection, request: None }));
         }
     }
 }

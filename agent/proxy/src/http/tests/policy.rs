@@ -97,6 +97,30 @@ fn a_request_that_policy_refuses_is_answered_and_the_connection_lives_on() {
 }
 
 #[test]
+fn an_audit_policy_is_counted_and_logged_and_decides_nothing() {
+    run(async {
+        for node in ["a", "b"] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let app = App::echo(&bed, false).await;
+            let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+            mesh.bed.change([policy("watch", PolicyAction::Audit, None, of_path("/admin"))]);
+            assert_eq!(mesh.get("/admin/x").await.status, 200);
+            assert_eq!(mesh.get("/shop").await.status, 200);
+            let audited =
+                |count| format!("weft_audit_total{{policy=\"ns[shop]-policy[watch]-rule[0]\"}} {count}\n");
+            assert!(mesh.bed.metrics().contains(&audited(1)), "{node}: {}", mesh.bed.metrics());
+            mesh.logged("GET /admin/x").await;
+            assert!(!mesh.bed.log().contains("/shop"), "{}", mesh.bed.log());
+            // What another policy refuses is audited as well.
+            mesh.bed.change([deny_all()]);
+            assert_eq!(mesh.get("/admin/y").await.status, 403);
+            assert!(mesh.bed.metrics().contains(&audited(2)), "{node}: {}", mesh.bed.metrics());
+        }
+    });
+}
+
+#[test]
 fn a_grpc_caller_is_refused_in_its_own_words() {
     run(async {
         let bed = Bed::new("a");

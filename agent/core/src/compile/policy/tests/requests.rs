@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 
-use super::{Asked, candidates, field, naive, own_domain, peer, port, random_policy, text_matches, workload};
+use super::{
+    Asked, answer, candidates, field, naive, own_domain, peer, port, random_policy, text_matches, workload,
+};
 use crate::compile::policy::{Class, PolicySet, Subject};
 use crate::decide::http::Request;
 use crate::decide::inbound::{self, InboundRequest};
@@ -261,11 +263,7 @@ proptest! {
                 inbound::request(&workload, &InboundRequest { connection, request: *request, authentication })
             }).authorization;
             let asked = Asked { connection: &connection, request: Some(facts) };
-            let dry_run = decision.dry_run.iter().map(|dry_run| {
-                (format!("{}/{}", dry_run.object.namespace, dry_run.object.name), dry_run.outcome)
-            }).collect();
-            let object = decision.object.as_ref().map(|object| format!("{}/{}", object.namespace, object.name));
-            prop_assert_eq!((decision.outcome, object, decision.rule, dry_run), naive(&all, asked));
+            prop_assert_eq!(answer(decision.clone()), naive(&all, asked));
             let refused = decision.action == Some(PolicyAction::Custom);
             let external = all.iter().any(|policy| {
                 let custom = policy.action == PolicyAction::Custom && !policy.dry_run && policy.provider.is_some();
