@@ -122,7 +122,7 @@ fn required_version(go_mod: &str, module: &str) -> Option<String> {
 }
 
 /// Go and its version, as `go1.26.8`.
-fn find_or_install_go() -> Result<(PathBuf, String)> {
+pub(crate) fn find_or_install_go() -> Result<(PathBuf, String)> {
     if let Some(found) = find_go() {
         return Ok(found);
     }
