@@ -17,6 +17,7 @@ pub mod world;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -61,7 +62,7 @@ pub struct ClusterOptions {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
-    plane: std::sync::Arc<ControlPlane>,
+    plane: Arc<ControlPlane>,
     place: Place,
     _servers: Vec<Process>,
 }
@@ -84,8 +85,8 @@ impl Cluster {
         };
         let plane =
             ControlPlane::start_in(world.programs().to_owned(), &control, place.clone(), plane_options)?;
-        let plane = std::sync::Arc::new(plane);
-        dns::serve(std::sync::Arc::clone(&plane))?;
+        let plane = Arc::new(plane);
+        dns::serve(Arc::clone(&plane))?;
         let servers = vec![controllers(&plane, &place)?, scheduler(&plane, &place)?];
         let pause = images::pause(&dir)?;
         let mut nodes = Vec::new();
@@ -103,7 +104,7 @@ impl Cluster {
     }
 
     fn wait_for_nodes(&mut self) -> Result<()> {
-        let plane = std::sync::Arc::clone(&self.plane);
+        let plane = Arc::clone(&self.plane);
         poll_until(READY, || {
             for node in &mut self.nodes {
                 node.check_servers()?;
@@ -150,6 +151,15 @@ impl Cluster {
     pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
         let node = self.nodes.iter_mut().find(|node| node.name() == name);
         node.with_context(|| format!("there is no node {name}"))
+    }
+
+    /// Starts the kubelet of a node again, after [`Node::kill_kubelet`].
+    ///
+    /// # Errors
+    /// There is no such node, or it cannot be started.
+    pub fn restart_kubelet(&mut self, name: &str) -> Result<()> {
+        let plane = Arc::clone(&self.plane);
+        self.node_mut(name)?.start_kubelet(&plane)
     }
 
     /// Where programs run that watch the network between the nodes.

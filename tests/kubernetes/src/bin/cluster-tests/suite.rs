@@ -165,3 +165,30 @@ pub(crate) fn peer(cluster: &Cluster, namespace: &str, pod: &str, args: &[&str])
     let last = text.lines().last().context("lab-peer printed nothing")?;
     serde_json::from_str(last).with_context(|| format!("lab-peer did not print JSON: {text}"))
 }
+
+/// A pod of the agent.
+#[derive(Debug)]
+pub(crate) struct AgentPod {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) restarts: u64,
+}
+
+/// The agents' pods.
+pub(crate) fn agent_pods(cluster: &Cluster) -> Result<Vec<AgentPod>> {
+    let list = cluster.json(&["get", "pods", "-n=weft-system", "-l=app=weft-agent"])?;
+    let items = list.get("items").and_then(Value::as_array).context("a list has items")?;
+    let text =
+        |item: &Value, at: &str| item.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(items
+        .iter()
+        .map(|item| AgentPod {
+            name: text(item, "/metadata/name"),
+            address: text(item, "/status/podIP"),
+            restarts: item
+                .pointer("/status/containerStatuses/0/restartCount")
+                .and_then(Value::as_u64)
+                .unwrap_or_default(),
+        })
+        .collect())
+}

@@ -1,0 +1,58 @@
+//! What happens to a mesh.
+
+use anyhow::{Context, Result, ensure};
+use weft_kubernetes_tests::cluster::Cluster;
+use weft_lab::poll_until;
+
+use super::SHOP;
+use super::install::rolled_out;
+use super::travel::{agents, protected, under_load};
+use crate::suite::{LIMIT, agent_pods, ready};
+
+const CLIENT: (&str, &str) = (SHOP, "client");
+const WEB: (&str, &str) = (SHOP, "web");
+
+/// SIGKILL for the agents of both nodes.
+pub(super) fn killed(cluster: &mut Cluster) -> Result<()> {
+    let before: u64 = agent_pods(cluster)?.iter().map(|pod| pod.restarts).sum();
+    let report = under_load(cluster, CLIENT, WEB, |cluster| {
+        for node in cluster.nodes() {
+            let name = node.name();
+            node.sh(&format!("kill -9 $(grep -lzx -- '--node={name}' /proc/[0-9]*/cmdline | cut -d/ -f3)"))?;
+        }
+        poll_until(LIMIT, || {
+            let pods = agent_pods(cluster)?;
+            let restarts: u64 = pods.iter().map(|pod| pod.restarts).sum();
+            ensure!(restarts >= before + 2, "the agents were not restarted: {pods:?}");
+            Ok(())
+        })?;
+        rolled_out(cluster, "daemonset", "weft-agent")
+    })?;
+    println!("    requests meanwhile: {report}");
+    protected(cluster, CLIENT, WEB)
+}
+
+/// A rollout, as an upgrade does it.
+pub(super) fn replaced(cluster: &mut Cluster) -> Result<()> {
+    let report = under_load(cluster, CLIENT, WEB, |cluster| {
+        cluster.kubectl(&["rollout", "restart", "-n=weft-system", "daemonset/weft-agent"])?;
+        rolled_out(cluster, "daemonset", "weft-agent")
+    })?;
+    println!("    requests meanwhile: {report}");
+    protected(cluster, CLIENT, WEB)
+}
+
+/// Pods stay, and stay in the mesh.
+pub(super) fn kubelet(cluster: &mut Cluster) -> Result<()> {
+    cluster.node_mut("two")?.kill_kubelet();
+    protected(cluster, CLIENT, WEB)?;
+    cluster.restart_kubelet("two")?;
+    poll_until(LIMIT, || {
+        let query = "-o=jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+        let state = cluster.kubectl(&["get", "node", "two", query])?;
+        ensure!(state == "True", "node two is not ready: {state}");
+        Ok(())
+    })?;
+    ready(cluster, SHOP, "web")?;
+    protected(cluster, CLIENT, WEB).with_context(|| agents(cluster))
+}

@@ -1,0 +1,46 @@
+//! What is tried, in this order.
+
+mod enrol;
+mod faults;
+mod install;
+mod pods;
+mod strict;
+mod travel;
+
+use crate::suite::Suite;
+use install::Before;
+
+/// The namespace of the applications.
+const SHOP: &str = "shop";
+/// A namespace that is never in the mesh.
+const OUTSIDE: &str = "outside";
+
+/// Runs all steps.
+pub(crate) fn run(suite: &mut Suite) {
+    let mut before = Before::default();
+    let foundation = suite.required("pods of both nodes reach each other", |cluster, _| pods::plain(cluster))
+        && suite.required(
+            "the manifest is applied, agents and controllers become ready",
+            |cluster, manifest| {
+                before = Before::of(cluster)?;
+                install::apply(cluster, manifest)
+            },
+        );
+    if !foundation {
+        return;
+    }
+    suite.step("the label takes running pods in", |cluster, _| enrol::label(cluster));
+    suite.step("metrics name both ends", |cluster, _| enrol::metrics(cluster));
+    suite.step("probes pass under STRICT, strangers do not", |cluster, _| strict::strict(cluster));
+    suite.step("new pods are protected from their first instruction", |cluster, _| {
+        pods::first_instruction(cluster)
+    });
+    suite.step("a Job comes to its end", |cluster, _| pods::job(cluster));
+    suite.step("a killed agent comes back, and nothing was plain", |cluster, _| faults::killed(cluster));
+    suite.step("agents are replaced, and nothing was plain", |cluster, _| faults::replaced(cluster));
+    suite.step("kubelet is away for a while", |cluster, _| faults::kubelet(cluster));
+    suite.step("without the label pods are out again", |cluster, _| enrol::unlabel(cluster));
+    suite.step("uninstall leaves the nodes as they were", |cluster, manifest| {
+        install::remove(cluster, manifest, &before)
+    });
+}
