@@ -46,3 +46,24 @@ netnsDir: {{ .Values.cni.netnsDir | default $platform.netnsDir | default "/var/r
 {{- if .Values.rootNamespace -}}{{- $_ := set $mesh "rootNamespace" .Values.rootNamespace -}}{{- end -}}
 {{ merge $mesh .Values.meshConfig | toYaml }}
 {{- end -}}
+
+{{/* Kinds of Istio that are read and validated, by API group. */}}
+{{- define "weft.kinds" -}}
+- group: networking.istio.io
+  plurals:
+  - destinationrules
+  - envoyfilters
+  - gateways
+  - proxyconfigs
+  - serviceentries
+  - sidecars
+  - virtualservices
+  - workloadentries
+  - workloadgroups
+- group: security.istio.io
+  plurals: [authorizationpolicies, peerauthentications, requestauthentications]
+- group: telemetry.istio.io
+  plurals: [telemetries]
+- group: extensions.istio.io
+  plurals: [trafficextensions, wasmplugins]
+{{- end -}}
