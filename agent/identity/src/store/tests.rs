@@ -328,3 +328,82 @@ async fn a_wall_clock_that_jumps_ahead_renews_at_once() {
     let second = store.wait(&id("cart"), Duration::from_secs(61)).await.unwrap();
     assert!(second.not_after() > first.not_after());
 }
+
+/// A store whose clock differs from the CA's; the answer to the first request.
+async fn with_a_clock(
+    change: impl Fn(SystemTime) -> SystemTime + Send + Sync + 'static,
+) -> Result<(), String> {
+    let ca = TestCa::new();
+    let answer =
+        move |csr_pem: &str, identity: &Identity| ca.sign(csr_pem, identity, (SystemTime::now(), LIFETIME));
+    let clock: Clock = Arc::new(move || change(SystemTime::now()));
+    let client = Arc::new(Stubborn(Box::new(answer)));
+    let store = CertStore::with_clock(client, &Handle::current(), Vec::new(), clock);
+    store.want(set(&["cart"]));
+    let mut changes = store.subscribe();
+    loop {
+        let info = store.infos().remove(0);
+        match (info.not_after, info.error) {
+            (Some(_), _) => return Ok(()),
+            (None, Some(error)) => return Err(error),
+            (None, None) => changes.changed().await.unwrap(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_a_little_off_does_no_harm_and_one_that_is_far_off_is_named() {
+    with_a_clock(|now| now - Duration::from_secs(50)).await.unwrap();
+    with_a_clock(|now| now + Duration::from_secs(50)).await.unwrap();
+    let error = with_a_clock(|now| now - Duration::from_secs(300)).await.unwrap_err();
+    assert!(error.contains("is not valid before 2") && error.contains("do the clocks"), "{error}");
+    let error = with_a_clock(|now| now + Duration::from_secs(300)).await.unwrap_err();
+    assert!(error.contains("expired at 2"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn roots_that_are_given_are_trusted_besides_those_of_answers() {
+    let (_ca, store) = setup(Duration::ZERO);
+    let (given, other) = (TestCa::new(), TestCa::new());
+    store.trust(&given.root_pem()).unwrap();
+    assert_eq!(store.trusted_roots(), [], "nothing is trusted before there is a certificate");
+    store.want(set(&["cart"]));
+    let hbone = store.wait(&id("cart"), SOON).await.unwrap();
+    assert_eq!(store.trusted_roots().len(), 2);
+    let peer = given.hbone(&id("store"));
+    assert!(crate::tls::tests::believes(&hbone, &peer));
+    assert!(!crate::tls::tests::believes(&hbone, &other.hbone(&id("store"))));
+    // The same configuration, made before, trusts what is given now.
+    store.trust(&format!("{}{}", given.root_pem(), other.root_pem())).unwrap();
+    assert_eq!(store.trusted_roots().len(), 3);
+    assert!(crate::tls::tests::believes(&hbone, &other.hbone(&id("store"))));
+    for bad in ["", "garbage", "-----BEGIN CERTIFICATE-----"] {
+        store.trust(bad).unwrap_err();
+        assert_eq!(store.trusted_roots().len(), 3, "what is no bundle changes nothing");
+    }
+    let root = store.trusted_roots().remove(0);
+    assert_eq!(root.fingerprint.len(), 16);
+    assert!(root.subject.contains("test root"), "{root:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_roots_is_followed() {
+    let (_ca, store) = setup(Duration::ZERO);
+    store.want(set(&["cart"]));
+    store.wait(&id("cart"), SOON).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("root-cert.pem");
+    store.follow_roots(&path);
+    let roots = async |content: &str| {
+        std::fs::write(&path, content).unwrap();
+        sleep(Duration::from_secs(6)).await;
+        store.trusted_roots().len()
+    };
+    let given = TestCa::new().root_pem();
+    assert_eq!(roots(&given).await, 2);
+    assert_eq!(roots("garbage").await, 2);
+    assert_eq!(roots(&format!("{given}{}", TestCa::new().root_pem())).await, 3);
+    std::fs::remove_file(&path).unwrap();
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(store.trusted_roots().len(), 3);
+}

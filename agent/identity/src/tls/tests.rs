@@ -40,6 +40,12 @@ pub(crate) fn agree(client: &Hbone, server: &Hbone) -> Result<(), rustls::Error>
     outcome.client.and(outcome.server).map(drop)
 }
 
+/// Whether the client believes the server; what the server thinks of the client is not asked.
+pub(crate) fn believes(client: &Hbone, server: &Hbone) -> bool {
+    let outcome = handshake(client.client(server.identity()), server.server());
+    !matches!(outcome.client, Err(rustls::Error::InvalidCertificate(_)))
+}
+
 fn transfer<A, B>(from: &mut rustls::ConnectionCommon<A>, to: &mut rustls::ConnectionCommon<B>) {
     let mut bytes = Vec::new();
     while from.wants_write() {
