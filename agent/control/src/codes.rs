@@ -37,6 +37,12 @@ pub const EMPTY_SELECTOR: Code = Code::warning("WEFT0012", "EmptySelector");
 pub const NO_EFFECT: Code = Code::warning("WEFT0013", "NoEffect");
 /// A field that is valid, but that this version of the mesh does not execute.
 pub const FIELD_NOT_APPLIED: Code = Code::info("WEFT0014", "FieldNotApplied");
+/// A kind that the API server does not let us read.
+pub const KIND_DENIED: Code = Code::error("WEFT0015", "KindDenied");
+/// Changes are not heard of; the last configuration stays in force.
+pub const NOT_FOLLOWED: Code = Code::error("WEFT0016", "NotFollowed");
+/// Kinds that are installed later are found by asking from time to time.
+pub const POLLING_FOR_KINDS: Code = Code::info("WEFT0017", "PollingForKinds");
 
 /// The whole table, for the reference documentation and for `weft analyze --help`.
 pub const ALL: &[Code] = &[
@@ -56,6 +62,9 @@ pub const ALL: &[Code] = &[
     EMPTY_SELECTOR,
     NO_EFFECT,
     FIELD_NOT_APPLIED,
+    KIND_DENIED,
+    NOT_FOLLOWED,
+    POLLING_FOR_KINDS,
 ];
 
 #[cfg(test)]

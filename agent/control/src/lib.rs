@@ -5,7 +5,11 @@
 pub mod codes;
 pub mod decode;
 pub mod directory;
+mod handle;
+pub mod kubernetes;
 pub mod writer;
 
-pub use directory::{DirectoryOptions, Handle, Loaded, StartError, analyze, load, start};
+pub use directory::{DirectoryOptions, Loaded, StartError, analyze, load, start};
+pub use handle::Handle;
+pub use kubernetes::KubernetesOptions;
 pub use writer::{Published, Status};

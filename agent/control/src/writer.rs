@@ -1,7 +1,7 @@
 //! The single writer: one thread that owns the compiler and publishes snapshots.
 //!
 //! A source sends [`Update`]s; what it calls complete is compiled and published as one snapshot. Where the
-//! objects come from does not matter here: the directory is one source, the Kubernetes API will be another.
+//! objects come from does not matter here: the directory is one source, the Kubernetes API another.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -19,6 +19,7 @@ use weft_core::{Problem, Severity, Snapshot};
 
 use crate::codes;
 use crate::decode::ObjectCounts;
+use crate::kubernetes::Freshness;
 
 /// How many updates may wait while the compiler works; beyond that the source waits.
 const WAITING_UPDATES: usize = 4;
@@ -46,12 +47,16 @@ pub struct SourceReport {
     pub objects: ObjectCounts,
     /// Objects by kind.
     pub kinds: BTreeMap<Kind, usize>,
+    /// The source has not been read to its end yet: its findings are told, but no snapshot is published.
+    pub pending: bool,
+    /// When the API server was last heard of; only of the Kubernetes source.
+    pub freshness: Option<Freshness>,
 }
 
 /// The state of the configuration, for `weft status`.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// The kind of source: `directory`.
+    /// The kind of source: `directory` or `kubernetes`.
     pub source: &'static str,
     /// The revision of the snapshot in force.
     pub revision: u64,
@@ -63,12 +68,23 @@ pub struct Status {
     pub kinds: BTreeMap<Kind, usize>,
     /// All findings: of the source, of the compiler, and of the writer itself.
     pub problems: Arc<[Problem]>,
+    /// Whether everything was read once: before that there is no configuration that one may act upon.
+    pub complete: bool,
+    /// When the API server was last heard of; only of the Kubernetes source.
+    pub freshness: Option<Freshness>,
 }
 
 impl Status {
-    /// How long ago the source was last applied.
+    /// How long ago the source was last applied; with the Kubernetes source, since when something of it may be
+    /// out of date because nothing was heard of the API server.
     pub fn age(&self) -> Duration {
-        self.applied.elapsed()
+        let heard = self.freshness.as_ref().and_then(Freshness::age);
+        heard.unwrap_or_else(|| self.applied.elapsed())
+    }
+
+    /// Whether changes are heard of; `None` where the source is no server.
+    pub fn is_connected(&self) -> Option<bool> {
+        self.freshness.as_ref().map(Freshness::is_connected)
     }
 }
 
@@ -100,6 +116,20 @@ impl Published {
     /// told of the last one only). The channel ends when the writer does.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.revision.clone()
+    }
+
+    /// Waits for the first snapshot of everything; false if the source ended before.
+    pub async fn completed(&self) -> bool {
+        let mut revisions = self.subscribe();
+        loop {
+            revisions.mark_unchanged();
+            if self.status().complete {
+                return true;
+            }
+            if revisions.changed().await.is_err() {
+                return self.status().complete;
+            }
+        }
     }
 }
 
@@ -174,6 +204,8 @@ fn start_with(
         objects: ObjectCounts::default(),
         kinds: BTreeMap::new(),
         problems: Arc::new([]),
+        complete: false,
+        freshness: None,
     };
     let (revision, subscription) = watch::channel(empty.revision());
     let published = Published {
@@ -229,21 +261,30 @@ impl State {
         if reset {
             self.compiler = Some((self.new_engine)());
         }
+        let is_complete = report.as_ref().is_some_and(|report| !report.pending);
         let Some(compiler) = &mut self.compiler else {
-            if report.is_some() {
+            if is_complete {
                 (self.resync)();
             }
             return;
         };
         let compiled = guarded(|| {
             compiler.apply(changes);
-            report.as_ref().map(|_| compiler.snapshot())
+            is_complete.then(|| compiler.snapshot())
         });
         match (compiled, report) {
             (Some(Some(snapshot)), Some(report)) => self.publish(snapshot, report),
-            (Some(_), _) => {}
+            (Some(None), Some(report)) => self.wait(report),
+            (Some(_), None) => {}
             (None, report) => self.fail(report.unwrap_or_default()),
         }
+    }
+
+    /// The source is still being read: its findings are told, the snapshot stays.
+    fn wait(&mut self, report: SourceReport) {
+        let snapshot = self.published.snapshot.load_full();
+        let problems = report.problems.iter().chain(snapshot.problems().iter()).cloned().collect();
+        self.tell(report, snapshot.revision(), problems);
     }
 
     fn publish(&mut self, snapshot: Arc<Snapshot>, report: SourceReport) {
@@ -281,11 +322,14 @@ impl State {
             }
         }
         self.told = problems.iter().cloned().collect();
-        let SourceReport { objects, kinds, .. } = report;
+        let SourceReport { objects, kinds, pending, freshness, .. } = report;
         let before = self.published.status();
-        let changed = before.revision != revision || before.problems != problems;
+        let complete = before.complete || !pending;
+        let changed =
+            before.revision != revision || before.problems != problems || before.complete != complete;
         let source = before.source;
-        let status = Status { source, revision, applied: Instant::now(), objects, kinds, problems };
+        let applied = Instant::now();
+        let status = Status { source, revision, applied, objects, kinds, problems, complete, freshness };
         self.published.status.store(Arc::new(status));
         // A source that only looked wakes nobody.
         if changed {
@@ -346,7 +390,7 @@ mod tests {
     }
 
     fn options() -> CompileOptions {
-        CompileOptions { node: None, adopt_istio_labels: false }
+        CompileOptions { node: None, adopt_istio_labels: false, endpoints_from_pods: true }
     }
 
     #[test]
@@ -388,6 +432,20 @@ mod tests {
         send(&writer, true, vec![pod("a"), pod("b")]);
         assert!(has(&writer.published, "a") && has(&writer.published, "b"));
         assert!(writer.published.status().problems.iter().all(|problem| problem.code != "WEFT0011"));
+    }
+
+    #[test]
+    fn what_is_still_being_read_is_not_published() {
+        let writer = start("test", options(), Box::new(|| ())).unwrap();
+        let (done, dealt_with) = channel();
+        let report = SourceReport { pending: true, ..SourceReport::default() };
+        let update =
+            Update { changes: vec![pod("a")], report: Some(report), done: Some(done), ..Update::default() };
+        writer.updates.send(update).unwrap();
+        dealt_with.recv().unwrap();
+        assert!(!has(&writer.published, "a") && !writer.published.status().complete);
+        send(&writer, false, vec![pod("b")]);
+        assert!(has(&writer.published, "a") && writer.published.status().complete);
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn data(name: &str) -> PathBuf {
 
 /// All findings of `weft analyze` with a code of Istio's; what this version does not apply stands elsewhere.
 fn golden(name: &str) {
-    let options = CompileOptions { node: None, adopt_istio_labels: true };
+    let options = CompileOptions { node: None, adopt_istio_labels: true, endpoints_from_pods: true };
     let loaded = weft_control::analyze(&[data(name)], options).unwrap();
     let mut text = String::new();
     for problem in loaded.problems.iter().filter(|problem| problem.code.starts_with("IST")) {

@@ -14,7 +14,7 @@ use weft_core::resource::{Kind, NamespacedName};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn options() -> CompileOptions {
-    CompileOptions { node: None, adopt_istio_labels: true }
+    CompileOptions { node: None, adopt_istio_labels: true, endpoints_from_pods: true }
 }
 
 fn run(path: &Path) -> Handle {

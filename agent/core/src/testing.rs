@@ -198,7 +198,11 @@ pub(crate) fn upsert(resource: Resource) -> Change {
 }
 
 pub(crate) fn compiler() -> Compiler {
-    Compiler::new(CompileOptions { node: Some("a".into()), adopt_istio_labels: true, endpoints_from_pods: true })
+    Compiler::new(CompileOptions {
+        node: Some("a".into()),
+        adopt_istio_labels: true,
+        endpoints_from_pods: true,
+    })
 }
 
 pub(crate) fn compile(resources: impl IntoIterator<Item = Resource>) -> Arc<Snapshot> {

@@ -97,7 +97,17 @@ families! {
     CONFIG_REVISION Gauge "weft_config_revision" []
         "Revision of the configuration in force; counts up with every change.";
     CONFIG_AGE Gauge "weft_config_age_seconds" []
-        "Seconds since the configuration in force was compiled.";
+        "Seconds since the configuration in force was compiled; with Kubernetes, since the API server was heard of last.";
+    CONFIG_CONNECTED Gauge "weft_config_connected" ["kind"]
+        "1 while changes of objects of a kind are heard of, else 0.";
+    CONFIG_KIND_AGE Gauge "weft_config_kind_age_seconds" ["kind"]
+        "Seconds since the API server was last heard of about a kind.";
+    CONFIG_REQUESTS Counter "weft_config_requests_total" ["kind", "verb"]
+        "Requests to the API server by kind: list and watch (a streamed list is one of each).";
+    CONFIG_WATCH_RESTARTS Counter "weft_config_watch_restarts_total" ["kind"]
+        "Watches that were opened again, by kind.";
+    CONFIG_UNDECODABLE Counter "weft_config_decode_errors_total" ["kind"]
+        "Objects and events of the API server's that could not be decoded, by kind.";
     CONFIG_PROBLEMS Gauge "weft_config_problems" ["severity"]
         "Problems in the configuration in force.";
     CONFIG_OBJECTS Gauge "weft_config_objects" []

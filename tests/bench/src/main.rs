@@ -31,7 +31,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let options = CompileOptions { node: None, adopt_istio_labels: true };
+    let options = CompileOptions { node: None, adopt_istio_labels: true, endpoints_from_pods: true };
     let snapshot = weft_control::directory::load(&[args.config], options)?.snapshot;
     let (namespace, name) = args.to.split_once('/').context("--to is NAMESPACE/NAME")?;
     let workload =

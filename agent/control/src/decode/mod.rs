@@ -44,6 +44,7 @@ use fields::{Body, FieldError, Text};
 use intern::Interner;
 use kinds::{Class, classify};
 use report::{Place, Report};
+pub(crate) use yaml::read as read_yaml;
 
 /// What became of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +148,12 @@ impl Decoder {
 
     /// A decoder that also notes what [`weft_core::analyze`] asks for.
     pub fn noting(trust: Trust) -> Self {
-        Self { facts: Some(Box::default()), ..Self::new(trust) }
+        Self::noting_beside(trust, ObjectSet::default())
+    }
+
+    /// As [`Decoder::noting`], beside what was noted before.
+    pub fn noting_beside(trust: Trust, noted: ObjectSet) -> Self {
+        Self { facts: Some(Box::new(noted)), ..Self::new(trust) }
     }
 
     /// What was noted of all objects so far, valid or not; empty without [`Decoder::noting`].
@@ -192,6 +198,13 @@ impl Decoder {
             Err(error) if error.is_data() => out.push(no_object(place)),
             Err(error) => out.push(invalid_json(&error, place)),
         }
+    }
+
+    /// Decodes one object whose `apiVersion` and `kind` are known, whatever its text says or leaves out: items of the
+    /// API's lists have neither. Always yields one.
+    pub fn known(&mut self, text: &str, header: (&str, &str), out: &mut Vec<Decoded>) {
+        self.object(Body::Text(text), header, Place { prefix: "", origin: None }, out);
+        self.interner.sweep();
     }
 
     /// Decodes one object (or List) that is parsed already.

@@ -532,7 +532,7 @@ impl Files {
         }
         let kinds =
             self.kinds.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| (*kind, *count)).collect();
-        SourceReport { problems: problems.into(), objects, kinds }
+        SourceReport { problems: problems.into(), objects, kinds, ..SourceReport::default() }
     }
 
     fn duplicate(&self, file: &FileState, entry: &Entry) -> Problem {

@@ -6,6 +6,7 @@
 //!   a mistake must not switch policies off. A file that is deleted takes its objects along.
 //! - Files are read when their writer closes them or renames them into place, never half written.
 
+mod each;
 mod files;
 mod notice;
 mod state;
@@ -16,7 +17,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weft_core::compile::{CompileOptions, Compiler};
@@ -25,7 +25,9 @@ use weft_core::resource::Change;
 use weft_core::{Problem, Snapshot};
 
 use crate::decode::ObjectCounts;
-use crate::writer::{self, Published, Update, Writer, WriterError};
+use crate::handle::Handle;
+use crate::writer::{self, Update, Writer, WriterError};
+pub(crate) use each::each_document;
 use files::Files;
 use notice::{Notice, Noticed, Wake};
 use tree::Tree;
@@ -59,46 +61,6 @@ pub enum StartError {
     Stopped,
 }
 
-/// A running directory source with its writer. Dropping it ends both threads.
-#[derive(Debug)]
-pub struct Handle {
-    published: Published,
-    wake: Sender<Wake>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Handle {
-    /// What readers see; may be cloned and kept.
-    pub fn published(&self) -> &Published {
-        &self.published
-    }
-
-    /// The snapshot in force.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.published.snapshot()
-    }
-}
-
-impl std::ops::Deref for Handle {
-    type Target = Published;
-
-    fn deref(&self) -> &Published {
-        &self.published
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // The source's end drops its sender, which ends the writer.
-        let stopped = self.wake.send(Wake::Stop);
-        for thread in self.threads.drain(..) {
-            if stopped.is_ok() && thread.join().is_err() {
-                tracing::error!("a thread of the configuration source panicked");
-            }
-        }
-    }
-}
-
 /// Reads everything, publishes the first snapshot, and goes on watching.
 ///
 /// # Errors
@@ -115,7 +77,8 @@ pub fn start(options: DirectoryOptions, compile: CompileOptions) -> Result<Handl
     let source = Source::new(options.paths, Notice::new(wake.clone()), updates);
     let reader = std::thread::Builder::new().name("weft-config".to_owned());
     let reader = reader.spawn(move || source.run(&woken, first)).map_err(StartError::Thread)?;
-    let handle = Handle { published, wake, threads: vec![reader, thread] };
+    let stop = Box::new(move || wake.send(Wake::Stop).is_ok());
+    let handle = Handle::new(published, stop, vec![reader, thread]);
     applied.recv().map_err(|_| StartError::Stopped)?;
     Ok(handle)
 }

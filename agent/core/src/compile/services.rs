@@ -142,7 +142,8 @@ impl Compiler {
         for key in std::mem::take(&mut self.dirty.services) {
             let old = self.services.get(&key).cloned();
             let state = self.namespaces.get(&key.namespace);
-            let new = state.and_then(|state| compile(state, &key, old.as_deref()));
+            let from_pods = self.options.endpoints_from_pods;
+            let new = state.and_then(|state| compile(state, &key, old.as_deref(), from_pods));
             self.replace_service(&key, old, new);
             self.routing.note_service(&key);
         }
@@ -247,14 +248,17 @@ fn match_selectors(state: &mut NamespaceState, names: &HashSet<Arc<str>>) {
     }
 }
 
-/// A Service with its endpoints; parts that equal those of `old` are shared with it.
+/// A Service with its endpoints, which come `from_pods` where no slice names them; parts that equal those of `old` are
+/// shared with it.
 fn compile(
     state: &NamespaceState,
     key: &NamespacedName,
     old: Option<&CompiledService>,
+    from_pods: bool,
 ) -> Option<CompiledService> {
     let record = state.services.get(&key.name)?;
-    let slices = state.slices_of.get(&key.name);
+    let none = Slices::default();
+    let slices = state.slices_of.get(&key.name).or((!from_pods).then_some(&none));
     // UDP is never captured, and a UDP port may have the number of a TCP port.
     let ports = record.service.ports.iter().filter(|port| port.protocol != PortProtocol::Udp);
     let ports = ports.map(|port| {
@@ -315,7 +319,7 @@ fn slice_endpoints(slices: &Slices, port: &ServicePort) -> Vec<Endpoint> {
     endpoints
 }
 
-/// Without EndpointSlices (directory source, ruling 16): the pods that the Service selects.
+/// Without EndpointSlices (`endpoints_from_pods`): the pods that the Service selects.
 fn pod_endpoints(state: &NamespaceState, record: &ServiceRecord, port: &ServicePort) -> Vec<Endpoint> {
     let pods = record.groups.iter().filter_map(|labels| state.groups.get(labels)).flatten();
     let mut endpoints = Vec::new();

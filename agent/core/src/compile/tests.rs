@@ -10,7 +10,8 @@ use crate::testing::{self, *};
 fn membership_of(labelled: &str, of_namespace: &str, adopt: bool) -> Option<bool> {
     let mut pod = pod("shop/web", &["10.0.0.1"], "");
     pod.labels = Arc::new(labels(labelled));
-    let mut compiler = Compiler::new(CompileOptions { node: None, adopt_istio_labels: adopt });
+    let mut compiler =
+        Compiler::new(CompileOptions { node: None, adopt_istio_labels: adopt, endpoints_from_pods: true });
     compiler.apply([
         upsert(Resource::Pod(pod)),
         upsert(Resource::Namespace(namespace("shop", of_namespace, ""))),
@@ -244,6 +245,27 @@ fn endpoints_come_from_pods_until_a_slice_exists() {
         compiler.apply([Change::Delete(ResourceKey { kind: Kind::EndpointSlice, name: key(name) })]);
     }
     assert_eq!(endpoints(&compiler.snapshot()), ["10.0.0.1:8080", "10.0.0.2:9090!", "[fd00::1]:8080"]);
+}
+
+#[test]
+fn in_a_cluster_slices_alone_are_endpoints() {
+    let options = CompileOptions { node: None, adopt_istio_labels: false, endpoints_from_pods: false };
+    let mut compiler = Compiler::new(options);
+    compiler.apply([
+        upsert(Resource::Service(service(
+            "shop/web",
+            &["10.96.0.1"],
+            "app=web",
+            &[port("http", 80, 8080, PortProtocol::Http)],
+        ))),
+        upsert(Resource::Pod(pod("shop/a", &["10.0.0.1"], "app=web"))),
+    ]);
+    assert!(endpoints(&compiler.snapshot()).is_empty());
+    let own = slice("shop/web-1", "web", &[("http", 8080)], &[("10.0.0.9", true)]);
+    compiler.apply([upsert(Resource::EndpointSlice(own))]);
+    assert_eq!(endpoints(&compiler.snapshot()), ["10.0.0.9:8080"]);
+    compiler.apply([Change::Delete(ResourceKey { kind: Kind::EndpointSlice, name: key("shop/web-1") })]);
+    assert!(endpoints(&compiler.snapshot()).is_empty());
 }
 
 #[test]

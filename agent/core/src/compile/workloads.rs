@@ -276,11 +276,7 @@ impl Compiler {
     /// The break-glass that keeps every pod of a namespace or a node out (ruling 12).
     fn emergency(&self, node: &Option<Arc<str>>, facts: NamespaceFacts) -> Option<Emergency> {
         let of_node = || node.as_ref().is_some_and(|node| self.bypassed_nodes.contains(node));
-        if facts.bypass {
-            Some(Emergency::Namespace)
-        } else {
-            of_node().then_some(Emergency::Node)
-        }
+        if facts.bypass { Some(Emergency::Namespace) } else { of_node().then_some(Emergency::Node) }
     }
 
     pub(super) fn upsert_node(&mut self, node: Node) {
@@ -333,7 +329,9 @@ impl Compiler {
                 continue;
             };
             let selecting = state.services_selecting(&record.workload.pod_labels);
-            let derived = selecting.into_iter().filter(|name| !state.slices_of.contains_key(name));
+            let from_pods = self.options.endpoints_from_pods;
+            let is_derived = |name: &Arc<str>| from_pods && !state.slices_of.contains_key(name);
+            let derived = selecting.into_iter().filter(is_derived);
             self.dirty.services.extend(derived.map(|name| NamespacedName::new(key.namespace.clone(), name)));
             self.routing.note_addresses(&record.workload.ips);
         }

@@ -12,7 +12,7 @@ use weft_kubernetes_tests::ControlPlane;
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The real API server answers.
     Real,
     /// A status with `Retry-After: 1`.
@@ -41,7 +41,7 @@ struct Shared {
 }
 
 /// The proxy. TLS and credentials are `kubectl proxy`'s, which stands behind it.
-pub struct Proxy {
+pub(crate) struct Proxy {
     kubectl: Child,
     address: SocketAddr,
     kubeconfig: PathBuf,
@@ -50,7 +50,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts it as administrator, letting everything through.
-    pub fn start(plane: &ControlPlane) -> Result<Self> {
+    pub(crate) fn start(plane: &ControlPlane) -> Result<Self> {
         let mut kubectl = Command::new(plane.programs().join("kubectl"))
             .args(["proxy", "--port=0"])
             .env("KUBECONFIG", plane.kubeconfig())
@@ -58,7 +58,8 @@ impl Proxy {
             .spawn()?;
         let mut line = String::new();
         BufReader::new(kubectl.stdout.take().context("it is piped")?).read_line(&mut line)?;
-        let behind = line.trim().rsplit(' ').next().unwrap_or_default().parse().context("kubectl names its port")?;
+        let behind =
+            line.trim().rsplit(' ').next().unwrap_or_default().parse().context("kubectl names its port")?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -86,25 +87,25 @@ impl Proxy {
         Ok(Self { kubectl, address, kubeconfig, shared })
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.kubeconfig.clone()
     }
 
     /// From now on requests are answered as the rule says of their path; open connections are cut.
-    pub fn answer(&self, rule: impl Fn(&str) -> Answer + Send + Sync + 'static) {
+    pub(crate) fn answer(&self, rule: impl Fn(&str) -> Answer + Send + Sync + 'static) {
         *self.shared.rule.lock().unwrap() = Arc::new(rule);
         self.cut();
     }
 
     /// Cuts every open connection.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         for stream in self.shared.open.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
     /// Requests so far.
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::Relaxed)
     }
 }
@@ -151,7 +152,9 @@ impl Shared {
             Answer::Real => self.forward(&head, &mut out, None, None),
             Answer::Slow(pause) => self.forward(&head, &mut out, None, Some(pause)),
             Answer::Truncated(bytes) => self.forward(&head, &mut out, Some(bytes), None),
-            Answer::Status(status) => out.write_all(of_text(&format!("{status} X"), "text/plain", "not now").as_bytes()),
+            Answer::Status(status) => {
+                out.write_all(of_text(&format!("{status} X"), "text/plain", "not now").as_bytes())
+            }
             Answer::Html => {
                 let page = "<html><body>\nPlease log in\n</body></html>\n";
                 out.write_all(of_text("200 OK", "text/html", page).as_bytes())

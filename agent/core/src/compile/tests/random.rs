@@ -213,7 +213,7 @@ proptest! {
 
     #[test]
     fn incremental_equals_from_scratch(batches in some_changes(), local_only in prop::bool::ANY) {
-        let options = CompileOptions { node: local_only.then(|| "a".into()), adopt_istio_labels: true };
+        let options = CompileOptions { node: local_only.then(|| "a".into()), adopt_istio_labels: true, endpoints_from_pods: true };
         let mut incremental = Compiler::new(options.clone());
         let mut model = BTreeMap::new();
         for batch in batches {

@@ -216,6 +216,7 @@ fn the_way_to_endpoints_follows_the_policy() {
         let mut compiler = crate::compile::Compiler::new(crate::compile::CompileOptions {
             node: Some("elsewhere".into()),
             adopt_istio_labels: true,
+            endpoints_from_pods: true,
         });
         let snapshot = applied(&mut compiler, world().into_iter().chain(more).map(upsert));
         let asked = ask("b", "/");

@@ -1,0 +1,428 @@
+//! What is known of the cluster's objects, and how that changes.
+//!
+//! Nothing is kept of an object but its name, its version and what is wrong with it: the objects themselves live
+//! in the compiler.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use weft_core::Problem;
+use weft_core::resource::{Change, Kind, NamespacedName, ResourceKey};
+
+use super::contact::{Freshness, Noter};
+use super::findings;
+use super::kinds::Target;
+use crate::decode::{Decoded, Decoder, ObjectCounts, Outcome, Trust};
+use crate::writer::{SourceReport, Update};
+
+/// Changes are sent in portions of this size, so that reading and compiling go hand in hand.
+const PORTION: usize = 1024;
+
+/// What became of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// This version of it is in force.
+    Accepted,
+    /// This version is invalid; an earlier one may be in force.
+    Rejected,
+    /// The mesh has no use for it.
+    Ignored,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: NamespacedName,
+    /// A hash of its resource version: what did not change is not decoded again.
+    version: u64,
+    /// The list in which it was last seen.
+    epoch: u32,
+    standing: Standing,
+}
+
+/// Whether a kind has been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Reading {
+    /// Not to its end.
+    Begun,
+    /// To its end, once at least.
+    Done,
+    /// It is forbidden.
+    Denied,
+}
+
+/// One kind.
+#[derive(Debug)]
+struct Table {
+    target: Target,
+    api_version: String,
+    entries: HashTable<Entry>,
+    epoch: u32,
+    reading: Reading,
+    counts: ObjectCounts,
+    problems: HashMap<NamespacedName, Vec<Problem>>,
+    /// Why it is not followed at present.
+    failure: Option<String>,
+    noter: Noter,
+}
+
+/// The name and version of an object, read before the whole of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) version: &'a str,
+}
+
+/// All kinds.
+#[derive(Debug)]
+pub(super) struct Store {
+    decoder: Decoder,
+    hasher: DefaultHashBuilder,
+    tables: BTreeMap<String, Table>,
+    freshness: Freshness,
+    updates: SyncSender<Update>,
+    pending: Vec<Change>,
+    /// The next update begins anew.
+    reset: bool,
+    /// It is known which kinds there are.
+    discovered: bool,
+    /// Every kind was read (or denied) once since the beginning.
+    complete: bool,
+    /// Why it cannot be asked which kinds there are.
+    discovery_failure: Option<String>,
+    /// Kinds that appear are found by asking again and again.
+    polling: bool,
+    /// All findings, unless they changed since they were put together.
+    problems: Option<Arc<[Problem]>>,
+    decoded: Vec<Decoded>,
+}
+
+impl Store {
+    pub(super) fn new(decoder: Decoder, freshness: Freshness, updates: SyncSender<Update>) -> Self {
+        Self {
+            decoder,
+            hasher: DefaultHashBuilder::default(),
+            tables: BTreeMap::new(),
+            freshness,
+            updates,
+            pending: Vec::new(),
+            reset: false,
+            discovered: false,
+            complete: false,
+            discovery_failure: None,
+            polling: false,
+            problems: None,
+            decoded: Vec::new(),
+        }
+    }
+
+    /// A decoder for objects of the API.
+    pub(super) fn decoder() -> Decoder {
+        Decoder::new(Trust::Api)
+    }
+
+    /// A kind that is read from now on, perhaps in another version than before.
+    pub(super) fn add(&mut self, target: Target) {
+        let label = target.label();
+        let api_version = target.api_version();
+        if let Some(table) = self.tables.get_mut(&label) {
+            table.target = target;
+            table.api_version = api_version;
+            return;
+        }
+        let table = Table {
+            target,
+            api_version,
+            entries: HashTable::new(),
+            epoch: 0,
+            reading: Reading::Begun,
+            counts: ObjectCounts::default(),
+            problems: HashMap::new(),
+            failure: None,
+            noter: self.freshness.contact(&label),
+        };
+        self.tables.insert(label, table);
+        self.problems = None;
+    }
+
+    /// A kind does not exist any more, nor do its objects.
+    pub(super) fn remove(&mut self, label: &str) {
+        self.begin(label);
+        self.end(label);
+        self.tables.remove(label);
+        self.freshness.forget(label);
+        self.problems = None;
+    }
+
+    /// What to note about a kind.
+    pub(super) fn noter(&self, label: &str) -> Noter {
+        self.freshness.contact(label)
+    }
+
+    /// The compiler needs everything again.
+    pub(super) fn begin_anew(&mut self) {
+        for table in self.tables.values_mut() {
+            table.entries.clear();
+            table.counts = ObjectCounts::default();
+            table.problems.clear();
+            if table.reading == Reading::Done {
+                table.reading = Reading::Begun;
+            }
+        }
+        self.pending.clear();
+        self.problems = None;
+        self.reset = true;
+        self.complete = false;
+    }
+
+    /// A list of a kind begins.
+    pub(super) fn begin(&mut self, label: &str) {
+        if let Some(table) = self.tables.get_mut(label) {
+            table.epoch = table.epoch.wrapping_add(1);
+        }
+    }
+
+    /// An object of a list, or one that is new or changed.
+    pub(super) fn upsert(&mut self, label: &str, head: Head<'_>, text: &str) {
+        let Some(table) = self.tables.get_mut(label) else { return };
+        let hash = self.hasher.hash_one((head.namespace, head.name));
+        let version = self.hasher.hash_one(head.version);
+        let known = table.entries.find_mut(hash, |entry| entry.is(head));
+        let in_force = known.as_ref().is_some_and(|entry| entry.standing != Standing::Ignored);
+        if let Some(entry) = known
+            && entry.version == version
+        {
+            entry.epoch = table.epoch;
+            return;
+        }
+        self.decoder.known(text, (&table.api_version, table.target.wanted.kind), &mut self.decoded);
+        let Some(Decoded { outcome, problems }) = self.decoded.pop() else { return };
+        self.decoded.clear();
+        let (standing, name, resource) = match outcome {
+            Outcome::Accepted(resource) => (Standing::Accepted, resource.key().name, Some(resource)),
+            Outcome::Rejected(_) | Outcome::Refused => (Standing::Rejected, head.key(), None),
+            Outcome::Ignored => (Standing::Ignored, head.key(), None),
+        };
+        if standing == Standing::Rejected {
+            table.noter.undecodable();
+        }
+        if table.note(
+            &self.hasher,
+            hash,
+            Entry { name: name.clone(), version, epoch: table.epoch, standing },
+            problems,
+        ) {
+            self.problems = None;
+        }
+        match (resource, table.target.wanted.read) {
+            (Some(resource), _) => self.push(Change::Upsert(resource)),
+            (None, Some(kind)) if standing == Standing::Ignored && in_force => {
+                self.push(Change::Delete(ResourceKey { kind, name }));
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// An object is gone.
+    pub(super) fn delete(&mut self, label: &str, head: Head<'_>) {
+        let Some(table) = self.tables.get_mut(label) else { return };
+        let hash = self.hasher.hash_one((head.namespace, head.name));
+        let Ok(entry) = table.entries.find_entry(hash, |entry| entry.is(head)) else { return };
+        let (entry, _) = entry.remove();
+        self.gone(label, entry);
+    }
+
+    /// The list of a kind is complete: what was not in it is gone.
+    pub(super) fn end(&mut self, label: &str) {
+        let Some(table) = self.tables.get_mut(label) else { return };
+        let epoch = table.epoch;
+        let missing: Vec<Entry> = table.entries.extract_if(|entry| entry.epoch != epoch).collect();
+        table.reading = Reading::Done;
+        table.noter.synced();
+        for entry in missing {
+            self.gone(label, entry);
+        }
+        self.note_progress();
+    }
+
+    fn gone(&mut self, label: &str, entry: Entry) {
+        let Some(table) = self.tables.get_mut(label) else { return };
+        count(&mut table.counts, entry.standing, false);
+        if table.problems.remove(&entry.name).is_some() {
+            self.problems = None;
+        }
+        if let Some(kind) = table.target.wanted.read
+            && entry.standing != Standing::Ignored
+        {
+            self.push(Change::Delete(ResourceKey { kind, name: entry.name }));
+        }
+    }
+
+    /// What comes of asking which kinds there are.
+    pub(super) fn discovered(&mut self, failure: Option<String>) {
+        if failure != self.discovery_failure {
+            self.problems = None;
+        }
+        self.discovered |= failure.is_none();
+        self.discovery_failure = failure;
+        self.note_progress();
+    }
+
+    /// The kinds of the cluster may not be listed, for good.
+    pub(super) fn undiscoverable(&mut self, failure: String) {
+        self.discovered(Some(failure));
+        self.discovered = true;
+        self.note_progress();
+    }
+
+    /// Whether kinds that appear are found by asking only.
+    pub(super) fn set_polling(&mut self, polling: bool) {
+        if self.polling != polling {
+            self.polling = polling;
+            self.problems = None;
+        }
+    }
+
+    /// Whether kinds that appear are told of.
+    pub(super) fn is_told_of_kinds(&self) -> bool {
+        !self.polling
+    }
+
+    /// A kind may not be read.
+    pub(super) fn denied(&mut self, label: &str, failure: String) {
+        if let Some(table) = self.tables.get_mut(label)
+            && table.reading == Reading::Begun
+        {
+            table.reading = Reading::Denied;
+        }
+        self.failed(label, Some(failure));
+        self.note_progress();
+    }
+
+    /// A kind is not followed at present, or is again.
+    pub(super) fn failed(&mut self, label: &str, failure: Option<String>) {
+        if let Some(table) = self.tables.get_mut(label)
+            && table.failure != failure
+        {
+            table.failure = failure;
+            self.problems = None;
+        }
+    }
+
+    fn note_progress(&mut self) {
+        self.complete |= self.discovered && self.tables.values().all(|table| table.reading != Reading::Begun);
+    }
+
+    fn push(&mut self, change: Change) {
+        self.pending.push(change);
+        if self.pending.len() == PORTION {
+            let changes = std::mem::take(&mut self.pending);
+            self.send(changes, None);
+        }
+    }
+
+    /// Hands over what changed.
+    pub(super) fn flush(&mut self) {
+        let changes = std::mem::take(&mut self.pending);
+        let report = self.report();
+        self.send(changes, Some(report));
+    }
+
+    fn send(&mut self, changes: Vec<Change>, report: Option<SourceReport>) {
+        let update = Update { reset: std::mem::take(&mut self.reset), changes, report, done: None };
+        // This waits while the writer is behind, and with us the API server: that is what bounds memory. A writer
+        // that is gone needs nothing.
+        if self.updates.send(update).is_err() {
+            tracing::debug!("nobody takes the configuration any more");
+        }
+    }
+
+    fn report(&mut self) -> SourceReport {
+        let mut objects = ObjectCounts::default();
+        let mut kinds: BTreeMap<Kind, usize> = BTreeMap::new();
+        for table in self.tables.values() {
+            objects += table.counts;
+            if let Some(kind) = table.target.wanted.read
+                && !table.entries.is_empty()
+            {
+                *kinds.entry(kind).or_default() += table.entries.len();
+            }
+        }
+        SourceReport {
+            problems: self.problems(),
+            objects,
+            kinds,
+            pending: !self.complete,
+            freshness: Some(self.freshness.clone()),
+        }
+    }
+
+    fn problems(&mut self) -> Arc<[Problem]> {
+        if let Some(known) = &self.problems {
+            return known.clone();
+        }
+        let failing = self.tables.values().filter_map(|table| {
+            let failure = table.failure.as_deref()?;
+            Some((table.target, failure, table.reading == Reading::Denied))
+        });
+        let mut problems = findings::of_source(failing, self.discovery_failure.as_deref(), self.polling);
+        for table in self.tables.values() {
+            let mut names: Vec<_> = table.problems.iter().collect();
+            names.sort_unstable_by_key(|(name, _)| *name);
+            problems.extend(names.into_iter().flat_map(|(_, problems)| problems.iter().cloned()));
+        }
+        let problems: Arc<[Problem]> = problems.into();
+        self.problems = Some(problems.clone());
+        problems
+    }
+}
+
+impl Head<'_> {
+    fn key(self) -> NamespacedName {
+        NamespacedName::new(self.namespace, self.name)
+    }
+}
+
+impl Entry {
+    fn is(&self, head: Head<'_>) -> bool {
+        *self.name.name == *head.name && *self.name.namespace == *head.namespace
+    }
+}
+
+impl Table {
+    /// Notes what became of an object; true if that changes the findings.
+    fn note(&mut self, hasher: &DefaultHashBuilder, hash: u64, new: Entry, problems: Vec<Problem>) -> bool {
+        count(&mut self.counts, new.standing, true);
+        let had = self.problems.remove(&new.name).is_some();
+        let has = !problems.is_empty();
+        if has {
+            self.problems.insert(new.name.clone(), problems);
+        }
+        match self.entries.find_mut(hash, |entry| entry.name == new.name) {
+            Some(entry) => {
+                count(&mut self.counts, entry.standing, false);
+                *entry = new;
+            }
+            None => {
+                let rehash = |entry: &Entry| hasher.hash_one((&*entry.name.namespace, &*entry.name.name));
+                self.entries.insert_unique(hash, new, rehash);
+            }
+        }
+        had || has
+    }
+}
+
+fn count(counts: &mut ObjectCounts, standing: Standing, one_more: bool) {
+    let ObjectCounts { read, accepted, rejected, ignored } = counts;
+    let of = match standing {
+        Standing::Accepted => accepted,
+        Standing::Rejected => rejected,
+        Standing::Ignored => ignored,
+    };
+    let by = if one_more { 1 } else { -1 };
+    *of = of.saturating_add_signed(by);
+    *read = read.saturating_add_signed(by);
+}
