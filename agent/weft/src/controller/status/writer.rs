@@ -1,0 +1,428 @@
+//! Writes statuses while we lead: judges all objects whenever something has changed, and writes what differs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::watch;
+use weft_control::writer::Published;
+
+use super::findings::{Context, Judged, Key, judge};
+use super::objects::{self, Store, Tracked, View};
+use super::report::{Mode, Part, Standing, Verdict, says_rejected};
+use super::surroundings;
+use crate::controller::MANAGER;
+use crate::controller::counters::{Counters, Write};
+use crate::controller::lease::Leadership;
+use crate::output;
+
+/// Changes that follow one another closely are judged together.
+const QUIET: Duration = Duration::from_millis(100);
+/// Writes at once when there is much to write …
+const BURST: f64 = 50.0;
+/// … and then so many a second.
+const PER_SECOND: f64 = 50.0;
+/// Surroundings are read again after a change, but not sooner than this …
+const SOONEST: Duration = Duration::from_secs(2);
+/// … nor sooner than so many times as long as reading took …
+const RARELY: u32 = 20;
+/// … and without a change after this.
+const LATEST: Duration = Duration::from_secs(600);
+/// Longest text of an event, in bytes (events.k8s.io/v1).
+const LONGEST_NOTE: usize = 1000;
+
+/// What the writer needs.
+pub(in crate::controller) struct WriterOptions {
+    pub(in crate::controller) mode: Mode,
+    pub(in crate::controller) client: Client,
+    pub(in crate::controller) published: Published,
+    pub(in crate::controller) leadership: Leadership,
+    pub(in crate::controller) counters: Arc<Counters>,
+    /// Who writes events.
+    pub(in crate::controller) identity: String,
+}
+
+/// The writer of statuses.
+pub(in crate::controller) struct Writer {
+    options: WriterOptions,
+    recorder: Recorder,
+}
+
+impl Writer {
+    pub(in crate::controller) fn new(options: WriterOptions) -> Self {
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(options.identity.clone()) };
+        let recorder = Recorder::new(options.client.clone(), reporter);
+        Self { options, recorder }
+    }
+
+    /// Writes whenever we lead, for ever. When it is dropped nothing more is sent.
+    pub(in crate::controller) async fn run(self) {
+        let Self { options, recorder } = self;
+        if options.mode == Mode::Off {
+            std::future::pending::<()>().await;
+        }
+        let mut leadership = options.leadership.clone();
+        loop {
+            leadership.won().await;
+            let store = Arc::new(Store::default());
+            let term = Term::new(&options, &recorder, store.clone());
+            tokio::select! {
+                () = leadership.lost() => {}
+                () = objects::follow(options.client.clone(), store) => {}
+                () = term.run() => {}
+            }
+        }
+    }
+}
+
+/// What was written on an object.
+#[derive(Debug, Clone, Default)]
+struct Written {
+    /// What was wanted, and what stood there afterwards: a schema may leave out a field of ours.
+    part: Option<(Part, Part)>,
+    /// Times that the same was written: somebody undoes it.
+    again: u32,
+    not_before: Option<Instant>,
+}
+
+/// The time for which we lead.
+struct Term<'w> {
+    options: &'w WriterOptions,
+    recorder: &'w Recorder,
+    store: Arc<Store>,
+    changes: watch::Receiver<u64>,
+    context: Context,
+    /// When surroundings were last read, and how long that took.
+    read: Option<(Instant, Duration)>,
+    /// The configuration has changed since then.
+    stale: bool,
+    judged: Judged,
+    /// Of what `judged` tells: texts, configuration, readings.
+    judged_of: Option<(u64, u64, u64)>,
+    readings: u64,
+    written: BTreeMap<Key, Written>,
+    pace: Pace,
+    /// What was told already.
+    told: HashSet<String>,
+}
+
+impl<'w> Term<'w> {
+    fn new(options: &'w WriterOptions, recorder: &'w Recorder, store: Arc<Store>) -> Self {
+        Self {
+            options,
+            recorder,
+            store,
+            changes: options.published.subscribe(),
+            context: Context::default(),
+            read: None,
+            stale: true,
+            judged: Judged::new(),
+            judged_of: None,
+            readings: 0,
+            written: BTreeMap::new(),
+            pace: Pace::new(Instant::now()),
+            told: HashSet::new(),
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let mut next = LATEST;
+            if let Some(view) = self.store.view() {
+                next = next.min(self.look_around(view.all).await);
+                self.judge(&view).await;
+                next = next.min(self.write(view).await);
+            }
+            tokio::select! {
+                () = self.store.changed() => {}
+                changed = self.changes.changed() => match changed {
+                    Ok(()) => self.stale = true,
+                    // The source has ended, and with it the process.
+                    Err(_) => std::future::pending().await,
+                },
+                () = tokio::time::sleep(next) => {}
+            }
+            tokio::time::sleep(QUIET).await;
+        }
+    }
+
+    /// Reads the surroundings if it is time to; says when it is time again.
+    async fn look_around(&mut self, all: bool) -> Duration {
+        if !all {
+            self.context.surroundings = None;
+            self.read = None;
+            return LATEST;
+        }
+        let now = Instant::now();
+        let due = self
+            .read
+            .map_or(now, |(when, took)| when + if self.stale { SOONEST.max(took * RARELY) } else { LATEST });
+        if now < due {
+            return due - now;
+        }
+        self.stale = false;
+        match surroundings::read(&self.options.client).await {
+            Ok(set) => self.context.surroundings = Some(set),
+            Err(error) => {
+                self.context.surroundings = None;
+                let error = output::chain(&error);
+                self.tell(format!("nothing is said to be missing in objects: {error}"));
+            }
+        }
+        self.readings += 1;
+        self.read = Some((now, now.elapsed()));
+        SOONEST.max(now.elapsed() * RARELY)
+    }
+
+    /// Judges all objects, if anything has changed.
+    async fn judge(&mut self, view: &View) {
+        let snapshot = self.options.published.snapshot();
+        let of = (view.revision, snapshot.revision(), self.readings);
+        if self.judged_of == Some(of) {
+            return;
+        }
+        self.context.compiled = snapshot.problems().to_vec();
+        let objects = view.objects.iter().map(|(key, tracked)| (key.clone(), tracked.text.clone())).collect();
+        let context = std::mem::take(&mut self.context);
+        // With thousands of objects this takes long.
+        match tokio::task::spawn_blocking(move || judge(objects, context)).await {
+            Ok((judged, context)) => {
+                (self.judged, self.context) = (judged, context);
+                self.judged_of = Some(of);
+                self.count();
+            }
+            // The panic was logged. The surroundings are lost with it.
+            Err(_) => (self.read, self.stale) = (None, true),
+        }
+    }
+
+    fn count(&self) {
+        let rejected = self.judged.values().filter(|(_, verdict)| verdict.standing == Standing::Rejected);
+        self.options.counters.judged(self.judged.len(), rejected.count());
+    }
+
+    /// Writes what differs; says when to try again.
+    async fn write(&mut self, view: View) -> Duration {
+        self.written.retain(|key, _| self.judged.contains_key(key));
+        let mut next = LATEST;
+        for (key, tracked) in &view.objects {
+            let verdict = match self.judged.get(key) {
+                Some((text, verdict)) if *text == tracked.text => verdict.clone(),
+                // It has changed since: the next round judges it.
+                Some(_) | None => continue,
+            };
+            let Some(part) = self.missing(key, tracked, &verdict) else { continue };
+            let wait = self.written.get(key).and_then(|written| written.not_before);
+            if let Some(wait) = wait.map(|when| when.saturating_duration_since(Instant::now()))
+                && !wait.is_zero()
+            {
+                next = next.min(wait);
+                continue;
+            }
+            tokio::time::sleep(self.pace.take(Instant::now())).await;
+            if !self.options.leadership.holds() {
+                return next;
+            }
+            let Some(later) = self.patch(key, tracked, &part).await else {
+                self.publish_event(key, tracked, &verdict).await;
+                continue;
+            };
+            next = next.min(later.wait);
+            if later.hopeless {
+                return next;
+            }
+        }
+        next
+    }
+
+    /// What the status does not say yet.
+    fn missing(&self, key: &Key, tracked: &Tracked, verdict: &Verdict) -> Option<Part> {
+        let part = Part::wanted(verdict, &tracked.current, self.options.mode)?;
+        let standing = part.standing(tracked.status());
+        let known = self.written.get(key).and_then(|written| written.part.as_ref());
+        let as_written = known.is_some_and(|(wanted, stood)| *wanted == part && *stood == standing);
+        (standing != part && !as_written).then_some(part)
+    }
+
+    /// Writes one status. `None` if that is done, else when to try again.
+    async fn patch(&mut self, key: &Key, tracked: &Tracked, part: &Part) -> Option<Later> {
+        let served = self.store.served(key.kind)?;
+        if !served.has_status {
+            self.tell(format!(
+                "{} has no status that could be written: its definition lacks the subresource",
+                key.kind
+            ));
+            return Some(self.later(key, Duration::from_secs(600)));
+        }
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.options.client.clone(), &key.namespace, &served.resource);
+        let patch = part.patch(tracked.status(), &tracked.version, Timestamp::now());
+        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Merge(&patch);
+        let request = api.patch_status(&key.name, &params, &patch);
+        match tokio::time::timeout(self.options.leadership.terms().request(), request).await {
+            Ok(Ok(object)) => {
+                self.options.counters.wrote(Write::Done);
+                self.note(key, part, &object);
+                self.store.answered(key.kind, object);
+                None
+            }
+            Ok(Err(error)) => Some(self.failed(key, &error)),
+            Err(_) => {
+                self.options.counters.wrote(Write::Failed);
+                Some(Later { hopeless: true, ..self.later(key, Duration::from_secs(2)) })
+            }
+        }
+    }
+
+    fn note(&mut self, key: &Key, part: &Part, object: &DynamicObject) {
+        let stood = part.standing(object.data.get("status").unwrap_or(&serde_json::Value::Null));
+        let written = self.written.entry(key.clone()).or_default();
+        let same = written.part.as_ref().is_some_and(|(before, _)| before == part);
+        written.again = if same { written.again.saturating_add(1) } else { 0 };
+        written.part = Some((part.clone(), stood));
+        let patience = Duration::from_secs(1 << written.again.min(8));
+        written.not_before = (written.again > 0).then(|| Instant::now() + patience);
+        if written.again == 3 {
+            tracing::warn!(?key, "another controller undoes this status again and again");
+        }
+    }
+
+    fn failed(&mut self, key: &Key, error: &kube::Error) -> Later {
+        let code = match error {
+            kube::Error::Api(status) => status.code,
+            _ => 0,
+        };
+        let result = if code == 409 { Write::Conflict } else { Write::Failed };
+        self.options.counters.wrote(result);
+        match code {
+            // It has changed: the watch brings the new version.
+            409 => self.later(key, Duration::from_millis(500)),
+            404 => self.later(key, Duration::from_secs(10)),
+            401 | 403 | 422 => {
+                let error = output::chain(error);
+                self.tell(format!("the status of {} cannot be written: {error}", key.kind));
+                self.later(key, Duration::from_secs(60))
+            }
+            _ => {
+                tracing::debug!(?key, error = output::chain(error), "a status could not be written");
+                Later { hopeless: true, ..self.later(key, Duration::from_secs(2)) }
+            }
+        }
+    }
+
+    fn later(&mut self, key: &Key, wait: Duration) -> Later {
+        self.written.entry(key.clone()).or_default().not_before = Some(Instant::now() + wait);
+        Later { wait, hopeless: false }
+    }
+
+    /// An event when an object is rejected, for those who look there.
+    async fn publish_event(&mut self, key: &Key, tracked: &Tracked, verdict: &Verdict) {
+        if verdict.standing != Standing::Rejected || says_rejected(tracked.status()) {
+            return;
+        }
+        let Some(served) = self.store.served(key.kind) else { return };
+        let reference = ObjectReference {
+            api_version: Some(served.resource.api_version),
+            kind: Some(key.kind.to_owned()),
+            namespace: Some(key.namespace.to_string()),
+            name: Some(key.name.to_string()),
+            uid: Some(tracked.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "Invalid".to_owned(),
+            note: Some(shortened(verdict.message())),
+            action: "Validate".to_owned(),
+            secondary: None,
+        };
+        let published = self.recorder.publish(&event, &reference);
+        match tokio::time::timeout(self.options.leadership.terms().request(), published).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                self.tell(format!("events cannot be written: {}", output::chain(&error)));
+            }
+            Err(_) => tracing::debug!("an event could not be written in time"),
+        }
+    }
+
+    /// Tells of something that stays as it is, once.
+    fn tell(&mut self, text: String) {
+        // Texts of the API server may differ each time.
+        if self.told.len() < 100 && !self.told.contains(&text) {
+            tracing::warn!("{text}");
+            self.told.insert(text);
+        }
+    }
+}
+
+/// A write that has to wait.
+#[derive(Debug, Clone, Copy)]
+struct Later {
+    wait: Duration,
+    /// The others would fare no better.
+    hopeless: bool,
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST_NOTE {
+        let end = (0..=LONGEST_NOTE).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// A bucket that fills with time.
+#[derive(Debug)]
+struct Pace {
+    left: f64,
+    when: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { left: BURST, when: now }
+    }
+
+    /// Takes one; says how long to wait before.
+    fn take(&mut self, now: Instant) -> Duration {
+        let filled = now.duration_since(self.when).as_secs_f64() * PER_SECOND;
+        self.left = (self.left + filled).min(BURST) - 1.0;
+        self.when = now;
+        Duration::from_secs_f64((-self.left).max(0.0) / PER_SECOND)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn much_is_written_slowly() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        for at in 0..50 {
+            assert_eq!(pace.take(begin), Duration::ZERO, "{at}");
+        }
+        assert_eq!(pace.take(begin), Duration::from_millis(20));
+        assert_eq!(pace.take(begin), Duration::from_millis(40));
+        let later = begin + Duration::from_secs(3600);
+        assert_eq!(pace.take(later), Duration::ZERO, "time has filled it up, but not beyond the brim");
+        let at_once = (0..100).filter(|_| pace.take(later).is_zero()).count();
+        assert_eq!(at_once, 49);
+    }
+
+    #[test]
+    fn notes_are_cut_between_characters() {
+        let text = shortened("ü".repeat(1000));
+        assert!(text.len() <= LONGEST_NOTE + '…'.len_utf8() && text.ends_with("ü…"));
+        assert_eq!(shortened("short".to_owned()), "short");
+    }
+}
