@@ -1,8 +1,10 @@
 //! What `status` and `analyze` say (spec: machine-readable contract of the commands).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use weft_control::kubernetes::Freshness;
 use weft_core::{Problem, Severity};
 
 use crate::explain::ObjectView;
@@ -30,6 +32,67 @@ pub(crate) struct ConfigStatus {
     pub(crate) age_ms: u64,
     pub(crate) objects: BTreeMap<String, usize>,
     pub(crate) problems: usize,
+    /// Whether changes are heard of; `null` where the source is no server.
+    #[serde(default)]
+    pub(crate) connected: Option<bool>,
+    /// What is known of each kind that is watched; empty where the source is no server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) freshness: Vec<KindFreshness>,
+}
+
+impl Status {
+    /// Nothing is wrong on this node.
+    pub(crate) fn is_fine(&self) -> bool {
+        self.ready && !self.break_glass && self.workloads.iter().all(|pod| pod.state != "failed")
+    }
+}
+
+impl WorkloadStatus {
+    pub(crate) fn is_in(&self, namespace: &str) -> bool {
+        self.pod.split_once('/').is_some_and(|(of_pod, _)| of_pod == namespace)
+    }
+}
+
+/// The watch of one kind.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct KindFreshness {
+    pub(crate) kind: String,
+    pub(crate) connected: bool,
+    /// Everything was read once.
+    pub(crate) synced: bool,
+    /// Since when nothing was heard of it.
+    pub(crate) age_ms: Option<u64>,
+    /// Why it is not watched.
+    pub(crate) failure: Option<String>,
+    pub(crate) watch_restarts: u64,
+}
+
+impl From<&weft_control::Status> for ConfigStatus {
+    fn from(status: &weft_control::Status) -> Self {
+        let freshness = status.freshness.as_ref().map(Freshness::kinds).unwrap_or_default();
+        Self {
+            source: status.source.into(),
+            revision: status.revision.to_string(),
+            age_ms: milliseconds(status.age()),
+            objects: status.kinds.iter().map(|(kind, count)| (kind.as_str().to_owned(), *count)).collect(),
+            problems: status.problems.len(),
+            connected: status.is_connected(),
+            freshness: freshness.into_iter().map(KindFreshness::from).collect(),
+        }
+    }
+}
+
+impl From<weft_control::kubernetes::KindFreshness> for KindFreshness {
+    fn from(kind: weft_control::kubernetes::KindFreshness) -> Self {
+        let weft_control::kubernetes::KindFreshness {
+            kind, connected, synced, age, failure, restarts, ..
+        } = kind;
+        Self { kind, connected, synced, age_ms: age.map(milliseconds), failure, watch_restarts: restarts }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

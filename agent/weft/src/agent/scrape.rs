@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use weft_control::kubernetes::{Freshness, KindFreshness};
 use weft_core::Severity;
 use weft_telemetry::{AccessLog, ScrapeSink, families};
 
@@ -64,6 +65,22 @@ fn configuration(facts: &Facts, sink: &mut ScrapeSink) {
         let count = status.problems.iter().filter(|problem| problem.severity == severity).count();
         sink.set(&families::CONFIG_PROBLEMS, &[&severity.to_string()], count as f64);
     }
+    for kind in status.freshness.iter().flat_map(Freshness::kinds) {
+        watch(&kind, sink);
+    }
+}
+
+/// The watch of one kind at the API server.
+fn watch(of: &KindFreshness, sink: &mut ScrapeSink) {
+    let kind = of.kind.as_str();
+    sink.set(&families::CONFIG_CONNECTED, &[kind], f64::from(u8::from(of.connected)));
+    if let Some(age) = of.age {
+        sink.set(&families::CONFIG_KIND_AGE, &[kind], age.as_secs_f64());
+    }
+    sink.set(&families::CONFIG_REQUESTS, &[kind, "list"], of.lists as f64);
+    sink.set(&families::CONFIG_REQUESTS, &[kind, "watch"], of.watches as f64);
+    sink.set(&families::CONFIG_WATCH_RESTARTS, &[kind], of.restarts as f64);
+    sink.set(&families::CONFIG_UNDECODABLE, &[kind], of.undecodable as f64);
 }
 
 fn certificates(facts: &Facts, sink: &mut ScrapeSink) {

@@ -66,7 +66,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config;
 
-    pub(in super::super) fn published(yaml: &str) -> (tempfile::TempDir, weft_control::directory::Handle) {
+    pub(in super::super) fn published(yaml: &str) -> (tempfile::TempDir, weft_control::Handle) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("mesh.yaml"), yaml).unwrap();
         let handle = config::watch(&[dir.path().to_owned()], "", true).unwrap();

@@ -1,0 +1,112 @@
+//! What the agent answers before it has a configuration: that it waits for one, and why.
+
+use std::sync::{Arc, OnceLock};
+
+use http::StatusCode;
+use tokio::net::{TcpListener, UnixListener};
+use weft_control::writer::{Published, Status};
+use weft_core::Severity;
+
+use super::admin::{self, Facts};
+use super::http::{Asked, Handler, serve_tcp, serve_unix, words};
+use crate::shutdown::Signals;
+use crate::view;
+
+/// The servers, from the first moment on.
+pub(super) struct Beginning {
+    metrics: Staged,
+    readiness: Staged,
+    admin: Staged,
+}
+
+/// A handler that is replaced once.
+#[derive(Clone, Default)]
+struct Staged(Arc<OnceLock<Handler>>);
+
+impl Staged {
+    fn handler(&self, first: Handler) -> Handler {
+        let later = self.0.clone();
+        Arc::new(move |asked| match later.get() {
+            Some(later) => later(asked),
+            None => first(asked),
+        })
+    }
+
+    fn replace(&self, later: Handler) {
+        // There is one beginning.
+        let _ = self.0.set(later);
+    }
+}
+
+impl Beginning {
+    /// Begins to serve. Must be called on the runtime.
+    pub(super) fn serve(
+        metrics: TcpListener,
+        readiness: TcpListener,
+        admin: UnixListener,
+        node: &str,
+        config: &Published,
+    ) -> Self {
+        let stages =
+            Self { metrics: Staged::default(), readiness: Staged::default(), admin: Staged::default() };
+        let waiting = handler(node, config);
+        tokio::spawn(serve_tcp(metrics, stages.metrics.handler(waiting.clone())));
+        tokio::spawn(serve_tcp(readiness, stages.readiness.handler(waiting.clone())));
+        tokio::spawn(serve_unix(admin, stages.admin.handler(waiting)));
+        stages
+    }
+
+    /// From now on everything is answered.
+    pub(super) fn goes_on(self, facts: &Facts) {
+        self.metrics.replace(admin::metrics_handler(facts.clone()));
+        self.readiness.replace(admin::readiness_handler(facts.clone()));
+        self.admin.replace(admin::admin_handler(facts.clone()));
+    }
+}
+
+/// Waits for everything to be read; false if a signal asks for the end.
+pub(super) async fn configuration(config: &Published, signals: &mut Signals) -> anyhow::Result<bool> {
+    if config.status().complete {
+        return Ok(true);
+    }
+    tracing::info!("waiting for the configuration: until then nothing is changed on this node");
+    tokio::select! {
+        complete = config.completed() => {
+            anyhow::ensure!(complete, "the configuration is not followed any more");
+            Ok(true)
+        }
+        () = signals.next() => Ok(false),
+    }
+}
+
+fn handler(node: &str, config: &Published) -> Handler {
+    let (node, config): (Arc<str>, Published) = (node.into(), config.clone());
+    Arc::new(move |asked: Asked| {
+        let status = config.status();
+        let answer = match asked.path.as_str() {
+            "/status" => admin::json(&waiting(&node, &status)),
+            _ => words(StatusCode::SERVICE_UNAVAILABLE, &why(&status)),
+        };
+        Box::pin(std::future::ready(answer))
+    })
+}
+
+fn why(status: &Status) -> String {
+    let error = status.problems.iter().find(|problem| problem.severity == Severity::Error);
+    let error = error.map(|problem| format!(": {}", problem.message)).unwrap_or_default();
+    format!("the configuration has not been read to its end yet{error}")
+}
+
+fn waiting(node: &str, config: &Status) -> view::Status {
+    view::Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        node: node.into(),
+        ready: false,
+        not_ready: Some(why(config)),
+        break_glass: false,
+        config: config.into(),
+        workloads: Vec::new(),
+        certificates: Vec::new(),
+        kernel: view::KernelStatus::default(),
+    }
+}
