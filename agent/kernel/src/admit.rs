@@ -3,31 +3,28 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 
 use weft_core::resource::NamespacedName;
 
 use crate::Netns;
-use crate::cgroup::{Misplaced, Processes};
+use crate::cgroup::{Misplaced, Placement};
 use crate::datapath::PodToEnrol;
 use crate::enrol::{Candidate, EnrolledPod, inode};
 use crate::error::{Doing, EnrolError};
 use crate::pins::Pins;
 use crate::route::Routes;
 
-const HOST_NETNS: &str = "/proc/1/ns/net";
-
 /// Checks a pod's namespace, its addresses and its processes.
 pub(crate) fn admit(
     pod: &PodToEnrol,
     own: &Netns,
     enrolled: &HashMap<NamespacedName, EnrolledPod>,
-    processes: &mut Processes,
+    placement: &Placement,
     pins: &Pins,
 ) -> Result<(Candidate, Routes), EnrolError> {
     let netns = open(pod)?;
-    refuse_host(pod, &netns, own)?;
+    refuse_host(pod, &netns, own, placement)?;
     refuse_other_pods(pod, &netns, enrolled)?;
     let mut routes = netns
         .run(Routes::open)
@@ -38,7 +35,7 @@ pub(crate) fn admit(
     if pod.ips.is_empty() || !missing.is_empty() {
         return Err(lacks_addresses(pod, &missing));
     }
-    let misplaced = processes.misplaced(netns.inode()).doing(|| "list the processes of the pods")?;
+    let misplaced = placement.misplaced(netns.inode()).doing(|| "list the processes of the pods")?;
     misplaced.map_or(Ok(()), |misplaced| Err(refuse_misplaced(pod, misplaced)))?;
     let candidate = Candidate {
         key: pod.key.clone(),
@@ -57,18 +54,27 @@ fn refused(pod: &PodToEnrol, reason: &str) -> EnrolError {
 
 fn open(pod: &PodToEnrol) -> Result<Netns, EnrolError> {
     Netns::open(&pod.netns).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => refused(pod, "the namespace is gone"),
+        ErrorKind::NotFound => not_yet(pod, "the namespace is gone"),
         ErrorKind::InvalidInput => refused(pod, "the file is not a network namespace"),
         _ => refused(pod, &format!("the namespace cannot be opened: {error}")),
     })
 }
 
-fn refuse_host(pod: &PodToEnrol, netns: &Netns, own: &Netns) -> Result<(), EnrolError> {
+fn not_yet(pod: &PodToEnrol, reason: &str) -> EnrolError {
+    EnrolError::NotYet(format!("pod {} with network namespace {}: {reason}", pod.key, pod.netns.display()))
+}
+
+fn refuse_host(
+    pod: &PodToEnrol,
+    netns: &Netns,
+    own: &Netns,
+    placement: &Placement,
+) -> Result<(), EnrolError> {
     if netns.cookie() == own.cookie() {
         return Err(refused(pod, "it is the agent's own namespace"));
     }
     // Unreadable where the agent has no access to the host's processes; the agent's own is the host's then.
-    if inode(Path::new(HOST_NETNS)).is_ok_and(|host| host == netns.inode()) {
+    if inode(&placement.table().host_netns()).is_ok_and(|host| host == netns.inode()) {
         return Err(refused(pod, "it is the host's namespace (hostNetwork pods are not enrolled)"));
     }
     Ok(())
@@ -90,7 +96,7 @@ fn lacks_addresses(pod: &PodToEnrol, missing: &[&IpAddr]) -> EnrolError {
         return refused(pod, "status.podIPs is empty");
     }
     let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    refused(pod, &format!("the namespace does not have {} of status.podIPs", missing.join(", ")))
+    not_yet(pod, &format!("the namespace does not have {} of status.podIPs", missing.join(", ")))
 }
 
 fn refuse_misplaced(pod: &PodToEnrol, misplaced: Misplaced) -> EnrolError {
@@ -99,7 +105,8 @@ fn refuse_misplaced(pod: &PodToEnrol, misplaced: Misplaced) -> EnrolError {
             pod,
             &format!("process {pid} is in the agent's cgroup, whose connections are not captured: move it"),
         ),
-        Misplaced::Outside(pid, cgroup) => refused(
+        // Plugins of the network and runtimes may be in it for a moment.
+        Misplaced::Outside(pid, cgroup) => not_yet(
             pod,
             &format!(
                 "process {pid} is in cgroup {cgroup}, outside the directory given with --cgroup, so its \

@@ -15,8 +15,11 @@ const MAGIC: u64 = 0xcafe_4a11;
 
 /// Makes `directory` exist on bpffs, readable by root only.
 ///
-/// Where it is on another file system, bpffs is mounted at it.
-pub(crate) fn prepare(directory: &Path) -> Result<(), KernelError> {
+/// Where it is on another file system, bpffs is mounted at it, if that is wanted.
+pub(crate) fn prepare(directory: &Path, may_mount: bool) -> Result<(), KernelError> {
+    if !may_mount {
+        require(directory)?;
+    }
     create(directory).doing(|| format!("create the pin directory {}", directory.display()))?;
     if !is_bpffs(directory).doing(|| format!("look at the pin directory {}", directory.display()))? {
         mount(
@@ -34,6 +37,21 @@ pub(crate) fn prepare(directory: &Path) -> Result<(), KernelError> {
         })?;
     }
     Ok(())
+}
+
+/// What is mounted in the agent's own mount namespace goes with its container, and all pins with it: the pods would be
+/// out of the mesh at every restart.
+fn require(directory: &Path) -> Result<(), KernelError> {
+    let existing = directory.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(directory);
+    if is_bpffs(existing).doing(|| format!("look at the pin directory {}", directory.display()))? {
+        return Ok(());
+    }
+    Err(KernelError::Unsupported(format!(
+        "{} is not on the bpffs of the host, so pods could not stay enrolled while the agent is restarted: mount it on \
+         the node (mount -t bpf bpf /sys/fs/bpf), and mount that into the agent's pod as a hostPath at the same place \
+         with mountPropagation HostToContainer",
+        directory.display()
+    )))
 }
 
 /// Creates a directory and its parents with mode 0700.

@@ -1,21 +1,17 @@
 //! Control groups: the agent's own, and where the processes of a pod are.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::fs::statfs;
 
 use crate::error::{Doing, KernelError};
+use crate::processes::ProcessTable;
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
 const MAGIC: u64 = 0x6367_7270;
-
-/// A scan of `/proc` serves a batch of enrolments.
-const SCAN_LIFETIME: Duration = Duration::from_secs(1);
 
 /// The kernel's id of a cgroup2 directory.
 pub(crate) fn id(directory: &Path) -> Result<u64, KernelError> {
@@ -48,37 +44,33 @@ pub(crate) enum Misplaced {
     Outside(u32, String),
 }
 
-/// Which processes live in which namespace and cgroup.
+/// Judges where the processes of pods are.
 #[derive(Debug)]
-pub(crate) struct Processes {
+pub(crate) struct Placement {
     attach: PathBuf,
     agent: PathBuf,
-    scan: Option<Scan>,
+    table: ProcessTable,
 }
 
-#[derive(Debug)]
-struct Scan {
-    taken: Instant,
-    /// Inode of the network namespace → process and its cgroup.
-    by_netns: HashMap<u64, Vec<(u32, PathBuf)>>,
-}
-
-impl Processes {
+impl Placement {
     /// `attach` and `agent` are directories of the mounted cgroup2.
-    pub(crate) fn new(attach: &Path, agent: &Path) -> Result<Self, KernelError> {
+    pub(crate) fn new(attach: &Path, agent: &Path, table: ProcessTable) -> Result<Self, KernelError> {
         let relative = |directory: &Path| {
-            relative_to_hierarchy(directory).doing(|| format!("find the mount of {}", directory.display()))
+            relative_to_hierarchy(&table, directory)
+                .doing(|| format!("find the mount of {}", directory.display()))
         };
-        Ok(Self { attach: relative(attach)?, agent: relative(agent)?, scan: None })
+        Ok(Self { attach: relative(attach)?, agent: relative(agent)?, table })
+    }
+
+    pub(crate) fn table(&self) -> &ProcessTable {
+        &self.table
     }
 
     /// The first process of a namespace that is where no process of a pod may be.
-    pub(crate) fn misplaced(&mut self, netns_inode: u64) -> io::Result<Option<Misplaced>> {
-        if self.scan.as_ref().is_none_or(|scan| scan.taken.elapsed() > SCAN_LIFETIME) {
-            self.scan = Some(Scan { taken: Instant::now(), by_netns: scan()? });
-        }
-        let processes = self.scan.as_ref().and_then(|scan| scan.by_netns.get(&netns_inode));
-        Ok(processes.into_iter().flatten().find_map(|(pid, cgroup)| self.judge(*pid, cgroup)))
+    pub(crate) fn misplaced(&self, netns_inode: u64) -> io::Result<Option<Misplaced>> {
+        let processes = self.table.recent()?;
+        let mut inside = processes.in_netns(netns_inode).iter();
+        Ok(inside.find_map(|(pid, cgroup)| self.judge(*pid, cgroup)))
     }
 
     fn judge(&self, pid: u32, cgroup: &Path) -> Option<Misplaced> {
@@ -92,10 +84,10 @@ impl Processes {
     }
 }
 
-/// A directory of the mounted cgroup2 as `/proc/PID/cgroup` would name it.
-fn relative_to_hierarchy(directory: &Path) -> io::Result<PathBuf> {
+/// A directory of the mounted cgroup2 as `/proc/PID/cgroup` names it for the first process.
+fn relative_to_hierarchy(table: &ProcessTable, directory: &Path) -> io::Result<PathBuf> {
     let directory = fs::canonicalize(directory)?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = table.with_view_of_host(|| fs::read_to_string("/proc/thread-self/mountinfo"))?;
     let found = mounts.lines().filter_map(cgroup2_mount).filter(|(_, point)| directory.starts_with(point));
     let (root, point) = found.max_by_key(|(_, point)| point.as_os_str().len()).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, "no mount of cgroup2 contains this directory")
@@ -114,38 +106,18 @@ fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     Some((PathBuf::from(fields.next()?), PathBuf::from(fields.next()?)))
 }
 
-fn scan() -> io::Result<HashMap<u64, Vec<(u32, PathBuf)>>> {
-    let mut by_netns = HashMap::<_, Vec<_>>::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        // A process may end while we look.
-        if let Some((netns, cgroup)) = place(&entry.path()) {
-            by_netns.entry(netns).or_default().push((pid, cgroup));
-        }
-    }
-    Ok(by_netns)
-}
-
-fn place(process: &Path) -> Option<(u64, PathBuf)> {
-    let netns = fs::metadata(process.join("ns/net")).ok()?.ino();
-    let cgroups = fs::read_to_string(process.join("cgroup")).ok()?;
-    let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some((netns, PathBuf::from(cgroup)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn processes() -> Processes {
-        Processes { attach: "/kubepods".into(), agent: "/kubepods/agent".into(), scan: None }
+    fn placement() -> Placement {
+        let table = ProcessTable::new(Path::new("/proc"));
+        Placement { attach: "/kubepods".into(), agent: "/kubepods/agent".into(), table }
     }
 
     #[test]
     fn judges_where_processes_are() {
-        let processes = processes();
+        let processes = placement();
         assert_eq!(processes.judge(1, Path::new("/kubepods/pod1/app")), None);
         assert_eq!(processes.judge(1, Path::new("/kubepods")), None);
         assert_eq!(processes.judge(1, Path::new("/kubepods/agent")), Some(Misplaced::WithAgent(1)));

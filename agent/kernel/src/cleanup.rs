@@ -44,16 +44,7 @@ pub(crate) fn clean_up(
         return Ok(report);
     }
     let lock = PinLock::take(base)?;
-    let namespaces = Namespaces::default();
-    for pins in Pins::new(base).all() {
-        let wanted = pins.pods().into_iter().filter(|pins| pod.is_none_or(|pod| *pod == pins.pod));
-        for pins_of_pod in wanted {
-            remove_pod(&pins, &pins_of_pod, &namespaces, &mut report);
-        }
-        if pod.is_none() {
-            remove_node(&pins, &mut report);
-        }
-    }
+    remove_pins(config, pod, &mut report);
     drop(lock);
     if pod.is_none() {
         let failed = |error| format!("cannot unmount {}: {error}", base.display());
@@ -62,6 +53,20 @@ pub(crate) fn clean_up(
         let _ = fs::remove_dir(&config.agent_cgroup);
     }
     Ok(report)
+}
+
+/// Removes the pins of all schemata, or of one pod, for whoever holds the lock.
+pub(crate) fn remove_pins(config: &DatapathConfig, pod: Option<&NamespacedName>, report: &mut CleanupReport) {
+    let namespaces = Namespaces::default();
+    for pins in Pins::new(&config.pin_dir).all() {
+        let wanted = pins.pods().into_iter().filter(|pins| pod.is_none_or(|pod| *pod == pins.pod));
+        for pins_of_pod in wanted {
+            remove_pod(&pins, &pins_of_pod, &namespaces, report);
+        }
+        if pod.is_none() {
+            remove_node(&pins, report);
+        }
+    }
 }
 
 fn remove_node(pins: &Pins, report: &mut CleanupReport) {

@@ -13,7 +13,7 @@ use weft_ebpf_common::{
 };
 
 use crate::admit::admit;
-use crate::cgroup::{self, Processes};
+use crate::cgroup::{self, Placement};
 use crate::cleanup::{self, CleanupReport};
 use crate::counters::Counters;
 use crate::diag::{Bytes, SocketDiag};
@@ -27,6 +27,7 @@ use crate::maps::{self, Changes, ip};
 use crate::older::{self, OlderConnection};
 use crate::pins::{Pins, PodPins};
 use crate::probe::{Capabilities, probe_kernel};
+use crate::processes::ProcessTable;
 use crate::sys::{self, monotonic_ns};
 use crate::tables::Tables;
 use crate::view::{Desired, Ids, Place, Steering};
@@ -45,8 +46,12 @@ pub struct DatapathConfig {
     /// cgroup2 directory of the agent alone, created if missing; [`Datapath::open`] moves this process into
     /// it. Connections of its processes are never captured (ruling 6).
     pub agent_cgroup: PathBuf,
-    /// Directory on bpffs for links and maps; bpffs is mounted there when it is not one.
+    /// Directory on bpffs for links and maps.
     pub pin_dir: PathBuf,
+    /// Whether bpffs is mounted there when it is not one. In a container it would go with that.
+    pub mount_bpffs: bool,
+    /// Where the machine's procfs is mounted.
+    pub proc: PathBuf,
 }
 
 /// A pod that is to be enrolled.
@@ -56,7 +61,7 @@ pub struct PodToEnrol {
     pub key: NamespacedName,
     /// Its network namespace.
     pub netns: PathBuf,
-    /// `status.podIPs`; the namespace must hold each of them.
+    /// `status.podIPs`, or what the network plugin said; the namespace must hold each of them.
     pub ips: Vec<IpAddr>,
 }
 
@@ -65,6 +70,8 @@ pub struct PodToEnrol {
 pub struct Enrolled {
     /// The namespace.
     pub netns: Arc<Netns>,
+    /// The addresses with which it was enrolled.
+    pub ips: Vec<IpAddr>,
     /// Non-blocking listeners that receive inbound connections of any port (IPv4, IPv6); the accepted
     /// socket's local address is the original destination. Without the second where the namespace has no IPv6.
     pub inbound: Vec<TcpListener>,
@@ -114,7 +121,8 @@ pub struct Datapath {
     loader: Loader,
     capabilities: Capabilities,
     own: Netns,
-    processes: Processes,
+    placement: Placement,
+    config: DatapathConfig,
     enrolled: HashMap<NamespacedName, EnrolledPod>,
     directory: Directory,
     ids: Ids,
@@ -148,7 +156,7 @@ impl Datapath {
     /// Something is missing in the kernel, or the pins belong to another agent or another version.
     pub fn open(config: DatapathConfig) -> Result<Self, KernelError> {
         let capabilities = probe_kernel(&config)?;
-        bpffs::prepare(&config.pin_dir)?;
+        bpffs::prepare(&config.pin_dir, config.mount_bpffs)?;
         let lock = PinLock::take(&config.pin_dir)?;
         let pins = Pins::new(&config.pin_dir);
         pins.refuse_newer()?;
@@ -172,7 +180,7 @@ impl Datapath {
             loader,
             capabilities,
             own: Netns::current().doing(|| "open the agent's network namespace")?,
-            processes: Processes::new(&config.cgroup, &config.agent_cgroup)?,
+            placement: Placement::new(&config.cgroup, &config.agent_cgroup, ProcessTable::new(&config.proc))?,
             enrolled: HashMap::new(),
             ids,
             tables,
@@ -191,6 +199,7 @@ impl Datapath {
             events_taken: false,
             changes: NamespaceChanges::new().doing(|| "watch for changes in network namespaces")?,
             pins,
+            config,
             _lock: lock,
         };
         datapath.heartbeat()?;
@@ -209,7 +218,7 @@ impl Datapath {
         if self.enrolled.contains_key(&pod.key) {
             return Err(EnrolError::Refused(format!("pod {} is enrolled already", pod.key)));
         }
-        let (candidate, routes) = admit(pod, &self.own, &self.enrolled, &mut self.processes, &self.pins)?;
+        let (candidate, routes) = admit(pod, &self.own, &self.enrolled, &self.placement, &self.pins)?;
         let (mut enrolled, listeners) = set_up(candidate, routes, &mut self.loader, self.captures.as_fd())?;
         match enrolled.netns.run(|| self.changes.watch_here()).flatten() {
             Ok(watch) => enrolled.watch = Some(watch),
@@ -232,7 +241,7 @@ impl Datapath {
         let by_cookie = by_cookie(&self.enrolled);
         let live = |source| by_cookie.get(&source).map(|pod| live_bytes(pod)).unwrap_or_default();
         self.flows.claim(|cookie| by_cookie.contains_key(&cookie), live);
-        Ok(Enrolled { netns, inbound: listeners.inbound, outbound: listeners.outbound })
+        Ok(Enrolled { netns, ips: pod.ips.clone(), inbound: listeners.inbound, outbound: listeners.outbound })
     }
 
     /// Takes everything out of a pod's namespace again. Succeeds when the namespace is gone already, and for a
@@ -269,7 +278,8 @@ impl Datapath {
 
     /// Enrolled pods whose network namespace has lost its path or its last device (the pod is gone).
     pub fn vanished(&self) -> Vec<NamespacedName> {
-        let gone = self.enrolled.values().filter(|pod| !pod.is_alive());
+        let table = self.placement.table();
+        let gone = self.enrolled.values().filter(|pod| !pod.is_alive(table));
         gone.map(|pod| pod.key.clone()).collect()
     }
 
@@ -553,6 +563,37 @@ impl Datapath {
         names.extend(self.enrolled.keys().map(|pod| format!("{} {pod}", load::STEER_PROGRAM)));
         names.sort();
         names
+    }
+
+    /// The processes of this machine, as enrolment sees them.
+    pub fn processes(&self) -> ProcessTable {
+        self.placement.table().clone()
+    }
+
+    /// Follows the kubelet into another cgroup (a service that is restarted gets a new one). Costs some milliseconds.
+    ///
+    /// # Errors
+    /// It is no cgroup2, or the program cannot be attached.
+    pub fn set_probe_cgroup(&mut self, cgroup: Option<&Path>) -> Result<(), KernelError> {
+        let mut node = self.loader.node()?;
+        load::attach_probe(&mut node, &self.pins, cgroup)?;
+        self.config.probe_cgroup = cgroup.map(Path::to_owned);
+        self.programs = program_names(cgroup.is_some());
+        Ok(())
+    }
+
+    /// Takes everything out of all namespaces and unpins everything: nothing is captured any more.
+    pub fn remove_everything(&mut self) -> CleanupReport {
+        let mut report = CleanupReport::default();
+        let pods: Vec<_> = self.enrolled.keys().cloned().chain(self.leftovers()).collect();
+        for pod in pods {
+            match self.unenrol(&pod) {
+                Ok(()) => report.namespaces += 1,
+                Err(error) => report.failures.push(crate::error::chain(&error)),
+            }
+        }
+        cleanup::remove_pins(&self.config, None, &mut report);
+        report
     }
 
     /// Removes everything that any agent with this configuration left: works without a running agent.

@@ -18,6 +18,7 @@ use crate::error::{Doing, KernelError};
 use crate::load::{self, Loader};
 use crate::maps::addr;
 use crate::pins::PodPins;
+use crate::processes::ProcessTable;
 use crate::route::{IpFamily, Routes};
 use crate::sys;
 use crate::sysctl;
@@ -299,10 +300,15 @@ impl EnrolledPod {
         Ok(())
     }
 
-    /// Whether the path still leads to this namespace and the namespace still has a device.
-    pub(crate) fn is_alive(&self) -> bool {
+    /// Whether the path still leads to this namespace and the namespace still has a device. A path that is a process's
+    /// ends with it: then any other process will do.
+    pub(crate) fn is_alive(&self, table: &ProcessTable) -> bool {
         let same = inode(&self.path).is_ok_and(|inode| inode == self.netns.inode());
-        same && (!self.had_device || self.routes().has_device().unwrap_or(false))
+        let lives_on = || {
+            let by_process = self.path.starts_with(table.proc());
+            by_process && table.recent().is_ok_and(|all| !all.in_netns(self.netns.inode()).is_empty())
+        };
+        (same || lives_on()) && (!self.had_device || self.routes().has_device().unwrap_or(false))
     }
 
     /// Puts rule, route and sysctls back if something took them out, and follows changes of the addresses.

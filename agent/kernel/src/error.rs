@@ -39,9 +39,18 @@ pub enum EnrolError {
     /// Never enrolled, whatever happens: the host's namespace, the agent's, another pod's, wrong addresses, ….
     #[error("{0}")]
     Refused(String),
+    /// What is missing may be there in a moment: the pod's process, its namespace, an address.
+    #[error("{0}")]
+    NotYet(String),
     /// May work later.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Says what was being done when something failed.

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use weft_core::resource::NamespacedName;
-use weft_ebpf_common::{Tuple, TupleInfo};
 use weft_ebpf_common::classify::tuple_fresh;
+use weft_ebpf_common::{Tuple, TupleInfo};
 
 use crate::maps::{count, tuple};
 use crate::sys::{self, monotonic_ns};

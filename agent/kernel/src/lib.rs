@@ -32,6 +32,7 @@ pub mod netns;
 mod older;
 mod pins;
 mod probe;
+pub mod processes;
 mod route;
 #[cfg(test)]
 mod steer_tests;
@@ -49,4 +50,5 @@ pub use handles::{AttestedPeer, OnwardTuples, Tuples};
 pub use netns::Netns;
 pub use older::OlderConnection;
 pub use probe::missing_features;
+pub use processes::{PodProcess, ProcessTable, Processes};
 pub use watch::NamespaceChanges;

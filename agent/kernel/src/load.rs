@@ -80,6 +80,16 @@ pub(crate) fn attach_node(
     for name in CGROUP_PROGRAMS {
         attach_to_cgroup(ebpf, name, &pins.link(name), cgroup)?;
     }
+    attach_probe(ebpf, pins, probe_cgroup)
+}
+
+/// Attaches the program for probes to the kubelet's cgroup, in place of an earlier one; without a cgroup it is
+/// detached.
+pub(crate) fn attach_probe(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    probe_cgroup: Option<&Path>,
+) -> Result<(), KernelError> {
     match probe_cgroup {
         Some(cgroup) => attach_to_cgroup(ebpf, PROBE_PROGRAM, &pins.link(PROBE_PROGRAM), cgroup),
         None => unless_missing(fs::remove_file(pins.link(PROBE_PROGRAM)))

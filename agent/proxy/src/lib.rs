@@ -139,8 +139,8 @@ impl Proxy {
     /// Takes a pod's listeners into service. A pod of the same name that is in service is replaced.
     pub fn add_pod(&self, pod: NamespacedName, enrolled: Enrolled) {
         self.remove_pod(&pod, Duration::ZERO);
-        let Enrolled { netns, inbound, outbound } = enrolled;
-        let entry = Arc::new(Pod::new(pod.clone(), netns, &self.shared.config));
+        let Enrolled { netns, ips, inbound, outbound } = enrolled;
+        let entry = Arc::new(Pod::new(pod.clone(), netns, &self.shared.config).with_ips(ips));
         let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
         let inbound = inbound.into_iter().map(|listener| (Role::Inbound, listener));
         let outbound = outbound.into_iter().map(|listener| (Role::Outbound, listener));

@@ -206,7 +206,7 @@ async fn hear(
     let snapshot = worker.snapshot();
     let source = inbound::own_workload(&snapshot, pod)?;
     inbound::name_source(facts, Some(&source.workload));
-    if !source.workload.ips.contains(&facts.client.ip()) {
+    if !pod.has_address(&source.workload, &facts.client.ip()) {
         worker.shared.counters.forged_sources.add();
         let details = format!("{} is not an address of pod {}", facts.client.ip(), pod.key);
         return Err(Failure::new("DENY", "forged_source", details));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use weft_core::resource::NamespacedName;
+use weft_core::snapshot::Workload;
 use weft_kernel::Netns;
 
 use crate::ProxyConfig;
@@ -22,6 +23,8 @@ pub(crate) struct Pod {
     pub(crate) key: NamespacedName,
     /// Where its sockets are opened.
     pub(crate) netns: Arc<Netns>,
+    /// The addresses with which it was enrolled: known before the configuration shows them.
+    ips: Vec<IpAddr>,
     /// Source ports of onward connections into it.
     pub(crate) ports: SharedPorts,
     /// What its applications have not taken from tunnels.
@@ -40,6 +43,7 @@ impl Pod {
         Self {
             key,
             netns,
+            ips: Vec::new(),
             ports: SharedPorts::default(),
             unread: Unread::default(),
             connections: AtomicUsize::new(0),
@@ -47,6 +51,21 @@ impl Pod {
             shaking: Mutex::default(),
             room: Notify::new(),
         }
+    }
+
+    /// The same with addresses.
+    pub(crate) fn with_ips(self, ips: Vec<IpAddr>) -> Self {
+        Self { ips, ..self }
+    }
+
+    /// Whether an address is the pod's: as the configuration says, or as it was enrolled.
+    pub(crate) fn has_address(&self, workload: &Workload, ip: &IpAddr) -> bool {
+        workload.ips.contains(ip) || self.ips.contains(ip)
+    }
+
+    /// An address of the pod.
+    pub(crate) fn address<'a>(&'a self, workload: &'a Workload) -> Option<&'a IpAddr> {
+        workload.ips.first().or_else(|| self.ips.first())
     }
 
     /// Open connections.

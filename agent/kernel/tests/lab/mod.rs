@@ -71,6 +71,8 @@ impl Lab {
                 probe_cgroup: None,
                 agent_cgroup: base.join("agent"),
                 pin_dir,
+                mount_bpffs: true,
+                proc: "/proc".into(),
             },
             prefix,
             hierarchy,

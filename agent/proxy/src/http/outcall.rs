@@ -115,7 +115,7 @@ pub(crate) async fn call(
     (request, protocol): (Request<Body>, UpstreamProtocol),
 ) -> Result<Response<Body>, CallError> {
     let failed = |error: &str| CallError::Exchange(cluster.host.to_string(), error.to_owned());
-    let client = local.workload.ips.first().ok_or_else(|| failed("the pod has no address"))?;
+    let client = pod.address(&local.workload).ok_or_else(|| failed("the pod has no address"))?;
     let of_family = |ip: &&IpAddr| ip.is_ipv4() == client.is_ipv4();
     let vip = cluster.service.vips.iter().find(of_family).copied().unwrap_or(*client);
     let leg = Leg {

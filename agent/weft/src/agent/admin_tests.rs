@@ -141,7 +141,7 @@ async fn readiness_waits_for_the_configuration_and_for_slow_pods() {
     let bed = Bed::start();
     let now = Instant::now();
     assert_eq!(bed.facts.not_ready(now), None, "in break-glass there is nothing to wait for");
-    let pending = PodState { state: "enrolling", reason: None, pending_since: Some(now) };
+    let pending = PodState { state: "enrolling", reason: None, pending_since: Some(now), netns: None };
     let state = |revision, failure| NodeState {
         revision,
         failure,

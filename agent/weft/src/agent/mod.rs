@@ -1,14 +1,21 @@
 //! `weft agent`: everything wired together, top to bottom.
 
 mod admin;
+mod beginning;
+mod certificates;
+mod cgroups;
+pub(crate) mod cni;
 pub(crate) mod datapath_options;
 mod direct_metrics;
-mod exposition;
-mod http;
+pub(crate) mod exposition;
+pub(crate) mod http;
 mod node;
 mod older;
 mod options;
+mod outside;
+mod places;
 mod plan;
+mod pods_api;
 mod scrape;
 
 use std::fs::File;
@@ -24,20 +31,24 @@ use tokio::sync::oneshot;
 use weft_control::writer::Published;
 use weft_core::kernel_view::LearnedPorts;
 use weft_core::resource::NamespacedName;
-use weft_identity::csr_api::UnixCaClient;
-use weft_identity::{Ca, CaClient, CertStore, EmbeddedCa};
+use weft_identity::CertStore;
 use weft_kernel::{Datapath, FlowEvents, NamespaceChanges};
 use weft_proxy::{Context, Proxy, ProxyConfig};
 use weft_telemetry::{AccessLog, AccessLogFormat, Metrics};
 
 use self::admin::Facts;
+use self::beginning::Beginning;
+use self::cgroups::Kubelet;
+use self::datapath_options::Resolved;
 use self::direct_metrics::{Cuts, DirectAccounting};
-use self::node::{Clocks, Event, Node, NodeState, SharedDatapath, SharedProxy, lock};
+use self::node::{Clocks, Event, Farewell, Node, NodeState, SharedDatapath, SharedProxy, lock};
 use self::older::Older;
 pub(crate) use self::options::Options;
+use self::outside::{Outside, Shared};
+use self::places::Places;
 use self::plan::Pods;
-use crate::config;
-use crate::controller::{SnapshotAuthority, make_private_directory};
+use crate::config::Purpose;
+use crate::controller::make_private_directory;
 use crate::logging::{self, LogLevel};
 use crate::shutdown::Signals;
 
@@ -52,7 +63,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     raise_descriptor_limit();
     make_private_directory(&options.state_dir)?;
     let _lock = lock_state(&options.state_dir)?;
-    let source = config::watch(&options.config, &options.node, options.adopt_istio_labels)?;
+    let source = options.source.start(&options.node, Purpose::Node)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(Agent { options, log, metrics }.run(source.published().clone()))
 }
@@ -122,10 +133,21 @@ impl Agent {
         let admin_path = self.options.admin_socket();
         let admin_listener = admin::bind(&admin_path)?;
 
+        let node = &self.options.node;
+        let beginning = Beginning::serve(metrics_listener, readiness_listener, admin_listener, node, &config);
+        if !beginning::configuration(&config, &mut signals).await? {
+            // Nobody is asked any more.
+            let _ = std::fs::remove_file(&admin_path);
+            return Ok(());
+        }
+
         let access_log = AccessLog::stdout();
         configure_access_log(&access_log, &config);
         let certs = self.certificates(&config)?;
-        let datapath = self.datapath()?;
+        let (datapath, kubelet) = self.datapath()?;
+        let places = Arc::new(Mutex::new(Places::open(self.options.state_dir.join("places"))?));
+        let (changed, changes) = tokio::sync::watch::channel(());
+        let shared = Shared { places: places.clone(), changed, kubelet };
         let facts = Facts {
             node: self.options.node.as_str().into(),
             config: config.clone(),
@@ -138,15 +160,14 @@ impl Agent {
         };
         let direct = Arc::default();
         scrape::register(&facts, Arc::clone(&direct), access_log.clone());
-        tokio::spawn(http::serve_tcp(metrics_listener, admin::metrics_handler(facts.clone())));
-        tokio::spawn(http::serve_tcp(readiness_listener, admin::readiness_handler(facts.clone())));
-        tokio::spawn(http::serve_unix(admin_listener, admin::admin_handler(facts.clone())));
+        beginning.goes_on(&facts);
 
         let running = match datapath {
-            Some(datapath) => Some(self.start(datapath, &facts, &access_log, direct)?),
+            Some(datapath) => Some(self.start(datapath, &facts, &access_log, direct, shared)?),
             None => None,
         };
         let reconciler = running.as_ref().map(|running| running.events.clone());
+        let outside = Outside::start(&self.options, &facts, (places, changes), reconciler.clone()).await?;
         tokio::spawn(follow(config, access_log.clone(), reconciler));
         tracing::info!(node = self.options.node, admin = %admin_path.display(), "the agent runs");
 
@@ -155,38 +176,31 @@ impl Agent {
             () = signals.next() => {}
             () = ended(running.as_mut()) => bail!("the reconciler panicked: ending, so that a new agent takes over"),
         }
-        self.stop(running, &facts.proxy, signals).await;
+        if outside.is_removed().await {
+            self.leave_for_good(running, outside, signals).await;
+        } else {
+            self.stop(running, &facts.proxy, signals).await;
+            tracing::info!("the agent ends; what it pinned stays in force, `weft cleanup` removes it");
+        }
         access_log.flush(FLUSH);
         // Nobody is asked any more.
         let _ = std::fs::remove_file(&admin_path);
-        tracing::info!("the agent ends; what it pinned stays in force, `weft cleanup` removes it");
         Ok(())
     }
 
     fn certificates(&self, config: &Published) -> anyhow::Result<CertStore> {
-        let snapshot = config.snapshot();
-        let mesh = snapshot.mesh();
-        let lifetime = self.options.cert_lifetime();
-        let client: Arc<dyn CaClient> = if self.options.embedded_ca {
-            let dir = self.options.state_dir.join("ca");
-            let ca = Ca::open(&dir, &mesh.trust_domain)
-                .with_context(|| format!("the CA in {} cannot be used", dir.display()))?
-                .with_max_lifetime(lifetime);
-            let authority = Arc::new(SnapshotAuthority::new(config.clone()));
-            Arc::new(EmbeddedCa::new(Arc::new(ca), authority, self.options.node.as_str().into()))
-        } else {
-            Arc::new(UnixCaClient::new(&self.options.ca_socket()).with_lifetime(lifetime))
-        };
-        let aliases = mesh.trust_domain_aliases.clone();
-        Ok(CertStore::with_trust_domain_aliases(client, tokio::runtime::Handle::current(), aliases))
+        let place = (self.options.node.as_str(), self.options.state_dir.as_path());
+        self.options.certificates.store(config, place, self.options.source.client().is_some())
     }
 
     /// The data path; `None` in break-glass, where what an earlier agent left is removed (ruling 12).
-    fn datapath(&self) -> anyhow::Result<Option<SharedDatapath>> {
-        let settings = self.options.datapath.resolve(&self.options.node)?;
+    fn datapath(&self) -> anyhow::Result<(Option<SharedDatapath>, Option<Kubelet>)> {
+        let in_cluster = self.options.source.client().is_some();
+        let Resolved { config: settings, kubelet } =
+            self.options.datapath.resolve(&self.options.node, in_cluster)?;
         if !self.options.break_glass {
             let datapath = Datapath::open(settings).context("the data path cannot be opened")?;
-            return Ok(Some(Arc::new(Mutex::new(datapath))));
+            return Ok((Some(Arc::new(Mutex::new(datapath))), kubelet));
         }
         tracing::error!(
             "BREAK-GLASS: nothing is captured on this node, no policy is enforced and nothing is encrypted"
@@ -195,7 +209,7 @@ impl Agent {
         for failure in &report.failures {
             tracing::error!(failure, "something of an earlier agent could not be removed");
         }
-        Ok(None)
+        Ok((None, None))
     }
 
     /// Starts proxy and reconciler.
@@ -205,6 +219,7 @@ impl Agent {
         facts: &Facts,
         access_log: &AccessLog,
         direct: Arc<Mutex<DirectAccounting>>,
+        shared: Shared,
     ) -> anyhow::Result<Running> {
         let (learned, learning) = tokio::sync::mpsc::unbounded_channel();
         let (onward, tuples, changes) = {
@@ -245,6 +260,10 @@ impl Agent {
             cuts,
             flow_events: false,
             state: facts.state.clone(),
+            changed: shared.changed,
+            places: shared.places,
+            kubelet: shared.kubelet,
+            farewell: None,
             pods: Pods::default(),
             learned: LearnedPorts::default(),
             older: Older::default(),
@@ -260,6 +279,28 @@ impl Agent {
         tokio::spawn(forward_learned(learning, events.clone()));
         watch_namespaces(changes, events.clone())?;
         Ok(Running { events, ended })
+    }
+
+    /// The agent is taken out of the cluster: the node is to be as it was before it came. A second signal hurries.
+    async fn leave_for_good(&self, running: Option<Running>, mut outside: Outside, mut signals: Signals) {
+        /// The kubelet kills after its grace period; without open connections all is done long before.
+        const LIMIT: Duration = Duration::from_secs(15);
+        tracing::info!("the DaemonSet is being removed: all pods leave the mesh");
+        outside.remove_plugin();
+        if let Some(running) = running {
+            let until = Instant::now() + self.options.drain().min(LIMIT);
+            let (done, report) = oneshot::channel();
+            // A reconciler that has ended does not answer.
+            let _ = running.events.send(Event::Uninstall(Farewell { until, done }));
+            tokio::select! {
+                report = report => match report {
+                    Ok(report) => outside::tell(&report),
+                    Err(_) => tracing::error!("the reconciler has ended; run `weft cleanup` on the node"),
+                },
+                () = signals.next() => tracing::warn!("ending at once; run `weft cleanup` on the node"),
+            }
+        }
+        outside.remove_annotations().await;
     }
 
     /// The first signal drains, the second one cuts.

@@ -4,6 +4,7 @@
 //! changes the data path; others read it (metrics, status) between its steps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,13 +17,15 @@ use weft_core::decide::{AuthorizationDecision, InboundConnection, InboundDecisio
 use weft_core::kernel_view::{LearnedPorts, kernel_view};
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
-use weft_kernel::{Cut, Datapath, FlowRecord};
+use weft_kernel::{CleanupReport, Cut, Datapath, EnrolError, Enrolled, FlowRecord, PodToEnrol, Processes};
 use weft_proxy::Proxy;
 use weft_telemetry::{AccessLog, Direction, Metrics};
 
+use super::cgroups::Kubelet;
 use super::direct_metrics::{self, Cuts, DirectAccounting, Ending};
 use super::older::{self, Older};
-use super::plan::{GRACE, Plan, Pods, Stage, Wanted};
+use super::places::Places;
+use super::plan::{Failure, GRACE, Place, Plan, Pod, Pods, Stage, Target, Wanted};
 use crate::output;
 
 /// How often a sign of life is given; the kernel believes in it for 30 s.
@@ -45,6 +48,10 @@ pub(crate) enum Event {
     Learned(NamespacedName, u16),
     /// Something changed in the network namespace of a pod.
     Namespaces,
+    /// The network plugin told where pods are.
+    Places,
+    /// End for good: every pod leaves the mesh, and nothing stays pinned.
+    Uninstall(Farewell),
     /// End: connections are being drained, pins stay.
     Stop,
 }
@@ -69,6 +76,8 @@ pub(crate) struct PodState {
     pub(crate) reason: Option<String>,
     /// Since when it has been waiting to be enrolled.
     pub(crate) pending_since: Option<Instant>,
+    /// Path of the network namespace, where it was named.
+    pub(crate) netns: Option<PathBuf>,
 }
 
 /// What the reconciler has achieved.
@@ -80,6 +89,15 @@ pub(crate) struct NodeState {
     pub(crate) learned: LearnedPorts,
     /// The last failure to write the kernel's maps.
     pub(crate) failure: Option<String>,
+}
+
+/// How the mesh is left for good.
+#[derive(Debug)]
+pub(crate) struct Farewell {
+    /// Until when open connections may go on.
+    pub(crate) until: Instant,
+    /// Who wants to know how it went.
+    pub(crate) done: tokio::sync::oneshot::Sender<CleanupReport>,
 }
 
 /// Everything that the reconciler drives.
@@ -95,6 +113,12 @@ pub(crate) struct Node {
     /// Direct flows have events.
     pub(crate) flow_events: bool,
     pub(crate) state: Arc<ArcSwap<NodeState>>,
+    /// Told of every new state.
+    pub(crate) changed: tokio::sync::watch::Sender<()>,
+    pub(crate) places: Arc<Mutex<Places>>,
+    /// Whose probes are let through, where it is looked for.
+    pub(crate) kubelet: Option<Kubelet>,
+    pub(crate) farewell: Option<Farewell>,
     pub(crate) pods: Pods,
     pub(crate) learned: LearnedPorts,
     pub(crate) older: Older,
@@ -119,7 +143,7 @@ impl Node {
     /// Runs until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
         self.reconcile();
-        loop {
+        while !self.has_left() {
             match events.recv_timeout(self.next_wake().saturating_duration_since(Instant::now())) {
                 Ok(first) => {
                     let (mut stop, mut changed) = (false, false);
@@ -145,7 +169,7 @@ impl Node {
     /// Whether it is the end.
     fn take(&mut self, event: Event) -> bool {
         match event {
-            Event::Config => false,
+            Event::Config | Event::Places => false,
             Event::Learned(pod, port) => {
                 let (first, last) = ((pod.clone(), u16::MIN), (pod.clone(), u16::MAX));
                 // The kernel's table of permissions is shared: one pod must not fill it with ports.
@@ -158,8 +182,28 @@ impl Node {
                 self.clocks.reassert = Instant::now();
                 false
             }
+            Event::Uninstall(farewell) => {
+                self.farewell = Some(farewell);
+                false
+            }
             Event::Stop => true,
         }
+    }
+
+    /// Whether nothing is left to wait for at the end for good; then everything is removed.
+    fn has_left(&mut self) -> bool {
+        let over = |farewell: &mut Farewell| self.pods.0.is_empty() || farewell.until <= Instant::now();
+        let Some(Farewell { done, .. }) = self.farewell.take_if(over) else { return false };
+        for pod in self.pods.0.keys() {
+            self.with_proxy(|proxy| proxy.remove_pod(pod, Duration::ZERO));
+        }
+        self.account();
+        self.pods = Pods::default();
+        let report = lock(&self.datapath).remove_everything();
+        self.publish(&self.config.snapshot());
+        // Whoever asked may have given up.
+        let _ = done.send(report);
+        true
     }
 
     /// While connections are drained the kernel may go on with direct flows, as policy has it then: no pod is
@@ -193,7 +237,8 @@ impl Node {
 
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
-        let clocks = [Some(self.clocks.heartbeat), self.clocks.sweep, self.pods.due(now)];
+        let farewell = self.farewell.as_ref().map(|farewell| farewell.until);
+        let clocks = [Some(self.clocks.heartbeat), self.clocks.sweep, self.pods.due(now), farewell];
         clocks.into_iter().flatten().min().unwrap_or(now + HEARTBEAT)
     }
 
@@ -211,6 +256,7 @@ impl Node {
         if self.clocks.heartbeat <= now {
             self.clocks.heartbeat = now + HEARTBEAT;
             self.heartbeat();
+            self.follow_kubelet();
             self.forget_vanished();
             self.metrics.sweep(now);
         }
@@ -242,10 +288,22 @@ impl Node {
         }
     }
 
+    /// A kubelet that was restarted is in another cgroup: its probes would be strangers.
+    fn follow_kubelet(&mut self) {
+        let Some(kubelet) = self.kubelet.as_mut().filter(|kubelet| !kubelet.is_unchanged()) else { return };
+        let Some(cgroup) = kubelet.find() else { return };
+        if let Err(error) = lock(&self.datapath).set_probe_cgroup(Some(&cgroup)) {
+            tracing::error!(error = %output::chain(&error), "the kubelet's probes cannot be told from other connections");
+        }
+    }
+
     /// One pass: what is taken away first, then what is given.
     fn reconcile(&mut self) {
         let snapshot = self.config.snapshot();
-        let wanted = Wanted::all(&snapshot);
+        let wanted = match self.farewell {
+            Some(_) => BTreeMap::new(),
+            None => Wanted::all(&snapshot, &lock(&self.places)),
+        };
         self.certs.want(identities(&snapshot, &wanted));
         self.learned.0.retain(|(pod, _)| snapshot.local_workload(pod).is_some());
         let open = self.open_connections();
@@ -326,33 +384,71 @@ impl Node {
     }
 
     fn enrol(&mut self, pods: &[NamespacedName]) {
+        // One look serves them all, and none may be of before the pods began.
+        let processes = lock(&self.datapath).processes().scan().unwrap_or_else(|error| {
+            tracing::error!(%error, "the processes of this machine cannot be listed");
+            Arc::default()
+        });
         for key in pods {
             let Some(target) = self.pods.0.get(key).and_then(|pod| pod.target.clone()) else { continue };
-            let result = lock(&self.datapath).enrol(&target);
-            let result = match result {
+            let result = match self.enrol_somewhere(key, &target, &processes) {
                 Ok(enrolled) => {
                     tracing::info!(pod = %key, "is in the mesh");
                     self.find_older(key);
                     self.with_proxy(|proxy| proxy.add_pod(key.clone(), enrolled));
                     Ok(())
                 }
-                Err(error) => {
-                    let reason = output::chain(&error);
-                    self.tell_failure(key, &reason);
-                    Err(reason)
+                Err(failure) => {
+                    if let Failure::Wrong(reason) = &failure {
+                        self.tell_failure(key, reason);
+                    }
+                    Err(failure)
                 }
             };
             self.pods.enrolled(key, result, Instant::now());
         }
     }
 
+    /// Enrols a pod in the first namespace that is its own.
+    fn enrol_somewhere(
+        &self,
+        key: &NamespacedName,
+        target: &Target,
+        processes: &Processes,
+    ) -> Result<Enrolled, Failure> {
+        /// Processes of others may be in a pod's cgroup, but not in many namespaces.
+        const CANDIDATES: usize = 4;
+        let candidates: Vec<&Path> = match (&target.place, &target.uid) {
+            (Place::Path(path), _) => vec![path],
+            (Place::Processes, Some(uid)) => {
+                processes.of_pod(uid).into_iter().map(|process| &*process.netns).take(CANDIDATES).collect()
+            }
+            (Place::Processes, None) => Vec::new(),
+        };
+        let mut failure = Failure::NotYet("no process of it is running".into());
+        for netns in candidates {
+            let pod = PodToEnrol { key: key.clone(), netns: netns.to_owned(), ips: target.ips.clone() };
+            match lock(&self.datapath).enrol(&pod) {
+                Ok(enrolled) => return Ok(enrolled),
+                Err(error @ EnrolError::NotYet(_)) => failure = Failure::NotYet(output::chain(&error)),
+                Err(error) => failure = Failure::Wrong(output::chain(&error)),
+            }
+        }
+        Err(failure)
+    }
+
     /// Says why a pod could not be enrolled, once for each reason.
     fn tell_failure(&self, key: &NamespacedName, reason: &str) {
         let known = match self.pods.0.get(key).map(|pod| &pod.stage) {
             Some(Stage::Failed { reason: before, .. }) => before == reason,
-            Some(Stage::Pending(_) | Stage::Enrolled | Stage::Leaving(_) | Stage::Excluded(_)) | None => {
-                false
-            }
+            Some(
+                Stage::Pending(_)
+                | Stage::Beginning { .. }
+                | Stage::Enrolled
+                | Stage::Leaving(_)
+                | Stage::Excluded(_),
+            )
+            | None => false,
         };
         if !known {
             tracing::warn!(pod = %key, reason, "cannot be enrolled; it will be tried again");
@@ -493,7 +589,8 @@ impl Node {
         for pod in &vanished {
             tracing::info!(%pod, "its network namespace is gone");
             self.undo(pod);
-            self.pods.enrolled(pod, Err("its network namespace is gone".into()), Instant::now());
+            let gone = Failure::NotYet("its network namespace is gone".into());
+            self.pods.enrolled(pod, Err(gone), Instant::now());
         }
         self.reconcile();
     }
@@ -513,7 +610,7 @@ impl Node {
     }
 
     fn publish(&self, snapshot: &Snapshot) {
-        let pods = self.pods.0.iter().map(|(key, pod)| (key.clone(), PodState::of(&pod.stage))).collect();
+        let pods = self.pods.0.iter().map(|(key, pod)| (key.clone(), PodState::of(pod))).collect();
         let state = NodeState {
             revision: Some(snapshot.revision()),
             pods,
@@ -521,15 +618,28 @@ impl Node {
             failure: self.state.load().failure.clone(),
         };
         self.state.store(Arc::new(state));
+        self.changed.send_replace(());
     }
 }
 
 impl PodState {
-    fn of(stage: &Stage) -> Self {
-        let new =
-            |state, reason: Option<&str>| Self { state, reason: reason.map(Into::into), pending_since: None };
-        match stage {
+    fn of(pod: &Pod) -> Self {
+        let netns = pod.target.as_ref().and_then(|target| match &target.place {
+            Place::Path(path) => Some(path.clone()),
+            Place::Processes => None,
+        });
+        let new = |state, reason: Option<&str>| Self {
+            state,
+            reason: reason.map(Into::into),
+            pending_since: None,
+            netns: netns.clone(),
+        };
+        match &pod.stage {
             Stage::Pending(since) => Self { pending_since: Some(*since), ..new("enrolling", None) },
+            Stage::Beginning { reason, since, retry, .. } => {
+                // Without an address it is the kubelet's turn.
+                Self { pending_since: retry.map(|_| *since), ..new("enrolling", Some(reason)) }
+            }
             Stage::Enrolled => new("enrolled", None),
             Stage::Leaving(_) => new("excluded", Some("it leaves the mesh; open connections may end")),
             Stage::Failed { reason, .. } => new("failed", Some(reason)),

@@ -6,34 +6,31 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::certificates::CertificateOptions;
+use super::cni::CniOptions;
 use super::datapath_options::DatapathOptions;
 use crate::cli::ADMIN_SOCKET;
+use crate::config::SourceOptions;
 use crate::logging::LogFormat;
 
 const STATE_DIR: &str = "/var/lib/weft";
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Files or directories with the configuration. May be repeated.
-    #[arg(long, value_name = "PATH", required = true)]
-    pub(super) config: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(super) source: SourceOptions,
     /// Name of this node, as in the pods' spec.nodeName.
     #[arg(long, value_name = "NAME")]
     pub(super) node: String,
     #[command(flatten)]
     pub(super) datapath: DatapathOptions,
+    #[command(flatten)]
+    pub(super) cni: CniOptions,
     /// Directory of this agent's own state; one agent for each.
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub(super) state_dir: PathBuf,
-    /// Socket of the certificate authority [default: /run/weft/ca/NODE.sock].
-    #[arg(long, value_name = "PATH", conflicts_with = "embedded_ca")]
-    ca_socket: Option<PathBuf>,
-    /// Be the certificate authority as well: for an agent that is alone.
-    #[arg(long)]
-    pub(super) embedded_ca: bool,
-    /// Life of certificates in seconds; they are renewed at half of it.
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
-    cert_lifetime: u64,
+    #[command(flatten)]
+    pub(super) certificates: CertificateOptions,
     /// Address of the metrics.
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15020")]
     pub(super) metrics_addr: SocketAddr,
@@ -47,9 +44,6 @@ pub(crate) struct Options {
     /// Threads that move bytes [default: one for each CPU, at most 8].
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
-    /// Whether Istio's opt-in labels count as well.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(super) adopt_istio_labels: bool,
     /// Capture nothing at all, and undo the capture that an earlier agent left.
     #[arg(long)]
     pub(super) break_glass: bool,
@@ -65,21 +59,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    pub(super) fn ca_socket(&self) -> PathBuf {
-        let default = || format!("/run/weft/ca/{}.sock", self.node).into();
-        self.ca_socket.clone().unwrap_or_else(default)
-    }
-
     pub(super) fn admin_socket(&self) -> PathBuf {
         match &self.admin_socket {
             Some(given) => given.clone(),
             None if self.state_dir.as_os_str() == STATE_DIR => ADMIN_SOCKET.into(),
             None => self.state_dir.join("admin.sock"),
         }
-    }
-
-    pub(super) fn cert_lifetime(&self) -> Duration {
-        Duration::from_secs(self.cert_lifetime)
     }
 
     pub(super) fn drain(&self) -> Duration {

@@ -1,23 +1,59 @@
 //! What is to be done about the pods of this node: pure, so that every case can be tested.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weft_core::Snapshot;
 use weft_core::resource::NamespacedName;
 use weft_core::snapshot::{LocalWorkload, Membership};
-use weft_kernel::PodToEnrol;
+
+use super::places::Places;
 
 /// How long connections of a pod that leaves the mesh may keep its route (ruling 8).
 pub(crate) const GRACE: Duration = Duration::from_secs(30);
 /// First and longest pause before an enrolment that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// First and longest pause while a pod begins: its process or address may be there in a moment.
+const SOON: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// How long a pod may take to begin before that counts as a failure.
+const BEGINNING: Duration = Duration::from_secs(10);
+
+/// Where a pod's network namespace is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At this path: the configuration or the network plugin says so.
+    Path(PathBuf),
+    /// That of its processes.
+    Processes,
+}
+
+/// A pod that is to be enrolled.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) uid: Option<Arc<str>>,
+    pub(crate) place: Place,
+    pub(crate) ips: Vec<IpAddr>,
+}
+
+/// Why an enrolment did not work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// What is missing may be there in a moment.
+    NotYet(String),
+    /// Something is wrong.
+    Wrong(String),
+}
 
 /// What the configuration wants of one pod.
 #[derive(Debug, Clone)]
 pub(crate) enum Wanted {
     /// In the mesh.
-    Enrol(PodToEnrol),
+    Enrol(Target),
+    /// In the mesh, but it has not begun yet: what is missing.
+    NotBegun(String),
     /// In the mesh by its labels, but it cannot be enrolled: the reason.
     Excluded(String),
     /// In the mesh, but something is missing in the configuration: the reason.
@@ -26,29 +62,39 @@ pub(crate) enum Wanted {
 
 impl Wanted {
     /// `None`: nothing is wanted of this pod.
-    pub(crate) fn of(local: &LocalWorkload) -> Option<Self> {
-        let workload = &local.workload;
-        match &workload.membership {
+    pub(crate) fn of(local: &LocalWorkload, places: &Places) -> Option<Self> {
+        match &local.workload.membership {
             Membership::OutOfMesh => None,
             Membership::Excluded(why) => Some(Self::Excluded(why.to_string())),
-            Membership::InMesh => Some(match &local.netns {
-                Some(netns) => Self::Enrol(PodToEnrol {
-                    key: workload.key.clone(),
-                    netns: netns.clone(),
-                    ips: workload.ips.to_vec(),
-                }),
-                None => Self::Incomplete(format!(
-                    "the annotation {} does not name its network namespace",
-                    weft_core::names::NETNS
-                )),
-            }),
+            Membership::InMesh => Some(Self::in_mesh(local, places)),
+        }
+    }
+
+    fn in_mesh(local: &LocalWorkload, places: &Places) -> Self {
+        let ips = local.workload.ips.to_vec();
+        let target = |place, ips| Self::Enrol(Target { uid: local.uid.clone(), place, ips });
+        if let Some(netns) = &local.netns {
+            return target(Place::Path(netns.clone()), ips);
+        }
+        if let Some(told) = places.of(&local.workload.key, local.uid.as_deref()) {
+            // The API shows addresses later than the plugin, and those of a sandbox that is gone for longer.
+            let ips = if told.ips.is_empty() { ips } else { told.ips.clone() };
+            return target(Place::Path(told.netns.clone()), ips);
+        }
+        match (&local.uid, ips.is_empty()) {
+            (Some(_), false) => target(Place::Processes, ips),
+            (Some(_), true) => Self::NotBegun("it has no address yet".into()),
+            (None, _) => Self::Incomplete(format!(
+                "the annotation {} does not name its network namespace, and without metadata.uid it cannot be found",
+                weft_core::names::NETNS
+            )),
         }
     }
 
     /// All pods of this node of which something is wanted.
-    pub(crate) fn all(snapshot: &Snapshot) -> BTreeMap<NamespacedName, Self> {
+    pub(crate) fn all(snapshot: &Snapshot, places: &Places) -> BTreeMap<NamespacedName, Self> {
         let local = snapshot.local().iter();
-        local.filter_map(|local| Some((local.workload.key.clone(), Self::of(local)?))).collect()
+        local.filter_map(|local| Some((local.workload.key.clone(), Self::of(local, places)?))).collect()
     }
 }
 
@@ -57,6 +103,9 @@ impl Wanted {
 pub(crate) enum Stage {
     /// To be enrolled since then.
     Pending(Instant),
+    /// It has not begun yet: what is missing, since when, how often it was looked, when to look again (`None`: when
+    /// the configuration changes).
+    Beginning { reason: String, since: Instant, attempts: u32, retry: Option<Instant> },
     /// In the mesh.
     Enrolled,
     /// Out of the mesh again, but connections still use its route, until then at most.
@@ -71,7 +120,7 @@ pub(crate) enum Stage {
 #[derive(Debug, Clone)]
 pub(crate) struct Pod {
     /// As it was (or is to be) enrolled.
-    pub(crate) target: Option<PodToEnrol>,
+    pub(crate) target: Option<Target>,
     pub(crate) stage: Stage,
 }
 
@@ -108,7 +157,10 @@ impl Pods {
             match pod.stage {
                 // What is missing in the configuration does not end what was begun with it.
                 Stage::Enrolled
-                    if !matches!(wanted.get(key), Some(Wanted::Enrol(_) | Wanted::Incomplete(_))) =>
+                    if !matches!(
+                        wanted.get(key),
+                        Some(Wanted::Enrol(_) | Wanted::Incomplete(_) | Wanted::NotBegun(_))
+                    ) =>
                 {
                     pod.stage = Stage::Leaving(now + GRACE);
                     plan.leave.push(key.clone());
@@ -116,7 +168,7 @@ impl Pods {
                 // One that left just now still has the connections of the last moment.
                 Stage::Leaving(until) if until <= now || open(key) == 0 => plan.undo.push(key.clone()),
                 Stage::Pending(_) | Stage::Enrolled | Stage::Leaving(_) => {}
-                Stage::Failed { .. } | Stage::Excluded(_) => {}
+                Stage::Beginning { .. } | Stage::Failed { .. } | Stage::Excluded(_) => {}
             }
         }
         // What is in neither state needs no memory.
@@ -130,12 +182,15 @@ impl Pods {
         let target = match wanted {
             Wanted::Enrol(target) => target,
             Wanted::Excluded(why) => return pod.rest(Stage::Excluded(why.clone())),
+            Wanted::NotBegun(why) => {
+                let since = pod.begun(now);
+                return pod.rest(Stage::Beginning { reason: why.clone(), since, attempts: 0, retry: None });
+            }
             Wanted::Incomplete(why) => {
                 return pod.rest(Stage::Failed { reason: why.clone(), attempts: 0, retry: None });
             }
         };
-        let same =
-            pod.target.as_ref().is_some_and(|known| known.netns == target.netns && known.ips == target.ips);
+        let same = pod.target.as_ref().is_some_and(|known| known.is_same(target, &pod.stage));
         pod.target = Some(target.clone());
         match &pod.stage {
             Stage::Enrolled if same => {}
@@ -152,7 +207,10 @@ impl Pods {
                 plan.enrol.push(key.clone());
             }
             Stage::Failed { retry, .. } if same && retry.is_some_and(|at| at > now) => {}
-            Stage::Failed { .. } | Stage::Pending(_) => plan.enrol.push(key.clone()),
+            Stage::Beginning { retry, .. } if same && retry.is_some_and(|at| at > now) => {}
+            Stage::Failed { .. } | Stage::Pending(_) | Stage::Beginning { .. } => {
+                plan.enrol.push(key.clone())
+            }
             Stage::Excluded(_) => {
                 pod.stage = Stage::Pending(now);
                 plan.enrol.push(key.clone());
@@ -161,12 +219,18 @@ impl Pods {
     }
 
     /// An enrolment ended.
-    pub(crate) fn enrolled(&mut self, key: &NamespacedName, result: Result<(), String>, now: Instant) {
+    pub(crate) fn enrolled(&mut self, key: &NamespacedName, result: Result<(), Failure>, now: Instant) {
         let Some(pod) = self.0.get_mut(key) else { return };
         pod.stage = match (result, &pod.stage) {
             (Ok(()), _) => Stage::Enrolled,
-            (Err(reason), Stage::Failed { attempts, .. }) => Stage::failed(reason, attempts + 1, now),
-            (Err(reason), _) => Stage::failed(reason, 1, now),
+            (Err(Failure::NotYet(reason) | Failure::Wrong(reason)), Stage::Failed { attempts, .. }) => {
+                Stage::failed(reason, attempts + 1, now)
+            }
+            (Err(Failure::Wrong(reason)), _) => Stage::failed(reason, 1, now),
+            (Err(Failure::NotYet(reason)), Stage::Beginning { since, attempts, .. }) => {
+                Stage::beginning(reason, *since, attempts + 1, now)
+            }
+            (Err(Failure::NotYet(reason)), _) => Stage::beginning(reason, now, 1, now),
         };
     }
 
@@ -182,7 +246,7 @@ impl Pods {
         let soon = now + Duration::from_millis(500);
         let due = |pod: &Pod| match &pod.stage {
             Stage::Leaving(until) => Some(soon.min(*until)),
-            Stage::Failed { retry, .. } => *retry,
+            Stage::Failed { retry, .. } | Stage::Beginning { retry, .. } => *retry,
             Stage::Pending(_) | Stage::Enrolled | Stage::Excluded(_) => None,
         };
         self.0.values().filter_map(due).min()
@@ -196,12 +260,43 @@ impl Pod {
             self.stage = stage;
         }
     }
+
+    /// Since when it has been beginning.
+    fn begun(&self, now: Instant) -> Instant {
+        match &self.stage {
+            Stage::Pending(since) | Stage::Beginning { since, .. } => *since,
+            Stage::Enrolled | Stage::Leaving(_) | Stage::Failed { .. } | Stage::Excluded(_) => now,
+        }
+    }
+}
+
+impl Target {
+    /// Whether what was done for this target serves the other one as well.
+    fn is_same(&self, other: &Self, stage: &Stage) -> bool {
+        let uid = match (&self.uid, &other.uid) {
+            (Some(one), Some(other)) => one == other,
+            (Some(_) | None, None) | (None, Some(_)) => true,
+        };
+        // The plugin takes its word back when the sandbox goes; until it has gone it is where it was.
+        let place = self.place == other.place
+            || (matches!(stage, Stage::Enrolled) && other.place == Place::Processes);
+        let set = |ips: &[IpAddr]| ips.iter().copied().collect::<BTreeSet<_>>();
+        uid && place && set(&self.ips) == set(&other.ips)
+    }
 }
 
 impl Stage {
     fn failed(reason: String, attempts: u32, now: Instant) -> Self {
         let pause = RETRY.0.saturating_mul(1 << attempts.saturating_sub(1).min(5)).min(RETRY.1);
         Self::Failed { reason, attempts, retry: Some(now + pause) }
+    }
+
+    fn beginning(reason: String, since: Instant, attempts: u32, now: Instant) -> Self {
+        if now.saturating_duration_since(since) >= BEGINNING {
+            return Self::failed(reason, 1, now);
+        }
+        let pause = SOON.0.saturating_mul(1 << attempts.saturating_sub(1).min(6)).min(SOON.1);
+        Self::Beginning { reason, since, attempts, retry: Some(now + pause) }
     }
 }
 

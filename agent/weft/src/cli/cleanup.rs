@@ -7,6 +7,7 @@ use weft_core::resource::NamespacedName;
 use weft_kernel::{CleanupReport, Datapath};
 
 use super::{Ended, OutputOption};
+use crate::agent::cni::InstallOptions;
 use crate::agent::datapath_options::DatapathOptions;
 use crate::output;
 
@@ -21,6 +22,8 @@ pub(super) struct Options {
     #[command(flatten)]
     datapath: DatapathOptions,
     #[command(flatten)]
+    cni: InstallOptions,
+    #[command(flatten)]
     output: OutputOption,
 }
 
@@ -34,9 +37,13 @@ struct Cleaned {
 
 pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
     let pod = options.pod.as_deref().map(parse_pod).transpose()?;
-    let config = options.datapath.resolve(&options.node)?;
-    let CleanupReport { links, maps, namespaces, failures } =
+    let config = options.datapath.resolve(&options.node, false)?.config;
+    // First of all: new pods are not to be held back by a plugin that nobody answers.
+    let plugin = options.cni.installation(None, "".into()).filter(|_| pod.is_none());
+    let mut kept = plugin.map(|plugin| plugin.uninstall()).unwrap_or_default();
+    let CleanupReport { links, maps, namespaces, mut failures } =
         Datapath::cleanup(&config, pod.as_ref()).context("nothing could be removed")?;
+    failures.append(&mut kept);
     let cleaned = Cleaned { links, maps, namespaces, failures };
     let bad = !cleaned.failures.is_empty();
     output::print(options.output.output, &cleaned, render)?;
