@@ -16,6 +16,8 @@ mod image;
 mod k8s;
 mod lint;
 mod manifests;
+#[cfg(test)]
+mod monitoring;
 mod setup;
 mod signals;
 mod source_length;
