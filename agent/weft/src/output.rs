@@ -29,12 +29,13 @@ pub(crate) fn print<T: Serialize>(
         Output::Json => serde_json::to_string_pretty(value)?,
         Output::Yaml => serde_saphyr::to_string(value)?,
     };
+    write(format!("{}\n", text.trim_end()).as_bytes())
+}
+
+/// Writes to standard output, however large it is.
+pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let written = out
-        .write_all(text.trim_end().as_bytes())
-        .and_then(|()| out.write_all(b"\n"))
-        .and_then(|()| out.flush());
-    match written {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         // Whoever closed the pipe (`weft dump | head`) has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),

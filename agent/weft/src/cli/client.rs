@@ -9,26 +9,43 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// `GET path`; the body as JSON text. Any other answer than 200 is an error with the agent's own words.
 pub(super) fn get(socket: &Path, path: &str) -> anyhow::Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(async { tokio::time::timeout(LIMIT, ask(socket, path)).await });
-    answer.with_context(|| {
-        format!("the agent at {} did not answer within {} s", socket.display(), LIMIT.as_secs())
-    })?
+    let at = socket.display().to_string();
+    within_limit(&at, async {
+        let stream = UnixStream::connect(socket).await.with_context(|| {
+            format!(
+                "no agent answers at {at}: is it running, and is this its admin socket (`--socket`, in the agent \
+                 `--admin-socket`)? To ask the agents of a cluster, give --kubeconfig or --context"
+            )
+        })?;
+        ask(stream, path).await
+    })
 }
 
-async fn ask(socket: &Path, path: &str) -> anyhow::Result<String> {
-    let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!(
-            "no agent answers at {}: is it running, and is this its admin socket (`--socket`, in the agent `--admin-socket`)?",
-            socket.display()
-        )
-    })?;
+/// `GET path` of the agent that listens at a TCP address of this machine.
+pub(super) fn get_tcp(address: &str, path: &str) -> anyhow::Result<String> {
+    within_limit(address, async {
+        let stream = TcpStream::connect(address).await;
+        ask(stream.with_context(|| format!("no agent answers at {address}"))?, path).await
+    })
+}
+
+fn within_limit(at: &str, ask: impl Future<Output = anyhow::Result<String>>) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(async { tokio::time::timeout(LIMIT, ask).await });
+    answer.with_context(|| format!("the agent at {at} did not answer within {} s", LIMIT.as_secs()))?
+}
+
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    path: &str,
+) -> anyhow::Result<String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request =
         Request::builder().method(Method::GET).uri(path).header("host", "weft").body(Empty::<Bytes>::new())?;

@@ -3,21 +3,35 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{Ended, OutputOption, SocketOption, client};
+use super::cluster::ClusterDump;
+use super::{Ended, OutputOption, Target, TargetOptions, client};
 use crate::output;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
-    socket: SocketOption,
+    target: TargetOptions,
+    /// Only the agent of this node.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     #[command(flatten)]
     output: OutputOption,
 }
 
 pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
-    let dump: Value = serde_json::from_str(&client::get(&options.socket.socket, "/dump")?)?;
-    output::print(options.output.output, &dump, render)?;
-    Ok(Ended::Fine)
+    let complete = match options.target.target()? {
+        Target::Socket(socket) => {
+            let dump: Value = serde_json::from_str(&client::get(&socket, "/dump")?)?;
+            output::print(options.output.output, &dump, render)?;
+            true
+        }
+        Target::Cluster(cluster) => {
+            let dump = ClusterDump::ask(&cluster, options.node.as_deref())?;
+            output::print(options.output.output, &dump, |dump| dump.render(render))?;
+            dump.is_complete()
+        }
+    };
+    Ok(if complete { Ended::Fine } else { Ended::BadNews })
 }
 
 /// The most asked-for part for people; the rest is in JSON and YAML.
@@ -53,12 +67,21 @@ fn render(dump: &Value) -> String {
     let rules = list("destination_rules");
     let rules =
         rules.iter().map(|rule| ["host", "namespace", "load_balancer", "subsets"].map(|key| text(rule, key)));
+    let list_of_problems = list("problems");
+    let problems = list_of_problems.iter().map(|problem| {
+        let object = problem.get("object").filter(|object| !object.is_null());
+        let object =
+            object.map(|object| ["kind", "namespace", "name"].map(|key| text(object, key)).join("/"));
+        let [severity, code, message] = ["severity", "code", "message"].map(|key| text(problem, key));
+        [severity, code, object.unwrap_or_else(|| "-".into()), message]
+    });
     format!(
-        "{}\n{}\n{}\n{}\n{}",
+        "{}\n{}\n{}\n{}\n{}\n{}",
         output::table(["POD", "IPS", "NODE", "PRINCIPAL", "IN MESH"], workloads),
         output::table(["SERVICE", "HOST", "VIPS"], services),
         output::table(["HOST", "VIRTUAL SERVICES"], hosts),
         output::table(["HOST", "NAMESPACE", "LOAD BALANCER", "SUBSETS"], rules),
         output::table(["LOCAL POD", "NETNS", "MTLS", "POLICIES"], local),
+        output::table(["SEVERITY", "CODE", "OBJECT", "PROBLEM"], problems),
     )
 }

@@ -1,30 +1,39 @@
 //! `weft explain`.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use weft_core::kernel_view::LearnedPorts;
 
-use super::{ADMIN_SOCKET, Ended, OutputOption, client};
+use super::cluster::Cluster;
+use super::{Ended, OutputOption, Target, TargetOptions, client};
 use crate::explain::{DestinationView, Explanation, Question, RequestView, ResponseView, explain};
 use crate::{config, output};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Files or directories with the configuration, or `-` for standard input. May be repeated.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket", "kubeconfig", "context"])]
     config: Vec<PathBuf>,
-    /// Ask the running agent at this admin socket instead (the default without `--config`).
-    #[arg(long, value_name = "PATH", conflicts_with = "config")]
-    socket: Option<PathBuf>,
+    /// Read the objects of the cluster instead of asking the agent of the node where the connection begins: works
+    /// without a running agent, and knows nothing of what agents learn from traffic.
+    #[arg(long, conflicts_with_all = ["config", "socket"])]
+    from_cluster: bool,
+    #[command(flatten)]
+    target: TargetOptions,
     /// Who connects: NAMESPACE/POD, an IP address, spiffe://… or `outside`.
-    #[arg(long, value_name = "FROM")]
+    #[arg(long, value_name = "FROM", required_unless_present = "question", default_value = "")]
     from: String,
     /// What it dials: a URL, HOST:PORT or IP:PORT.
-    #[arg(long, value_name = "TO")]
+    #[arg(long, value_name = "TO", required_unless_present = "question", default_value = "")]
     to: String,
+    /// The question as one line of JSON on standard input: how this command asks the one in the agent's container.
+    /// What stands in a command line is written to the API server's audit log; tokens and headers must not be.
+    #[arg(long, hide = true, conflicts_with_all = ["from", "to"])]
+    question: bool,
     #[command(flatten)]
     request: RequestOptions,
     /// The client does not use mTLS.
@@ -68,14 +77,34 @@ struct RequestOptions {
 
 pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
     let question = question(options)?;
-    let answer =
-        if options.config.is_empty() { ask(options, &question)? } else { offline(options, &question)? };
+    let answer = answer(options, &question)?;
     let denied = answer.verdict == "deny";
     output::print(options.output.output, &answer, render)?;
     Ok(if options.fail_on_deny && denied { Ended::BadNews } else { Ended::Fine })
 }
 
+fn answer(options: &Options, question: &Question) -> anyhow::Result<Explanation> {
+    if !options.config.is_empty() {
+        return offline(&config::load(&options.config)?, question);
+    }
+    if options.from_cluster {
+        let cluster = options.target.cluster.connect()?;
+        let client = options.target.cluster.client_options();
+        return offline(&cluster.block_on(config::load_cluster(&client))?, question);
+    }
+    match options.target.target()? {
+        Target::Socket(socket) => ask(&socket, question),
+        Target::Cluster(cluster) => ask_cluster(&cluster, question),
+    }
+}
+
 fn question(options: &Options) -> anyhow::Result<Question> {
+    if options.question {
+        // One line: whoever asks through an API server cannot always close our standard input.
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line)?;
+        return serde_json::from_str(&line).context("the question is not of this version");
+    }
     let request = &options.request;
     let token = match &request.jwt {
         Some(path) => Some(
@@ -99,15 +128,24 @@ fn question(options: &Options) -> anyhow::Result<Question> {
     })
 }
 
-fn offline(options: &Options, question: &Question) -> anyhow::Result<Explanation> {
-    let loaded = config::load(&options.config)?;
+fn offline(loaded: &config::Loaded, question: &Question) -> anyhow::Result<Explanation> {
     Ok(explain(&loaded.snapshot, &LearnedPorts::default(), question)?)
 }
 
-fn ask(options: &Options, question: &Question) -> anyhow::Result<Explanation> {
-    let socket = options.socket.clone().unwrap_or_else(|| ADMIN_SOCKET.into());
+fn ask(socket: &Path, question: &Question) -> anyhow::Result<Explanation> {
     let path = format!("/explain?{}", query(question));
-    serde_json::from_str(&client::get(&socket, &path)?).context("the agent's answer is not of this version")
+    serde_json::from_str(&client::get(socket, &path)?).context("the agent's answer is not of this version")
+}
+
+/// Asks the agent that knows most about the connection.
+fn ask_cluster(cluster: &Cluster, question: &Question) -> anyhow::Result<Explanation> {
+    let mut line = serde_json::to_vec(question)?;
+    line.push(b'\n');
+    cluster.block_on(async {
+        let agent = cluster.nearest(&question.from, &question.to).await?;
+        let ran = cluster.exec(&agent, &["weft", "explain", "--question", "-o", "json"], Some(&line)).await;
+        ran.and_then(|ran| ran.json()).with_context(|| format!("the agent of the node {}", agent.node))
+    })
 }
 
 /// The question as the agent's admin socket reads it.

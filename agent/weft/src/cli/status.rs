@@ -1,29 +1,69 @@
 //! `weft status`.
 
 use std::fmt::Write;
+use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 
-use super::{Ended, OutputOption, SocketOption, client};
+use super::cluster::ClusterStatus;
+use super::{Ended, NamespaceOptions, OutputOption, Target, TargetOptions, client};
 use crate::output;
-use crate::view::Status;
+use crate::view::{ConfigStatus, Status};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
-    socket: SocketOption,
+    target: TargetOptions,
+    /// Only the agent of this node.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    #[command(flatten)]
+    namespaces: NamespaceOptions,
+    /// Go on asking, every two seconds, until interrupted.
+    #[arg(short, long)]
+    watch: bool,
     #[command(flatten)]
     output: OutputOption,
 }
 
+/// Pause between two answers of `--watch`.
+const PAUSE: Duration = Duration::from_secs(2);
+
 pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
-    let answer = client::get(&options.socket.socket, "/status")?;
-    let status: Status =
-        serde_json::from_str(&answer).context("the agent's answer is not of this version")?;
-    let bad = !status.ready || status.break_glass || status.workloads.iter().any(|pod| pod.state == "failed");
-    output::print(options.output.output, &status, render)?;
-    Ok(if bad { Ended::BadNews } else { Ended::Fine })
+    let target = options.target.target()?;
+    loop {
+        let ended = once(options, &target)?;
+        if !options.watch {
+            return Ok(ended);
+        }
+        std::thread::sleep(PAUSE);
+        if std::io::stdout().is_terminal() {
+            output::write(b"\x1b[H\x1b[2J")?;
+        }
+    }
+}
+
+fn once(options: &Options, target: &Target) -> anyhow::Result<Ended> {
+    let namespace = options.namespaces.namespace.as_deref();
+    let fine = match target {
+        Target::Cluster(cluster) => {
+            let status = ClusterStatus::ask(cluster, options.node.as_deref(), namespace)?;
+            let all_pods = namespace.is_some() || options.namespaces.all_namespaces;
+            output::print(options.output.output, &status, |status| status.render(all_pods))?;
+            status.is_fine()
+        }
+        Target::Socket(socket) => {
+            let answer = client::get(socket, "/status")?;
+            let mut status: Status =
+                serde_json::from_str(&answer).context("the agent's answer is not of this version")?;
+            status.workloads.retain(|pod| namespace.is_none_or(|namespace| pod.is_in(namespace)));
+            output::print(options.output.output, &status, render)?;
+            status.is_fine()
+        }
+    };
+    Ok(if fine { Ended::Fine } else { Ended::BadNews })
 }
 
 /// The answer for people.
@@ -41,9 +81,10 @@ fn render(status: &Status) -> String {
     }
     let config = &status.config;
     let objects: usize = config.objects.values().sum();
+    let away = if config.connected == Some(false) { ", NOT CONNECTED" } else { "" };
     let _ = writeln!(
         out,
-        "Configuration: {}, revision {}, {objects} objects, {} problems, {} s old\n",
+        "Configuration: {}, revision {}, {objects} objects, {} problems, {} s old{away}\n",
         config.source,
         config.revision,
         config.problems,
@@ -59,6 +100,7 @@ fn render(status: &Status) -> String {
             output::or_dash(pod.reason.as_deref()),
         ]
     });
+    out += &freshness(config);
     out += &output::table(["POD", "IP", "PRINCIPAL", "STATE", "CONNECTIONS", "REASON"], pods);
     let certificates = status.certificates.iter().map(|certificate| {
         [
@@ -75,10 +117,25 @@ fn render(status: &Status) -> String {
     out
 }
 
+/// Kinds that are not heard of; nothing when all are.
+fn freshness(config: &ConfigStatus) -> String {
+    let behind = config.freshness.iter().filter(|kind| !kind.connected).map(|kind| {
+        let age = kind.age_ms.map(|age| format!("{} s", age / 1000));
+        [kind.kind.clone(), output::or_dash(age.as_deref()), output::or_dash(kind.failure.as_deref())]
+    });
+    let behind: Vec<_> = behind.collect();
+    if behind.is_empty() {
+        return String::new();
+    }
+    format!("{}\n", output::table(["NOT WATCHED", "LAST HEARD OF", "WHY"], behind.into_iter()))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::view::{CertificateStatus, ConfigStatus, KernelStatus, MapStatus, WorkloadStatus};
+    use crate::view::{CertificateStatus, KernelStatus, KindFreshness, MapStatus, WorkloadStatus};
 
     #[test]
     fn status_for_people() {
@@ -102,6 +159,8 @@ mod tests {
                 age_ms: 12_345,
                 objects: [("pods".to_owned(), 3), ("services".to_owned(), 2)].into(),
                 problems: 1,
+                connected: None,
+                freshness: Vec::new(),
             },
             workloads: vec![pod("cart", "enrolled", None), pod("stock", "failed", Some("no such namespace"))],
             certificates: vec![CertificateStatus {
@@ -115,5 +174,35 @@ mod tests {
             },
         };
         insta::assert_snapshot!(render(&status));
+    }
+
+    #[test]
+    fn what_is_not_heard_of_is_shown() {
+        let kind = |kind: &str, connected, failure: Option<&str>| KindFreshness {
+            kind: kind.into(),
+            connected,
+            synced: true,
+            age_ms: Some(93_000),
+            failure: failure.map(Into::into),
+            watch_restarts: 7,
+        };
+        let config = ConfigStatus {
+            source: "kubernetes".into(),
+            revision: "7".into(),
+            age_ms: 93_000,
+            objects: BTreeMap::new(),
+            problems: 1,
+            connected: Some(false),
+            freshness: vec![
+                kind("Node", true, None),
+                kind("Pod", false, Some("the server cannot be reached")),
+            ],
+        };
+        let text = freshness(&config);
+        assert!(
+            text.contains("Pod") && text.contains("93 s") && text.contains("cannot be reached"),
+            "{text}"
+        );
+        assert!(!text.contains("Node"), "{text}");
     }
 }

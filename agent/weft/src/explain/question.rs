@@ -1,12 +1,14 @@
 //! What is asked, and the request that it describes.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use serde::{Deserialize, Serialize};
 use weft_core::decide::http::Request;
 
 use super::target::Target;
 
-/// What is asked.
-#[derive(Debug, Clone, Default)]
+/// What is asked. As JSON it travels between commands of one version or the next.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Question {
     /// `NAMESPACE/POD`, an IP address, `spiffe://…` or `outside`.
     pub(crate) from: String,
