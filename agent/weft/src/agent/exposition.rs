@@ -23,7 +23,7 @@ const STALLED: Duration = Duration::from_secs(5);
 
 /// Serves scrapes of one set of metrics.
 #[derive(Debug)]
-pub(super) struct Exposition {
+pub(crate) struct Exposition {
     metrics: Metrics,
     places: Arc<Semaphore>,
     /// When the last scrape began.
@@ -33,13 +33,13 @@ pub(super) struct Exposition {
 }
 
 impl Exposition {
-    pub(super) fn new(metrics: Metrics) -> Arc<Self> {
+    pub(crate) fn new(metrics: Metrics) -> Arc<Self> {
         let places = Arc::new(Semaphore::new(SCRAPES));
         Arc::new(Self { metrics, places, last: Mutex::default(), making: Mutex::default() })
     }
 
     /// Begins a scrape; waits for a place and for the pause after the one before.
-    pub(super) async fn scrape(self: Arc<Self>) -> Scraped {
+    pub(crate) async fn scrape(self: Arc<Self>) -> Scraped {
         let (pieces, text) = mpsc::channel(1);
         // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
@@ -90,11 +90,11 @@ enum Part {
 /// The text of a scrape ended before it was whole.
 #[derive(Debug, thiserror::Error)]
 #[error("the scrape broke off")]
-pub(super) struct BrokenOff;
+pub(crate) struct BrokenOff;
 
 /// The text of one scrape, as a body.
 #[derive(Debug)]
-pub(super) struct Scraped {
+pub(crate) struct Scraped {
     text: mpsc::Receiver<Part>,
     complete: bool,
 }

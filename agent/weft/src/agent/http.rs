@@ -30,17 +30,17 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is answered.
-pub(super) type Answer = Response<Text>;
+pub(crate) type Answer = Response<Text>;
 type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// Answers requests of one server.
-pub(super) type Handler = Arc<dyn Fn(Asked) -> Answering + Send + Sync>;
+pub(crate) type Handler = Arc<dyn Fn(Asked) -> Answering + Send + Sync>;
 
 /// A request without its body.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) method: Method,
-    pub(super) path: String,
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    pub(crate) path: String,
     query: Vec<(String, String)>,
 }
 
@@ -55,12 +55,12 @@ impl Asked {
     }
 
     /// All parameters of one name, in order.
-    pub(super) fn parameters(&self, name: &str) -> impl Iterator<Item = &str> {
+    pub(crate) fn parameters(&self, name: &str) -> impl Iterator<Item = &str> {
         self.query.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// A parameter of the query.
-    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
@@ -97,7 +97,7 @@ fn decode(text: &str) -> String {
 
 /// The body of an answer.
 #[derive(Debug)]
-pub(super) enum Text {
+pub(crate) enum Text {
     Whole(Full<Bytes>),
     Pieces(Scraped),
 }
@@ -144,7 +144,7 @@ impl Body for Text {
 }
 
 /// Text with a status.
-pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Text>) -> Answer {
+pub(crate) fn text(status: StatusCode, kind: &'static str, body: impl Into<Text>) -> Answer {
     let mut answer = Response::new(body.into());
     *answer.status_mut() = status;
     answer.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
@@ -152,12 +152,12 @@ pub(super) fn text(status: StatusCode, kind: &'static str, body: impl Into<Text>
 }
 
 /// Plain words with a status, ended by a newline.
-pub(super) fn words(status: StatusCode, words: &str) -> Answer {
+pub(crate) fn words(status: StatusCode, words: &str) -> Answer {
     text(status, "text/plain; charset=utf-8", format!("{words}\n"))
 }
 
 /// Binds a TCP address. Where there is no IPv6, "any address" is that of IPv4.
-pub(super) async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(crate) async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = match TcpListener::bind(address).await {
         Err(error) if is_family(&error) && address.ip().is_unspecified() => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
@@ -174,7 +174,7 @@ fn is_family(error: &std::io::Error) -> bool {
 }
 
 /// Serves a TCP listener for ever.
-pub(super) async fn serve_tcp(listener: TcpListener, handler: Handler) {
+pub(crate) async fn serve_tcp(listener: TcpListener, handler: Handler) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -186,7 +186,7 @@ pub(super) async fn serve_tcp(listener: TcpListener, handler: Handler) {
 }
 
 /// Serves a Unix listener for ever.
-pub(super) async fn serve_unix(listener: UnixListener, handler: Handler) {
+pub(crate) async fn serve_unix(listener: UnixListener, handler: Handler) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
