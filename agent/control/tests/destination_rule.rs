@@ -259,6 +259,7 @@ fn d12_d13_connection_pools() {
         "{http: {}}",
         "{tcp: {maxConnections: 0, connectTimeout: 1ms, maxConnectionDuration: 1h, idleTimeout: 0s}}",
         "{tcp: {idleTimeout: 100us}}",
+        "{tcp: {idleTimeout: 8s}}",
         "{http: {http1MaxPendingRequests: 1, http2MaxRequests: 2147483647, maxRetries: 0, h2UpgradePolicy: DEFAULT, useClientProtocol: true}}",
     ] {
         assert_eq!(accepts_policy(&format!("{{connectionPool: {pool}}}")), [""; 0], "{pool}");
@@ -328,9 +329,12 @@ fn d15_outlier_detection() {
 
 #[test]
 fn d18_tls() {
-    for tls in ["{}", "{mode: DISABLE}", "{mode: ISTIO_MUTUAL, sni: a, subjectAltNames: [b]}"] {
+    for tls in ["{}", "{mode: DISABLE, subjectAltNames: [a]}", "{mode: ISTIO_MUTUAL, sni: a}"] {
         assert_eq!(accepts_policy(&format!("{{tls: {tls}}}")), [""; 0], "{tls}");
     }
+    let names = |mode: &str| accepts_policy(&format!("{{tls: {{mode: {mode}, subjectAltNames: [a]}}}}"));
+    assert_eq!(names("ISTIO_MUTUAL"), ["WEFT0014 spec.trafficPolicy.tls.subjectAltNames"]);
+    assert_eq!(names("SIMPLE"), ["WEFT0013 spec.trafficPolicy.tls.subjectAltNames"]);
     for (tls, findings) in [
         ("{mode: SIMPLE, insecureSkipVerify: false}", 0),
         ("{mode: SIMPLE, caCertificates: c}", 2),

@@ -1,8 +1,9 @@
 //! What one connection adds to metrics and log.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use weft_telemetry::{ConnectionLog, Direction, Reporter, TcpSeries};
 
 use crate::labels::{Ends, Service};
 use crate::learn::Learning;
+use crate::lifetime::{Lifetime, Limits};
 use crate::refusal::Refusal;
 use crate::registry::Cut;
 use crate::worker::Worker;
@@ -88,6 +90,8 @@ pub(crate) struct Facts {
     pub(crate) policy: Option<String>,
     /// The AUDIT policies that matched.
     pub(crate) audit: Option<String>,
+    /// How long it may last.
+    pub(crate) lifetime: Limits,
 }
 
 impl Facts {
@@ -112,6 +116,7 @@ impl Facts {
             },
             policy: None,
             audit: None,
+            lifetime: Limits::default(),
         }
     }
 
@@ -222,12 +227,32 @@ pub(crate) struct Meter {
     sent: Cell<u64>,
     series: [Option<TcpSeries>; 2],
     learning: Cell<Option<Box<Learning>>>,
+    lifetime: RefCell<Option<Box<Lifetime>>>,
 }
 
 impl Meter {
     /// Counts into up to two series.
     pub(crate) fn new(series: [Option<TcpSeries>; 2], learning: Option<Box<Learning>>) -> Self {
-        Self { received: Cell::new(0), sent: Cell::new(0), series, learning: Cell::new(learning) }
+        Self {
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            series,
+            learning: Cell::new(learning),
+            lifetime: RefCell::default(),
+        }
+    }
+
+    /// The same for a connection that may not last for ever.
+    pub(crate) fn limited(self, lifetime: Option<Box<Lifetime>>) -> Self {
+        Self { lifetime: RefCell::new(lifetime), ..self }
+    }
+
+    /// Ready when the connection has lasted as long as it may. To be polled whenever bytes may have moved.
+    pub(crate) fn poll_over(&self, cx: &mut Context<'_>) -> Poll<Cut> {
+        match &mut *self.lifetime.borrow_mut() {
+            Some(lifetime) => lifetime.poll_over(self.received.get().wrapping_add(self.sent.get()), cx),
+            None => Poll::Pending,
+        }
     }
 
     fn series(&self) -> impl Iterator<Item = &TcpSeries> {
@@ -277,6 +302,7 @@ impl Account {
         let mut reporters = facts.side.reporters().iter().map(|reporter| series(*reporter));
         let meter = Meter::new([reporters.next(), reporters.next()], learning);
         drop(reporters);
+        let meter = meter.limited(facts.lifetime.begin(Instant::now()));
         meter.series().for_each(TcpSeries::opened);
         Self { worker: worker.clone(), facts, meter }
     }
@@ -303,6 +329,13 @@ impl Account {
             }
             Some(Cut::Drain) => {
                 Verdict { flags: "LR", details: Some("closed because the agent stops"), policy: None }
+            }
+            Some(Cut::Idle) => {
+                Verdict { flags: "-", details: Some("idle for as long as idleTimeout allows"), policy: None }
+            }
+            Some(Cut::TooOld) => {
+                let details = Some("open for as long as maxConnectionDuration allows");
+                Verdict { flags: "DT", details, policy: None }
             }
         };
         self.facts.log(&self.worker, self.meter.bytes(), &verdict);

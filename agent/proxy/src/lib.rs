@@ -15,6 +15,7 @@ mod http;
 mod inbound;
 mod labels;
 mod learn;
+mod lifetime;
 mod listener;
 mod net;
 mod outbound;

@@ -296,6 +296,7 @@ async fn in_cluster(
     if let Some(refusal) = policy.refusal() {
         return Err(refusal);
     }
+    facts.lifetime = policy.lifetime();
     let limit = policy.connect_timeout().unwrap_or(worker.shared.config.connect_timeout);
     let mut tried = SmallVec::<[SocketAddr; ATTEMPTS]>::new();
     let nobody = format!("port {} of Service {} has no ready endpoint", cluster.port, cluster.service.key);

@@ -24,6 +24,10 @@ pub(crate) enum Cut {
     PodRemoved,
     /// The agent stops and the deadline is over.
     Drain,
+    /// No byte has moved for as long as the client's policy allows (D-12).
+    Idle,
+    /// It is as old as the client's policy allows (D-12).
+    TooOld,
 }
 
 /// What was asked about a connection that policy lets in, to ask it again.

@@ -135,7 +135,10 @@ pub(crate) fn relay<'a>(
         live.listen(cx);
         let end = match live.cut() {
             Some(cut) => End::Cut(cut),
-            None => ready!(relay.poll(meter, cx)),
+            None => match relay.poll(meter, cx) {
+                Poll::Ready(end) => end,
+                Poll::Pending => End::Cut(ready!(meter.poll_over(cx))),
+            },
         };
         std::mem::replace(&mut relay, Relay::Over).end(end == End::Clean);
         Poll::Ready(end)

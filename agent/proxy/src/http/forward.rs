@@ -20,7 +20,8 @@ use super::exchange::Extra;
 use super::failure;
 use super::flags::Reason;
 use super::headers::{
-    GRPC_STATUS, address, grpc_timeout, set_attempt, set_expected_timeout, set_service_time, strip_hop_by_hop,
+    GRPC_STATUS, address, grpc_timeout, set_attempt, set_expected_timeout, set_grpc_timeout,
+    set_service_time, strip_hop_by_hop,
 };
 use super::message::Message;
 use super::record::Record;
@@ -181,6 +182,10 @@ pub(crate) async fn forward(
     let limits = Limits::of(&out, &plan);
     if let Some(expected) = limits.expected() {
         set_expected_timeout(&mut out.parts.headers, expected);
+        if out.record.is_grpc() {
+            // Else the application would work on for longer than anybody waits.
+            set_grpc_timeout(&mut out.parts.headers, expected);
+        }
     }
     let retry = plan.retry.clone();
     // By default only requests come back that nobody has seen, and mostly they are given back then.

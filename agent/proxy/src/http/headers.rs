@@ -164,6 +164,17 @@ pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
+/// Tells the application how long its caller waits, as [`grpc_timeout`] reads it.
+pub(crate) fn set_grpc_timeout(headers: &mut HeaderMap, timeout: Duration) {
+    let ms = timeout.as_millis();
+    let units = [(1, "m"), (1000, "S"), (60_000, "M"), (3_600_000, "H")];
+    let fitting = units.into_iter().find(|(unit, _)| ms / unit <= 99_999_999);
+    let text = fitting.map_or_else(|| "99999999H".to_owned(), |(unit, name)| format!("{}{name}", ms / unit));
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(GRPC_TIMEOUT, value);
+    }
+}
+
 /// Gives a request the form in which it is handed on: target in origin form, authority in `Host`.
 pub(crate) fn address(parts: &mut Parts, target: PathAndQuery, authority: &str) {
     parts.version = Version::HTTP_11;

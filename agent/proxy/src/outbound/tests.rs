@@ -1,5 +1,6 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -291,6 +292,58 @@ fn connections_beyond_the_limit_of_the_clients_policy_are_refused() {
         let _second = application.accept().await.unwrap();
         let mut server = application.accept().await.unwrap().0;
         exchange(&mut third, &mut server).await;
+    });
+}
+
+/// A connection that is under a pool's limits, with what was said in it already.
+async fn under(bed: &mut Bed, pool: ConnectionPool) -> (TcpStream, TcpStream) {
+    let (application, addr) = bed.application().await;
+    let vip = captured(bed, &[addr.ip()], addr.port());
+    bed.change([rule(PolicyBlocks { connection_pool: Some(pool), ..PolicyBlocks::default() })]);
+    let mut client = connect_from(bed.client_ip, vip).await.unwrap();
+    let mut server = application.accept().await.unwrap().0;
+    exchange(&mut client, &mut server).await;
+    (client, server)
+}
+
+#[test]
+fn an_idle_connection_ends_when_the_clients_policy_says_so() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let idle = Duration::from_secs(1);
+        let pool = ConnectionPool { tcp_idle_timeout: Some(idle), ..ConnectionPool::default() };
+        let (mut client, mut server) = under(&mut bed, pool).await;
+        let began = std::time::Instant::now();
+        while began.elapsed() < 2 * idle {
+            exchange(&mut client, &mut server).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let ended = client.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(server.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert!(bed.log().is_empty(), "that is no failure: {}", bed.log());
+    });
+}
+
+#[test]
+fn a_busy_connection_ends_at_the_age_that_the_clients_policy_sets() {
+    run(async {
+        let mut bed = Bed::new("a");
+        let age = Some(Duration::from_millis(200));
+        let pool = ConnectionPool {
+            max_connection_duration: age,
+            tcp_idle_timeout: Some(Duration::ZERO),
+            ..ConnectionPool::default()
+        };
+        let (mut client, mut server) = under(&mut bed, pool).await;
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while client.write_all(b"x").await.is_ok()
+            && server.read(&mut [0; 1]).await.is_ok_and(|read| read > 0)
+        {
+            assert!(std::time::Instant::now() < deadline, "it lasts");
+        }
+        bed.until("the line", |bed| bed.log().contains("maxConnectionDuration")).await;
+        assert!(bed.log().contains(" DT "), "{}", bed.log());
     });
 }
 

@@ -52,7 +52,6 @@ fn idle_timeout(text: Option<&Text<'_>>, at: &Path<'_>, reader: &mut Reader<'_, 
     if nanoseconds / 1_000_000 == 0 {
         return Some(Duration::ZERO);
     }
-    reader.not_applied(at, "connections that are not HTTP stay open until one side ends them (D-12)");
     reader.duration(text, at)
 }
 

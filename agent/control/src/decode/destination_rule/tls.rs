@@ -22,6 +22,9 @@ pub(super) fn tls(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>
         }
         ClientTlsMode::Disable | ClientTlsMode::IstioMutual => {}
     }
+    if !wire.subject_alt_names.items.is_empty() {
+        warn_of_names(mode, &at.field("subjectAltNames"), reader);
+    }
     tell_what_is_not_applied(wire, at, reader);
     ClientTls {
         mode,
@@ -103,6 +106,26 @@ fn warn_of_certificates(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<
     );
     let fix = "Let the application speak TLS itself, or write ISTIO_MUTUAL, or SIMPLE without certificates.";
     reader.report.add(codes::NO_EFFECT, at, message, fix);
+}
+
+/// What becomes of the names that a certificate should have.
+fn warn_of_names(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+    match mode {
+        ClientTlsMode::IstioMutual => {
+            reader.not_applied(
+                at,
+                "an endpoint of the mesh proves the identity of its own pod, whatever the list says (D-18)",
+            );
+        }
+        ClientTlsMode::Simple => {
+            let message = "Names prove nothing in a certificate that is not verified, and this version reads no \
+                           certificates: the mesh connects to none of the host's endpoints (D-18).";
+            let fix = "Remove the names, write ISTIO_MUTUAL, or let the application speak TLS itself.";
+            reader.report.add(codes::NO_EFFECT, at, message, fix);
+        }
+        // Nobody's certificate is looked at; or the block is refused as a whole.
+        ClientTlsMode::Disable | ClientTlsMode::Mutual => {}
+    }
 }
 
 /// Certificates of an application's own are not presented yet; what is told must be told.

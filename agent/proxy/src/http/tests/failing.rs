@@ -211,6 +211,35 @@ fn a_grpc_caller_limits_itself_up_to_the_routes_timeout() {
 }
 
 #[test]
+fn a_grpc_server_hears_how_long_its_caller_waits() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let call = |timeout: &str| {
+            let request =
+                Request::post("/a.B/C").header("host", HOST).header("content-type", "application/grpc");
+            let request = if timeout.is_empty() { request } else { request.header("grpc-timeout", timeout) };
+            request.body(Body::empty()).unwrap()
+        };
+        for (rule, asked, told) in [
+            (None, "", None),
+            (None, "7S", Some("7000m")),
+            (Some(20), "", Some("20000m")),
+            (Some(20), "7S", Some("7000m")),
+            (Some(20), "1H", Some("20000m")),
+        ] {
+            let timeout = rule.map(Duration::from_secs);
+            mesh.route(vec![HttpRule { timeout, ..to_shop() }]);
+            assert_eq!(mesh.send(call(asked)).await.status, 200);
+            assert_eq!(app.next().header("grpc-timeout"), told, "{rule:?} {asked}");
+        }
+        assert_eq!(mesh.get("/").await.status, 200);
+        assert_eq!(app.next().header("grpc-timeout"), None, "others are not told");
+    });
+}
+
+#[test]
 fn the_timeout_covers_the_whole_answer() {
     run(async {
         let bed = Bed::new("a");

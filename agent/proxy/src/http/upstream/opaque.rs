@@ -18,6 +18,7 @@ use super::local::{LocalCluster, LocalHost, Wanted};
 use super::outlier::Outcome;
 use super::{Leg, with_tls};
 use crate::account::Failure;
+use crate::lifetime;
 use crate::worker::Worker;
 
 /// A cluster that a connection goes to.
@@ -79,6 +80,11 @@ impl Opaque {
     /// `connectTimeout`, where the policy has one.
     pub(crate) fn connect_timeout(&self) -> Option<Duration> {
         self.cluster.policy.connection_pool.connect_timeout
+    }
+
+    /// `tcp.idleTimeout` and `tcp.maxConnectionDuration`.
+    pub(crate) fn lifetime(&self) -> lifetime::Limits {
+        lifetime::Limits::of(&self.cluster.policy.connection_pool)
     }
 
     /// Counts a connection. Beyond `maxConnections` it is refused: nothing makes sure that one of the others ends.
