@@ -226,7 +226,25 @@ fn configuration(status: &Status) -> Check {
     const NAME: &str = "configuration";
     let config = &status.config;
     let age = config.age_ms / 1000;
-    let message = format!("Its configuration is revision {}, changed {age} s ago.", config.revision);
+    let behind: Vec<String> = config
+        .freshness
+        .iter()
+        .filter(|kind| !kind.connected)
+        .map(|kind| match &kind.failure {
+            Some(failure) => format!("{} ({failure})", kind.kind),
+            None => kind.kind.clone(),
+        })
+        .collect();
+    if config.connected == Some(false) || !behind.is_empty() {
+        let which = if behind.is_empty() { String::new() } else { format!(" of {}", behind.join(", ")) };
+        return Check::error(
+            NAME,
+            format!("It hears of no changes{which}; traffic goes on with the configuration of {age} s ago."),
+            "Check that the node reaches the API server, and the agent's permissions: `kubectl auth can-i --list \
+             --as system:serviceaccount:weft-system:weft-agent`.",
+        );
+    }
+    let message = format!("Its configuration is revision {}, heard of {age} s ago.", config.revision);
     match config.problems {
         0 => Check::ok(NAME, message),
         problems => {

@@ -106,3 +106,15 @@ fn clocks_are_compared_by_the_reports_time() {
     assert_eq!(apart("2026-11-21T11:59:00Z", now), Some((Duration::from_secs(60), false)));
     assert_eq!(apart("never", now), None);
 }
+
+#[test]
+fn an_agent_that_hears_of_nothing_is_told() {
+    let mut status = status("a");
+    status.config.connected = Some(true);
+    assert_eq!(configuration(&status).outcome, Outcome::Ok);
+    let kind = serde_json::json!({"kind": "Pod", "connected": false, "synced": true, "age_ms": 90_000,
+        "failure": "forbidden", "watch_restarts": 1});
+    status.config.freshness = vec![serde_json::from_value(kind).unwrap()];
+    let check = configuration(&status);
+    assert!(check.outcome == Outcome::Error && check.message.contains("Pod (forbidden)"), "{check:?}");
+}
