@@ -41,6 +41,16 @@ impl LabId {
         self.pid == std::process::id()
     }
 
+    /// The process that owns the lab.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Number of the lab there.
+    pub(crate) fn counter(&self) -> u32 {
+        self.counter
+    }
+
     /// Directory of logs, state, configuration and pins.
     pub fn run_dir(&self) -> PathBuf {
         Path::new(RUN_DIR).join(self.to_string())

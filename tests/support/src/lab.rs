@@ -399,7 +399,8 @@ fn new_node(id: &LabId, root: &Path, index: u8, name: &str) -> Node {
 /// `at` is the number of the node and of the pod.
 fn new_pod(id: &LabId, root: &Path, at: (u8, u16), spec: &PodSpec, peer_binary: &Path) -> Pod {
     let (node, number) = at;
-    let uid = format!("00000000-0000-4000-8000-{number:012}");
+    // Labs that run at the same time share the machine's processes, whose cgroups name the pod.
+    let uid = format!("{:08x}-{:04x}-4000-8000-{number:012}", id.pid(), id.counter() & 0xffff);
     let container = format!("kubepods/burstable/pod{uid}/{number:064x}");
     Pod {
         addresses: topology::pod_addresses(node, number),

@@ -45,6 +45,8 @@ pub(crate) async fn follow(installation: Installation, config: Published, mut st
             look_at = Instant::now() + LOOK;
         }
         tokio::select! {
+            // What was taken off must not come back.
+            biased;
             _ = &mut stop => break,
             // The writer of the configuration has ended, and so will we.
             changed = revisions.changed() => if changed.is_err() { break },

@@ -1,0 +1,233 @@
+//! A pod of a real API server in a real network namespace: found, enrolled, shown, and left as it was.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail as tests do"
+)]
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_lab::{Lab, LabSpec, Place, Pod, PodSpec, Process, poll_until};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// The name that the manifest's permissions are for.
+const AGENT: &str = "system:serviceaccount:weft-system:weft-agent";
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+struct World {
+    plane: ControlPlane,
+    lab: Lab,
+}
+
+impl World {
+    fn start() -> Result<Option<Self>> {
+        let options = ControlPlaneOptions { audit: true, ..ControlPlaneOptions::default() };
+        let Some(plane) = ControlPlane::start(options)? else { return Ok(None) };
+        let pod = |name: &str| PodSpec::new("a", "shop", name);
+        let lab = Lab::new(&LabSpec::new().node("a").pod(pod("web")).pod(pod("lost")))?;
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/weft.yaml");
+        plane.apply(&std::fs::read_to_string(manifest)?)?;
+        plane.apply(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
+             apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: default, namespace: shop}\n---\n\
+             apiVersion: v1\nkind: Node\nmetadata: {name: a}\n",
+        )?;
+        let bpffs = lab.node("a")?.dir().join("bpf");
+        std::fs::create_dir_all(&bpffs)?;
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status()?;
+        ensure!(mounted.success(), "bpffs cannot be mounted");
+        Ok(Some(Self { plane, lab }))
+    }
+
+    /// Makes a pod that runs, as kubelet and scheduler would show it. Gives its uid.
+    fn pod(&self, name: &str, spec: &str) -> Result<String> {
+        self.plane.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
+             spec: {{nodeName: a, containers: [{{name: main, image: none}}]{spec}}}\n"
+        ))?;
+        if let Ok(pod) = self.lab.pod(&format!("shop/{name}")) {
+            let status = format!(
+                r#"{{"status":{{"phase":"Running","podIP":"{v4}","podIPs":[{{"ip":"{v4}"}},{{"ip":"{v6}"}}]}}}}"#,
+                v4 = pod.ipv4(),
+                v6 = pod.ipv6()
+            );
+            let args =
+                ["patch", "pod", name, "-n", "shop", "--subresource=status", "--type=merge", "-p", &status];
+            self.plane.kubectl(&args)?;
+        }
+        self.plane.kubectl(&["get", "pod", name, "-n", "shop", "-o", "jsonpath={.metadata.uid}"])
+    }
+
+    /// A process of a pod, in the cgroup that a kubelet would give it.
+    fn process(&self, pod: &Pod, uid: &str) -> Result<Process> {
+        let cgroup = self.lab.node("a")?.kubepods().join(format!("burstable/pod{uid}/c1"));
+        std::fs::create_dir_all(&cgroup)?;
+        let place = Place { cgroup, ..pod.place().clone() };
+        Process::spawn(&place, "main", Path::new("sleep"), &["600"])
+    }
+
+    fn agent(&self) -> Result<Process> {
+        let node = self.lab.node("a")?;
+        let text = |path: PathBuf| path.display().to_string();
+        let kubeconfig =
+            self.plane.kubeconfig_for(AGENT, &["system:serviceaccounts", "system:authenticated"]);
+        let args = [
+            "POD_NAMESPACE=weft-system".to_owned(),
+            text(self.lab.weft()),
+            "agent".into(),
+            "--node=a".into(),
+            format!("--kubeconfig={}", kubeconfig.display()),
+            "--embedded-ca".into(),
+            format!("--state-dir={}", text(node.dir().join("state"))),
+            format!("--pin-dir={}", text(node.dir().join("bpf"))),
+            format!("--cgroup={}", text(node.kubepods())),
+            format!("--agent-cgroup={}", text(node.cgroup().join("agent"))),
+            format!("--probe-cgroup={}", text(node.cgroup().join("system"))),
+            format!("--metrics-addr=127.0.0.1:{}", free_port()),
+            format!("--readiness-addr=127.0.0.1:{}", free_port()),
+        ];
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let here = Place { netns: "/proc/self/ns/net".into(), ..node.place() };
+        Process::spawn(&here, "agent", Path::new("env"), &args)
+    }
+
+    fn annotations(&self, pod: &str) -> Result<Value> {
+        let pod = self.plane.kubectl(&["get", "pod", pod, "-n", "shop", "-o", "json"])?;
+        let pod: Value = serde_json::from_str(&pod)?;
+        Ok(pod["metadata"]["annotations"].clone())
+    }
+
+    fn wait_state(&self, agent: &Process, pod: &str, state: Option<&str>) -> Result<Value> {
+        poll_until(LIMIT, || {
+            let annotations = self.annotations(pod)?;
+            ensure!(annotations["weft.dev/state"].as_str() == state, "{pod} has {annotations}");
+            Ok(annotations)
+        })
+        .with_context(|| agent.report("was asked for its log"))
+    }
+
+    fn label(&self, label: &str) -> Result<()> {
+        self.plane.kubectl(&["label", "namespace", "shop", label, "--overwrite"]).map(drop)
+    }
+
+    /// What is pinned.
+    fn pins(&self) -> Result<usize> {
+        let pins = std::fs::read_dir(self.lab.node("a")?.dir().join("bpf"))?.flatten();
+        Ok(pins.filter(|entry| !entry.file_name().to_string_lossy().ends_with(".debug")).count())
+    }
+}
+
+#[test]
+fn pods_get_in_by_a_label_and_out_with_the_daemonset() {
+    let Some(world) = World::start().unwrap() else { return };
+    run(&world).unwrap();
+}
+
+fn run(world: &World) -> Result<()> {
+    let web = world.lab.pod("shop/web")?.clone();
+    let uid = world.pod("web", "")?;
+    let _process = world.process(&web, &uid)?;
+    world.pod("lost", "")?;
+    world.pod("host", ", hostNetwork: true")?;
+    let mut agent = world.agent()?;
+
+    let labelled = Instant::now();
+    world.label("weft.dev/mesh=enabled")?;
+    let annotations = world.wait_state(&agent, "web", Some("enrolled"))?;
+    println!("shown as enrolled {} ms after the label", labelled.elapsed().as_millis());
+    assert_eq!(annotations["ambient.istio.io/redirection"], "enabled");
+    let annotations = world.wait_state(&agent, "host", Some("excluded"))?;
+    assert!(annotations["weft.dev/state-reason"].as_str().unwrap().contains("hostNetwork"));
+    let annotations = world.wait_state(&agent, "lost", Some("failed"))?;
+    assert!(annotations["weft.dev/state-reason"].as_str().unwrap().contains("no process"));
+    let event = poll_until(LIMIT, || {
+        let events = world.plane.kubectl(&["get", "events", "-n", "shop", "-o", "json"])?;
+        let events: Value = serde_json::from_str(&events)?;
+        let ours =
+            |event: &&Value| event["reason"] == "NotEnrolled" && event["involvedObject"]["name"] == "lost";
+        let found = events["items"].as_array().unwrap().iter().find(ours).cloned();
+        found.with_context(|| agent.report("wrote no event"))
+    })?;
+    assert_eq!(event["type"], "Warning");
+
+    // Break-glass for a namespace, and for the node.
+    world.label("weft.dev/mesh=bypass")?;
+    world.wait_state(&agent, "web", Some("excluded"))?;
+    world.label("weft.dev/mesh=enabled")?;
+    world.wait_state(&agent, "web", Some("enrolled"))?;
+    world.plane.kubectl(&["label", "node", "a", "weft.dev/mesh=bypass"])?;
+    world.wait_state(&agent, "web", Some("excluded"))?;
+    world.plane.kubectl(&["label", "node", "a", "weft.dev/mesh-"])?;
+    world.wait_state(&agent, "web", Some("enrolled"))?;
+    world.label("weft.dev/mesh-")?;
+    for pod in ["web", "host", "lost"] {
+        world.wait_state(&agent, pod, None)?;
+    }
+    world.label("weft.dev/mesh=enabled")?;
+    world.wait_state(&agent, "web", Some("enrolled"))?;
+
+    // A rollout leaves everything in force.
+    poll_until(LIMIT, || {
+        ensure!(world.looks() > 0, "the agent has not looked at its DaemonSet");
+        Ok(())
+    })?;
+    agent.signal(Signal::TERM)?;
+    assert!(agent.wait(LIMIT)?.success(), "{}", agent.report("ended"));
+    assert!(world.pins()? > 0);
+    assert_eq!(world.annotations("web")?["weft.dev/state"], "enrolled");
+
+    // Without a DaemonSet the node is left as it was.
+    let looked = world.looks();
+    let mut agent = world.agent()?;
+    poll_until(LIMIT, || {
+        let said = agent.stdout() + &agent.stderr();
+        ensure!(said.contains("is in the mesh"), "nothing was taken over");
+        ensure!(world.looks() > looked, "the agent has not looked at its DaemonSet");
+        Ok(())
+    })
+    .with_context(|| agent.report("was asked for its log"))?;
+    world.plane.kubectl(&["delete", "daemonset", "weft-agent", "-n", "weft-system", "--wait=false"])?;
+    agent.signal(Signal::TERM)?;
+    assert!(agent.wait(LIMIT)?.success(), "{}", agent.report("ended"));
+    assert_eq!(world.pins()?, 0, "{}", agent.report("left pins"));
+    for pod in ["web", "host", "lost"] {
+        assert_eq!(
+            world.annotations(pod)?["weft.dev/state"],
+            Value::Null,
+            "{pod}: {}",
+            agent.report("ended")
+        );
+    }
+    let rules = web.exec("ip", &["rule"])?;
+    assert_eq!(rules.lines().count(), 3, "nothing of ours is left: {rules}");
+
+    let denied: Vec<_> = world.plane.audit_log().into_iter().filter(is_denied).collect();
+    assert!(denied.is_empty(), "the manifest's permissions do not suffice: {denied:?}");
+    Ok(())
+}
+
+impl World {
+    /// How often an agent has looked at its DaemonSet.
+    fn looks(&self) -> usize {
+        let log = self.plane.audit_log();
+        let looks = log.iter().filter(|entry| {
+            entry["user"]["username"] == AGENT && entry["objectRef"]["resource"] == "daemonsets"
+        });
+        looks.count()
+    }
+}
+
+fn is_denied(entry: &Value) -> bool {
+    entry["user"]["username"] == AGENT && entry["responseStatus"]["code"] == 403
+}
