@@ -25,8 +25,13 @@ mod refusal;
 mod registry;
 mod relay;
 mod sniff;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "most of it is for tests of this crate"))]
+#[allow(clippy::unwrap_used, reason = "failures are those of a test")]
 mod testbed;
+#[cfg(any(test, feature = "testing"))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "failures are those of a measurement")]
+pub mod testing;
 mod tls;
 mod unread;
 mod worker;

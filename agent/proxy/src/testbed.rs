@@ -37,6 +37,7 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// The same; time stands still and jumps when nothing else can happen.
+#[cfg(test)]
 pub(crate) fn run_paused<T>(test: impl Future<Output = T>) -> T {
     on(Builder::new_current_thread().enable_all().start_paused(true), test)
 }
