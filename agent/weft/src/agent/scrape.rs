@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use weft_control::kubernetes::{Freshness, KindFreshness};
 use weft_core::Severity;
-use weft_telemetry::{AccessLog, ScrapeSink, families};
+use weft_telemetry::{AccessLog, Family, Kind, ScrapeSink, families};
 
 use super::admin::Facts;
 use super::direct_metrics::DirectAccounting;
@@ -13,6 +13,13 @@ use super::node::{SharedDatapath, account, lock};
 
 /// The kernel reports CPU time in hundredths of a second on every architecture (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
+
+const TRUSTED_ROOT_EXPIRY: Family = Family {
+    name: "weft_trusted_root_expiry_seconds",
+    help: "Seconds until a root that peers may come from expires; fingerprint is the beginning of its SHA-256.",
+    kind: Kind::Gauge,
+    labels: &["fingerprint"],
+};
 
 /// Feeds the metrics of `facts` with everything that is not counted on the way.
 pub(super) fn register(facts: &Facts, direct: Arc<Mutex<DirectAccounting>>, access_log: AccessLog) {
@@ -87,11 +94,19 @@ fn certificates(facts: &Facts, sink: &mut ScrapeSink) {
     let now = SystemTime::now();
     for info in facts.certs.infos() {
         let Some(not_after) = info.not_after else { continue };
-        let left = match not_after.duration_since(now) {
-            Ok(left) => left.as_secs_f64(),
-            Err(past) => -past.duration().as_secs_f64(),
-        };
-        sink.set(&families::CERTIFICATE_EXPIRY, &[&info.identity.principal()], left);
+        sink.set(&families::CERTIFICATE_EXPIRY, &[&info.identity.principal()], seconds(now, not_after));
+    }
+    // A rotation of roots may go on when every agent has the new one.
+    for root in facts.certs.trusted_roots() {
+        sink.set(&TRUSTED_ROOT_EXPIRY, &[&root.fingerprint], seconds(now, root.not_after));
+    }
+}
+
+/// Seconds until a moment; negative when it has passed.
+fn seconds(now: SystemTime, moment: SystemTime) -> f64 {
+    match moment.duration_since(now) {
+        Ok(left) => left.as_secs_f64(),
+        Err(past) => -past.duration().as_secs_f64(),
     }
 }
 
