@@ -378,7 +378,8 @@ impl ControlPlane {
         let out = child.wait_with_output()?;
         if !out.status.success() {
             let said = String::from_utf8_lossy(&out.stderr);
-            bail!("`kubectl {}` failed ({}): {}", args.join(" "), out.status, said.trim());
+            let printed = String::from_utf8_lossy(&out.stdout);
+            bail!("`kubectl {}` failed ({}): {}\n{printed}", args.join(" "), out.status, said.trim());
         }
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }

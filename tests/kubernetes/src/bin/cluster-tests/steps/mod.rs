@@ -1,5 +1,6 @@
 //! What is tried, in this order.
 
+mod commands;
 mod enrol;
 mod faults;
 mod install;
@@ -30,12 +31,15 @@ pub(crate) fn run(suite: &mut Suite) {
         return;
     }
     suite.step("the label takes running pods in", |cluster, _| enrol::label(cluster));
+    suite.step("a Service leads into the mesh", |cluster, _| pods::service(cluster));
     suite.step("metrics name both ends", |cluster, _| enrol::metrics(cluster));
+    suite.step("the command line asks the agents through the API server", |cluster, _| commands::ask(cluster));
     suite.step("probes pass under STRICT, strangers do not", |cluster, _| strict::strict(cluster));
     suite.step("new pods are protected from their first instruction", |cluster, _| {
         pods::first_instruction(cluster)
     });
     suite.step("a Job comes to its end", |cluster, _| pods::job(cluster));
+    suite.step("a Deployment moves when its node is drained", |cluster, _| pods::drained(cluster));
     suite.step("a killed agent comes back, and nothing was plain", |cluster, _| faults::killed(cluster));
     suite.step("agents are replaced, and nothing was plain", |cluster, _| faults::replaced(cluster));
     suite.step("kubelet is away for a while", |cluster, _| faults::kubelet(cluster));

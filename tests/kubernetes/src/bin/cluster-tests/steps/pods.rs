@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use weft_kubernetes_tests::cluster::Cluster;
 use weft_lab::poll_until;
 
-use super::travel::agents;
+use super::travel::{agents, protected_to};
 use super::{OUTSIDE, SHOP};
 use crate::PEER_IMAGE;
 use crate::suite::{LIMIT, Peer, address, describe, namespace, peer, start};
@@ -96,4 +96,68 @@ pub(super) fn job(cluster: &Cluster) -> Result<()> {
         .kubectl(&["wait", "-n", SHOP, "--for=condition=Complete", "job/once", &limit])
         .map(drop)
         .with_context(|| describe(cluster, SHOP, "job/once"))
+}
+
+/// The address of a Service leads into the mesh as well.
+pub(super) fn service(cluster: &Cluster) -> Result<()> {
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "namespace": SHOP, "name": "web" },
+        "spec": { "selector": { "app": "web" }, "ports": [{ "name": "http", "port": 8080 }] },
+    });
+    cluster.plane().apply(&service.to_string())?;
+    let address = cluster.kubectl(&["get", "service", "-n", SHOP, "web", "-o=jsonpath={.spec.clusterIP}"])?;
+    protected_to(cluster, (SHOP, "client"), &address)
+}
+
+/// A Deployment moves to the other node when its own is drained.
+pub(super) fn drained(cluster: &Cluster) -> Result<()> {
+    let deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "namespace": SHOP, "name": "moving" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "moving" } },
+            "template": {
+                "metadata": { "labels": { "app": "moving" } },
+                "spec": {
+                    "terminationGracePeriodSeconds": 1,
+                    "containers": [{
+                        "name": "main",
+                        "image": PEER_IMAGE,
+                        "imagePullPolicy": "Never",
+                        "command": ["/bin/lab-peer", "app", "--version", "moving", "8080"],
+                        "readinessProbe": { "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 1 },
+                    }],
+                },
+            },
+        },
+    });
+    cluster.kubectl(&["cordon", "two"])?;
+    cluster.plane().apply(&deployment.to_string())?;
+    let there = moved(cluster, "one").and_then(|address| protected_to(cluster, (SHOP, "web"), &address));
+    cluster.kubectl(&["uncordon", "two"])?;
+    there?;
+    let drain = ["drain", "one", "--pod-selector=app=moving", "--ignore-daemonsets", "--timeout=60s"];
+    cluster.kubectl(&drain)?;
+    let there = moved(cluster, "two").and_then(|address| protected_to(cluster, (SHOP, "client"), &address));
+    cluster.kubectl(&["uncordon", "one"])?;
+    there
+}
+
+/// Waits until the Deployment's pod is ready on a node, and gives its address.
+fn moved(cluster: &Cluster, node: &str) -> Result<String> {
+    poll_until(LIMIT, || {
+        let list = cluster.json(&["get", "pods", "-n", SHOP, "-l=app=moving"])?;
+        let items = list.get("items").and_then(Value::as_array).context("a list has items")?;
+        let on_node = items.iter().find(|pod| {
+            pod.pointer("/spec/nodeName").is_some_and(|name| name == node)
+                && pod.pointer("/status/containerStatuses/0/ready") == Some(&Value::Bool(true))
+                && pod.pointer("/metadata/deletionTimestamp").is_none()
+        });
+        let address = on_node.and_then(|pod| pod.pointer("/status/podIP")).and_then(Value::as_str);
+        address.map(str::to_owned).with_context(|| format!("no pod of `moving` is ready on node {node}"))
+    })
+    .with_context(|| agents(cluster))
 }

@@ -29,10 +29,15 @@ fn marker() -> String {
     format!("/marker-{}-in-a-path", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// One request from a pod (`NAMESPACE/NAME`) to port 8080 of a pod on the other node.
+/// One request from a pod (namespace and name) to port 8080 of a pod on the other node.
 pub(super) fn travel(cluster: &Cluster, from: (&str, &str), to: (&str, &str)) -> Result<Travel> {
+    travel_to(cluster, from, &address(cluster, to.0, to.1)?)
+}
+
+/// The same, to port 8080 of an address.
+pub(super) fn travel_to(cluster: &Cluster, from: (&str, &str), to: &str) -> Result<Travel> {
     let marker = marker();
-    let url = format!("http://{}:8080{marker}", address(cluster, to.0, to.1)?);
+    let url = format!("http://{to}:8080{marker}");
     let capture = Capture::start(cluster.place(), BRIDGE)?;
     let answer = peer(cluster, from.0, from.1, &["get", &url])?;
     let seen = capture.stop()?;
@@ -50,9 +55,14 @@ impl Travel {
 
 /// Waits until requests are answered and unreadable.
 pub(super) fn protected(cluster: &Cluster, from: (&str, &str), to: (&str, &str)) -> Result<()> {
+    protected_to(cluster, from, &address(cluster, to.0, to.1)?)
+}
+
+/// Waits until requests to an address are answered and unreadable.
+pub(super) fn protected_to(cluster: &Cluster, from: (&str, &str), to: &str) -> Result<()> {
     poll_until(LIMIT, || {
-        let travel = travel(cluster, from, to)?;
-        ensure!(travel.answered() && !travel.readable && travel.encrypted, "{from:?} to {to:?}: {travel:?}");
+        let travel = travel_to(cluster, from, to)?;
+        ensure!(travel.answered() && !travel.readable && travel.encrypted, "{from:?} to {to}: {travel:?}");
         Ok(())
     })
     .with_context(|| agents(cluster))
@@ -102,7 +112,7 @@ pub(super) fn under_load(
 /// The ends of the logs of Weft's pods, for messages.
 pub(super) fn agents(cluster: &Cluster) -> String {
     let logs = |selector: &str| {
-        let args = ["logs", "-n=weft-system", "-l", selector, "--prefix", "--tail=25", "--all-containers"];
+        let args = ["logs", "-n=weft-system", "-l", selector, "--prefix", "--tail=12", "--all-containers"];
         cluster.kubectl(&args).unwrap_or_else(|e| format!("{e:#}"))
     };
     let status: String = crate::suite::agent_pods(cluster)
