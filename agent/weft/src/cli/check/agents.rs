@@ -1,14 +1,17 @@
 //! Checks of what the running agents say.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 
-use super::super::cluster::{Agent, Answered, Cluster, asked_all};
+use super::super::client;
+use super::super::cluster::{Agent, Answered, Cluster, SYSTEM_NAMESPACE, asked_all};
 use super::api::clock;
 use super::install::argument;
+use super::node::MACHINE;
 use super::report::{Check, Group, Outcome, Report};
 use crate::view::{CertificateStatus, Status};
 
@@ -38,6 +41,28 @@ pub(super) async fn groups(cluster: &Cluster, set: &DaemonSet) -> Vec<Group> {
     let mut groups = vec![Group::new("Agents", together(&answered, cluster.system()))];
     groups.extend(answered.answers.iter().map(|(agent, said)| of_node(agent, said)));
     groups
+}
+
+/// The agent of this machine; `None` where none has ever been.
+pub(super) fn here(socket: &Path) -> Option<Group> {
+    if !socket.exists() {
+        return None;
+    }
+    let status = client::get(socket, "/status").and_then(|text| Ok(serde_json::from_str::<Status>(&text)?));
+    let checks = match status {
+        Ok(status) => vec![
+            ready(&status),
+            configuration(&status),
+            pods(&[&status]),
+            certificates(&[&status], SYSTEM_NAMESPACE, SystemTime::now()),
+        ],
+        Err(error) => vec![Check::error(
+            "agents-answer",
+            format!("The agent of this machine does not answer: {error:#}."),
+            "Start it, or run `weft cleanup` if it is gone for good.",
+        )],
+    };
+    Some(Group::new("Agent", checks))
 }
 
 async fn ask(cluster: &Cluster, agent: Agent, cni_conf_dir: Option<&str>) -> anyhow::Result<Said> {
@@ -195,10 +220,13 @@ fn of_node(agent: &Agent, said: &Said) -> Group {
         checks.push(clock(skew, ahead, &format!("the node {}", agent.node)));
     }
     match &said.node {
-        Ok(report) => checks.extend(report.groups.iter().flat_map(|group| group.checks.clone())),
+        Ok(report) => {
+            let of_machine = report.groups.iter().filter(|group| group.name == MACHINE);
+            checks.extend(of_machine.flat_map(|group| group.checks.clone()));
+        }
         Err(error) => checks.push(Check::skipped("node", format!("The node was not looked at: {error}."))),
     }
-    let mut group = Group::new("Node", checks);
+    let mut group = Group::new(MACHINE, checks);
     group.node = Some(agent.node.clone());
     group
 }

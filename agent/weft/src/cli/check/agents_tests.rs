@@ -118,3 +118,13 @@ fn an_agent_that_hears_of_nothing_is_told() {
     let check = configuration(&status);
     assert!(check.outcome == Outcome::Error && check.message.contains("Pod (forbidden)"), "{check:?}");
 }
+
+#[test]
+fn an_agent_that_died_on_this_machine_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    assert_eq!(here(&socket), None);
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let group = here(&socket).unwrap();
+    assert!(group.checks[0].outcome == Outcome::Error && group.checks[0].message.contains("does not answer"));
+}

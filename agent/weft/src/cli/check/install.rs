@@ -230,7 +230,7 @@ fn roots(bundle: &str, now: SystemTime) -> Vec<Check> {
 /// `not_after` in seconds since 1970.
 fn root_expiry(not_after: i64, now: SystemTime) -> Check {
     const NAME: &str = "root-certificate";
-    const FIX: &str = "Replace the root: README, \"Changing the root\".";
+    const FIX: &str = "Replace the root: README, \"Rotate the root\".";
     let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or_default());
     let Ok(left) = ends.duration_since(now) else {
         return Check::error(

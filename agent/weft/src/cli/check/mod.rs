@@ -9,12 +9,13 @@ mod node;
 mod report;
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
 use super::cluster::{Cluster, ClusterOptions};
-use super::{Ended, OutputOption};
+use super::{ADMIN_SOCKET, Ended, OutputOption};
 use crate::output;
 use report::{Check, Group, Outcome, Report};
 
@@ -80,7 +81,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
 fn once(options: &Options) -> anyhow::Result<Report> {
     let wants_cluster = options.pre || options.cluster.is_there();
     if options.node || !wants_cluster {
-        return Ok(Report::of(vec![node::group(&options.here)]));
+        return Ok(here(&options.here));
     }
     of_cluster(&options.cluster.connect()?, options.pre)
 }
@@ -107,7 +108,12 @@ pub(super) fn of_cluster(cluster: &Cluster, pre: bool) -> anyhow::Result<Report>
 
 /// What this machine looks like, for a report about it.
 pub(super) fn of_node() -> Report {
-    Report::of(vec![node::group(&node::NodeOptions::default())])
+    here(&node::NodeOptions::default())
+}
+
+fn here(options: &node::NodeOptions) -> Report {
+    let agent = agents::here(Path::new(ADMIN_SOCKET));
+    Report::of(std::iter::once(node::group(options)).chain(agent).collect())
 }
 
 /// For people who look at [`Report`] elsewhere.

@@ -14,6 +14,8 @@ const OLDEST_KERNEL: (u32, u32) = (5, 15);
 const BPFFS_MAGIC: u64 = 0xcafe_4a11;
 const BPFFS: &str = "/sys/fs/bpf";
 const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+/// Name of the group.
+pub(super) const MACHINE: &str = "Node";
 /// Our plugin, as it is called in a chain.
 const PLUGIN: &str = "weft-cni";
 
@@ -49,7 +51,7 @@ pub(super) fn group(options: &NodeOptions) -> Group {
         bpffs(Path::new(BPFFS)),
     ]);
     checks.push(cni(&options.cni_conf_dir, options.expect_cni));
-    let mut group = Group::new("Node", checks);
+    let mut group = Group::new(MACHINE, checks);
     group.node = Some(told("/proc/sys/kernel/hostname")).filter(|name| !name.is_empty());
     group
 }
