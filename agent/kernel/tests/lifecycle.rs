@@ -37,7 +37,7 @@ impl Drop for Sleeper {
 #[track_caller]
 fn refusal(result: Result<weft_kernel::Enrolled, EnrolError>) -> String {
     match result {
-        Err(EnrolError::Refused(reason)) => reason,
+        Err(EnrolError::Refused(reason) | EnrolError::NotYet(reason)) => reason,
         other => panic!("{other:?}"),
     }
 }
