@@ -12,22 +12,22 @@ use serde_json::json;
 use super::world::Token;
 
 /// What varies in a token.
-pub struct Claims {
+pub(crate) struct Claims {
     /// Seconds since 1970.
-    pub issued: u64,
-    pub expires: u64,
-    pub pod_uid: String,
+    pub(crate) issued: u64,
+    pub(crate) expires: u64,
+    pub(crate) pod_uid: String,
 }
 
 impl Claims {
     /// Valid for an hour from now on.
-    pub fn now(pod_uid: String) -> Result<Self> {
+    pub(crate) fn now(pod_uid: String) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         Ok(Self { issued: now, expires: now + 3600, pod_uid })
     }
 
     /// Signs with a PKCS#8 key, PEM.
-    pub fn sign(&self, token: Token<'_>, account_uid: &str, key_pem: &str) -> Result<String> {
+    pub(crate) fn sign(&self, token: Token<'_>, account_uid: &str, key_pem: &str) -> Result<String> {
         let claims = json!({
             "aud": [token.audience],
             "exp": self.expires,

@@ -75,7 +75,12 @@ fn a_restart_keeps_the_ca(world: &World) -> Result<()> {
     ensure!(world.root("race")? == before);
     // Somebody else's ConfigMap is put right.
     world.plane.kubectl(&["delete", "configmap", "weft-ca-root-cert", "-n", "race"])?;
-    poll_until(LIMIT, || world.root("race").and_then(|root| Ok(ensure!(root == before))))
+    poll_until(LIMIT, || {
+        world.root("race").and_then(|root| {
+            ensure!(root == before);
+            Ok(())
+        })
+    })
 }
 
 fn an_agent_gets_what_its_node_has(world: &World) -> Result<()> {
@@ -219,7 +224,10 @@ fn a_damaged_secret_is_never_replaced(world: &World) -> Result<()> {
     let controller = world.controller("damaged", &[])?;
     controller.wait_ready()?;
     world.put_secret("damaged", &damaged)?;
-    poll_until(LIMIT, || Ok(ensure!(controller.metrics()?.contains("weft_ca_secret_failed 1"))))?;
+    poll_until(LIMIT, || {
+        ensure!(controller.metrics()?.contains("weft_ca_secret_failed 1"));
+        Ok(())
+    })?;
     ask(&controller, &world.token(AGENT_A)?, &identity("shop", "cart"))?;
     Ok(())
 }
@@ -286,7 +294,10 @@ fn a_rotation_breaks_no_connection(world: &World) -> Result<()> {
         let mut oldest = connect(&before, &before).await?;
 
         world.put_secret("rotation", &CaMaterial { roots_pem: both.clone(), ..old.clone() })?;
-        poll_until(LIMIT, || Ok(ensure!(world.root("rotation")? == both)))?;
+        poll_until(LIMIT, || {
+            ensure!(world.root("rotation")? == both);
+            Ok(())
+        })?;
         controller.update_root_file(&both)?;
         trusted(&early, 2).await?;
 
@@ -302,7 +313,10 @@ fn a_rotation_breaks_no_connection(world: &World) -> Result<()> {
         connect(&late, &before).await?;
 
         world.put_secret("rotation", &new)?;
-        poll_until(LIMIT, || Ok(ensure!(world.root("rotation")? == new.roots_pem)))?;
+        poll_until(LIMIT, || {
+            ensure!(world.root("rotation")? == new.roots_pem);
+            Ok(())
+        })?;
         controller.update_root_file(&new.roots_pem)?;
         trusted(&early, 1).await?;
         trusted(&late_store, 1).await?;
@@ -336,14 +350,20 @@ fn an_outage_is_not_felt(world: &World) -> Result<()> {
     let before = runtime.block_on(wait(&store))?;
     controller.process().kill();
     // The renewal at half life fails; what there is serves on.
-    let failed = || Ok(ensure!(store.infos().iter().any(|info| info.error.is_some())));
+    let failed = || {
+        ensure!(store.infos().iter().any(|info| info.error.is_some()));
+        Ok(())
+    };
     runtime.block_on(async { until(&store, failed).await })?;
     let error = store.infos().into_iter().find_map(|info| info.error).context("an error")?;
     ensure!(error.contains("cannot be reached") && error.contains("refused"), "{error}");
     ensure!(Arc::ptr_eq(&before, &store.get(&cart)?));
     let again = world.controller_on("outage", controller.port, &["--cert-lifetime=40"])?;
     again.wait_ready()?;
-    let renewed = || Ok(ensure!(!Arc::ptr_eq(&before, &store.get(&cart)?)));
+    let renewed = || {
+        ensure!(!Arc::ptr_eq(&before, &store.get(&cart)?));
+        Ok(())
+    };
     runtime.block_on(async { until(&store, renewed).await })?;
     ensure!(store.infos().iter().all(|info| info.error.is_none()));
     Ok(())

@@ -26,19 +26,19 @@ use weft_lab::{Process, Scope, poll_until};
 use super::jwt::Claims;
 
 /// Waiting for anything.
-pub const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 
 /// What a token is asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Token<'a> {
-    pub namespace: &'a str,
-    pub account: &'a str,
-    pub pod: &'a str,
-    pub audience: &'a str,
+pub(crate) struct Token<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) account: &'a str,
+    pub(crate) pod: &'a str,
+    pub(crate) audience: &'a str,
 }
 
 /// The agent on node-a.
-pub const AGENT_A: Token<'static> =
+pub(crate) const AGENT_A: Token<'static> =
     Token { namespace: "weft-system", account: "weft-agent", pod: "weft-agent-a", audience: "weft-ca" };
 
 /// What the controller may do, as the manifest has it.
@@ -76,15 +76,15 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: controllers}
 "#;
 
 /// Everything that the tests share.
-pub struct World {
-    pub plane: ControlPlane,
+pub(crate) struct World {
+    pub(crate) plane: ControlPlane,
     kubeconfig: PathBuf,
     scope: Scope,
     started: AtomicU32,
 }
 
 impl World {
-    pub fn start() -> Result<Option<Self>> {
+    pub(crate) fn start() -> Result<Option<Self>> {
         let Some(plane) = ControlPlane::start(ControlPlaneOptions::default())? else { return Ok(None) };
         let kubeconfig = plane.kubeconfig_for("controller", &["controllers"]);
         let world = Self { plane, kubeconfig, scope: Scope::new()?, started: AtomicU32::new(0) };
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// A namespace in which a controller may have its objects.
-    pub fn namespace(&self, name: &str) -> Result<()> {
+    pub(crate) fn namespace(&self, name: &str) -> Result<()> {
         self.plane.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}}}}}"))?;
         self.plane.apply(&ROLE.replace("NAMESPACE", name))
     }
@@ -119,7 +119,7 @@ impl World {
     }
 
     /// A pod that runs.
-    pub fn pod(
+    pub(crate) fn pod(
         &self,
         namespace: &str,
         name: &str,
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// A token that the API server makes, bound to a pod.
-    pub fn token(&self, token: Token<'_>) -> Result<String> {
+    pub(crate) fn token(&self, token: Token<'_>) -> Result<String> {
         let made = self.plane.kubectl(&[
             "create",
             "token",
@@ -170,7 +170,7 @@ impl World {
     }
 
     /// A token that is signed with the API server's key.
-    pub fn forge(&self, token: Token<'_>, change: &dyn Fn(&mut Claims)) -> Result<String> {
+    pub(crate) fn forge(&self, token: Token<'_>, change: &dyn Fn(&mut Claims)) -> Result<String> {
         let mut claims = Claims::now(self.uid("pod", token.namespace, token.pod)?)?;
         change(&mut claims);
         let key = std::fs::read_to_string(self.plane.service_account_key())?;
@@ -178,7 +178,7 @@ impl World {
     }
 
     /// The same with a key that is not the API server's.
-    pub fn forge_with_other_key(&self, token: Token<'_>) -> Result<String> {
+    pub(crate) fn forge_with_other_key(&self, token: Token<'_>) -> Result<String> {
         let claims = Claims::now(self.uid("pod", token.namespace, token.pod)?)?;
         let account = self.uid("serviceaccount", token.namespace, token.account)?;
         claims.sign(token, &account, &KeyPair::generate()?.serialize_pem())
@@ -189,19 +189,19 @@ impl World {
     }
 
     /// The root that agents get.
-    pub fn root(&self, namespace: &str) -> Result<String> {
+    pub(crate) fn root(&self, namespace: &str) -> Result<String> {
         let path = "jsonpath={.data.root-cert\\.pem}";
         self.plane.kubectl(&["get", "configmap", "weft-ca-root-cert", "-n", namespace, "-o", path])
     }
 
     /// The Secret's content, encoded.
-    pub fn secret(&self, namespace: &str) -> Result<Value> {
+    pub(crate) fn secret(&self, namespace: &str) -> Result<Value> {
         let text = self.plane.kubectl(&["get", "secret", "weft-ca", "-n", namespace, "-o", "json"])?;
-        Ok(serde_json::from_str::<Value>(&text)?["data"].clone())
+        Ok(serde_json::from_str::<Value>(&text)?.get("data").cloned().unwrap_or_default())
     }
 
     /// What is in the Secret.
-    pub fn material(&self, namespace: &str) -> Result<CaMaterial> {
+    pub(crate) fn material(&self, namespace: &str) -> Result<CaMaterial> {
         let entry = |key: &str| {
             let template = format!("go-template={{{{index .data \"{key}\" | base64decode}}}}");
             self.plane.kubectl(&["get", "secret", "weft-ca", "-n", namespace, "-o", &template])
@@ -214,7 +214,7 @@ impl World {
         })
     }
 
-    pub fn put_secret(&self, namespace: &str, material: &CaMaterial) -> Result<()> {
+    pub(crate) fn put_secret(&self, namespace: &str, material: &CaMaterial) -> Result<()> {
         let secret = json!({
             "apiVersion": "v1",
             "kind": "Secret",
@@ -230,7 +230,7 @@ impl World {
     }
 
     /// A Secret as cert-manager makes it of a Certificate with `isCA`; gives the root.
-    pub fn put_intermediate(&self, namespace: &str) -> Result<String> {
+    pub(crate) fn put_intermediate(&self, namespace: &str) -> Result<String> {
         let root = CertifiedIssuer::self_signed(authority("root"), KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
         let certificate = authority("intermediate").signed_by(&key, &root)?;
@@ -250,13 +250,13 @@ impl World {
     }
 
     /// Starts a controller with its objects in a namespace, which is made when it is not there.
-    pub fn controller(&self, namespace: &str, args: &[&str]) -> Result<Controller<'_>> {
+    pub(crate) fn controller(&self, namespace: &str, args: &[&str]) -> Result<Controller<'_>> {
         self.namespace(namespace)?;
         self.controller_on(namespace, free_port()?, args)
     }
 
     /// The same at a port that is known.
-    pub fn controller_on(&self, namespace: &str, port: u16, more: &[&str]) -> Result<Controller<'_>> {
+    pub(crate) fn controller_on(&self, namespace: &str, port: u16, more: &[&str]) -> Result<Controller<'_>> {
         let name = format!("controller-{}", self.started.fetch_add(1, Ordering::Relaxed));
         let (metrics, readiness) = (free_port()?, free_port()?);
         let mut args = vec![
@@ -322,12 +322,12 @@ fn weft() -> Result<PathBuf> {
     Ok(program)
 }
 
-pub fn identity(namespace: &str, account: &str) -> Identity {
+pub(crate) fn identity(namespace: &str, account: &str) -> Identity {
     Identity::new("cluster.local", namespace, account)
 }
 
 /// An empty request, as every CA takes it.
-pub fn csr() -> String {
+pub(crate) fn csr() -> String {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -335,27 +335,27 @@ pub fn csr() -> String {
 }
 
 /// A controller, with the files of an agent that asks it.
-pub struct Controller<'w> {
+pub(crate) struct Controller<'w> {
     world: &'w World,
     process: Process,
-    pub port: u16,
+    pub(crate) port: u16,
     metrics: u16,
     readiness: u16,
     namespace: String,
     name: String,
     dir: PathBuf,
     tokens: AtomicU32,
-    pub runtime: Handle,
+    pub(crate) runtime: Handle,
     /// Dropped, it ends the runtime.
     _ends: oneshot::Sender<()>,
 }
 
 impl Controller<'_> {
-    pub fn process(&mut self) -> &mut Process {
+    pub(crate) fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         format!("{}{}", self.process.stdout(), self.process.stderr())
     }
 
@@ -369,7 +369,7 @@ impl Controller<'_> {
     }
 
     /// Waits until it serves, and writes the root file of its agents.
-    pub fn wait_ready(&self) -> Result<()> {
+    pub(crate) fn wait_ready(&self) -> Result<()> {
         poll_until(LIMIT, || {
             let answer = Self::get(self.readiness, "/healthz/ready")?;
             ensure!(answer.contains(" 200 "), "{answer}");
@@ -380,11 +380,11 @@ impl Controller<'_> {
         self.update_root_file(&roots)
     }
 
-    pub fn metrics(&self) -> Result<String> {
+    pub(crate) fn metrics(&self) -> Result<String> {
         Self::get(self.metrics, "/metrics")
     }
 
-    pub fn update_root_file(&self, roots: &str) -> Result<()> {
+    pub(crate) fn update_root_file(&self, roots: &str) -> Result<()> {
         // As kubelet does it: complete or not at all.
         let temporary = self.dir.join("root-cert.pem.new");
         std::fs::write(&temporary, roots)?;
@@ -396,7 +396,7 @@ impl Controller<'_> {
     }
 
     /// The client of an agent with this token.
-    pub fn client(&self, token: &str, lifetime: Duration) -> NetworkCaClient {
+    pub(crate) fn client(&self, token: &str, lifetime: Duration) -> NetworkCaClient {
         let token_file = self.dir.join(format!("token-{}", self.tokens.fetch_add(1, Ordering::Relaxed)));
         std::fs::write(&token_file, token).expect("a token file");
         NetworkCaClient::new(NetworkCaOptions {
@@ -411,7 +411,7 @@ impl Controller<'_> {
     }
 
     /// The certificates of an agent with this token.
-    pub fn store(&self, token: &str, lifetime: Duration) -> CertStore {
+    pub(crate) fn store(&self, token: &str, lifetime: Duration) -> CertStore {
         let client = self.client(token, lifetime);
         let store = CertStore::new(Arc::new(client), self.runtime.clone());
         store.follow_roots(&self.root_file());
@@ -419,7 +419,7 @@ impl Controller<'_> {
     }
 
     /// Whether what is signed at this moment is signed by this CA.
-    pub async fn signs_with(&self, ca: &CaMaterial, token: &str) -> Result<bool> {
+    pub(crate) async fn signs_with(&self, ca: &CaMaterial, token: &str) -> Result<bool> {
         let signed = self.client(token, Duration::ZERO).sign(&csr(), &identity("shop", "cart")).await?;
         let leaf = CertificateDer::from_pem_slice(signed.chain_pem.concat().as_bytes())?;
         let root = CertificateDer::from_pem_slice(ca.certificate_pem.as_bytes())?;
