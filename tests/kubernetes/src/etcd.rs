@@ -27,7 +27,7 @@ pub(crate) fn compact(address: SocketAddr) -> Result<()> {
 }
 
 /// In HTTP/1.0, which has no chunks.
-fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Value> {
+pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Value> {
     let limit = Duration::from_secs(30);
     let mut stream = TcpStream::connect_timeout(&address, limit).context("etcd cannot be reached")?;
     stream.set_read_timeout(Some(limit))?;

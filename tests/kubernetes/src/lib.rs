@@ -8,6 +8,7 @@
 pub mod cluster;
 mod control_plane;
 mod etcd;
+pub mod etcd_store;
 mod keys;
 mod kubeconfig;
 mod servers;

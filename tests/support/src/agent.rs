@@ -26,6 +26,8 @@ pub struct AgentOptions {
     pub args: Vec<String>,
     /// Directory of the configuration, when it is not the lab's.
     pub config: Option<PathBuf>,
+    /// The API server from which the configuration comes, in place of a directory.
+    pub kubeconfig: Option<PathBuf>,
     /// Binary, when it is not the lab's.
     pub binary: Option<PathBuf>,
     /// The agent is its own certificate authority and does without a controller.
@@ -114,7 +116,10 @@ impl Lab {
         let mut args = vec!["agent".to_owned()];
         args.extend(datapath_flags(node)?);
         let mut flag = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
-        flag("--config", text(config)?);
+        match &options.kubeconfig {
+            Some(kubeconfig) => flag("--kubeconfig", text(kubeconfig)?),
+            None => flag("--config", text(config)?),
+        }
         flag("--state-dir", text(&node.dir().join("state"))?);
         flag("--metrics-addr", &METRICS.to_string());
         flag("--readiness-addr", &READINESS.to_string());

@@ -148,7 +148,7 @@ fn endpoints(plane: &ControlPlane, sources: &[Handle]) -> Result<()> {
     plane.apply("apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}\n")?;
     let known = |source: &Handle| {
         let snapshot = source.snapshot();
-        snapshot.service(&name("shop/web")).map(|service| service.ports[0].endpoints.len())
+        Some(snapshot.service(&name("shop/web"))?.ports.first()?.endpoints.len())
     };
     for source in sources {
         eventually(LIMIT, "the Service is known", || known(source) == Some(0))?;

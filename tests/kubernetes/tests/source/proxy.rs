@@ -93,13 +93,13 @@ impl Proxy {
 
     /// From now on requests are answered as the rule says of their path; open connections are cut.
     pub(crate) fn answer(&self, rule: impl Fn(&str) -> Answer + Send + Sync + 'static) {
-        *self.shared.rule.lock().unwrap() = Arc::new(rule);
+        *self.shared.rule.lock().expect("nobody panics with it") = Arc::new(rule);
         self.cut();
     }
 
     /// Cuts every open connection.
     pub(crate) fn cut(&self) {
-        for stream in self.shared.open.lock().unwrap().drain(..) {
+        for stream in self.shared.open.lock().expect("nobody panics with it").drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -123,7 +123,7 @@ impl Drop for Proxy {
 impl Shared {
     /// One request for each connection.
     fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
-        self.open.lock().unwrap().push(stream.try_clone()?);
+        self.open.lock().expect("nobody panics with it").push(stream.try_clone()?);
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut out = stream;
         let mut first = String::new();
@@ -141,7 +141,7 @@ impl Shared {
             }
         }
         head += "Connection: close\r\n\r\n";
-        let rule = self.rule.lock().unwrap().clone();
+        let rule = self.rule.lock().expect("nobody panics with it").clone();
         let of_text = |status: &str, kind: &str, body: &str| {
             format!(
                 "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{body}",
@@ -175,7 +175,7 @@ impl Shared {
         pause: Option<std::time::Duration>,
     ) -> std::io::Result<()> {
         let mut behind = TcpStream::connect(self.behind)?;
-        self.open.lock().unwrap().push(behind.try_clone()?);
+        self.open.lock().expect("nobody panics with it").push(behind.try_clone()?);
         behind.write_all(head.as_bytes())?;
         let mut left = limit.unwrap_or(usize::MAX);
         let mut buffer = [0; 16 << 10];
