@@ -54,8 +54,13 @@ pub(crate) fn start(directives: &str, format: LogFormat) -> anyhow::Result<LogLe
     Ok(LogLevel { handle })
 }
 
+/// Kube logs every failed try as an error. What that means is told by those who try: an API server that is away for
+/// a night is one line, not thousands. Whoever names it in the directives hears it all the same.
+const QUIET: &str = "kube_client=off";
+
 fn parse(directives: &str) -> anyhow::Result<EnvFilter> {
-    EnvFilter::try_new(directives).with_context(|| {
+    let all = if directives.trim().is_empty() { QUIET.to_owned() } else { format!("{QUIET},{directives}") };
+    EnvFilter::try_new(all).with_context(|| {
         format!("`{directives}` is no log level; write error, warn, info, debug or trace, or directives such as info,weft_proxy=debug")
     })
 }

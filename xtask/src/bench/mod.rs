@@ -6,6 +6,7 @@
 
 mod bed;
 mod change;
+mod kube;
 mod l4;
 mod l7;
 mod load;
@@ -47,6 +48,8 @@ pub(crate) enum Suite {
     Scale,
     /// Change, start, restart.
     Change,
+    /// An agent in a large cluster, with a real API server.
+    Kube,
 }
 
 /// What is to be measured.
@@ -83,7 +86,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     let binaries = build::release()?;
     let plan = Plan { only: args.only.clone(), rounds: args.rounds };
     let mut collected = Collected::default();
-    for suite in [Suite::L4, Suite::L7, Suite::Scale, Suite::Change] {
+    for suite in [Suite::L4, Suite::L7, Suite::Scale, Suite::Change, Suite::Kube] {
         let chosen = args.suites.is_empty() || args.suites.contains(&suite);
         if !chosen || !plan.wants_any(&rows::names(suite)) {
             continue;
@@ -93,6 +96,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
             Suite::L7 => l7::measure(&plan, &binaries, &mut collected),
             Suite::Scale => scale::measure(&plan, &binaries, &mut collected),
             Suite::Change => change::measure(&plan, &binaries, &mut collected),
+            Suite::Kube => kube::measure(&plan, &binaries, &mut collected),
         };
         if let Err(e) = measured {
             eprintln!("{suite:?}: {e:#}");

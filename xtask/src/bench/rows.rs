@@ -48,7 +48,7 @@ impl RowSpec {
 }
 
 use Figure::{Absolute, AddedOfEnvoy, AddedToDirect, OfDirect, OfEnvoy};
-use Suite::{Change, L4, L7, Scale};
+use Suite::{Change, Kube, L4, L7, Scale};
 
 /// All rows, in the order in which they are printed.
 pub(crate) const ROWS: &[RowSpec] = &[
@@ -88,6 +88,9 @@ pub(crate) const ROWS: &[RowSpec] = &[
     row(Change, "change.deny-cuts", "ms", Absolute, 1000.0),
     row(Change, "change.start-empty", "ms", Absolute, 150.0),
     row(Change, "change.enrol-250", "ms", Absolute, 1000.0),
+    row(Kube, "kube.enforced-p99", "ms", Absolute, 250.0),
+    row(Kube, "kube.rss", "MB", Absolute, 100.0),
+    row(Kube, "kube.cpu-churn", "of a core", Absolute, 0.05),
 ];
 
 /// Names of a suite's rows.
