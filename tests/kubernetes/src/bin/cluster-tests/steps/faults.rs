@@ -6,7 +6,7 @@ use weft_lab::poll_until;
 
 use super::SHOP;
 use super::install::rolled_out;
-use super::travel::{agents, protected, under_load};
+use super::travel::{agents, protected, travel, under_load};
 use crate::suite::{LIMIT, agent_pods, ready};
 
 const CLIENT: (&str, &str) = (SHOP, "client");
@@ -17,8 +17,9 @@ pub(super) fn killed(cluster: &mut Cluster) -> Result<()> {
     let before: u64 = agent_pods(cluster)?.iter().map(|pod| pod.restarts).sum();
     let report = under_load(cluster, CLIENT, WEB, |cluster| {
         for node in cluster.nodes() {
-            let name = node.name();
-            node.sh(&format!("kill -9 $(grep -lzx -- '--node={name}' /proc/[0-9]*/cmdline | cut -d/ -f3)"))?;
+            // The pattern does not match itself in the command of grep.
+            let pattern = format!("[-]-node={}", node.name());
+            node.sh(&format!("kill -9 $(grep -lzx -- '{pattern}' /proc/[0-9]*/cmdline | cut -d/ -f3)"))?;
         }
         poll_until(LIMIT, || {
             let pods = agent_pods(cluster)?;
@@ -42,11 +43,21 @@ pub(super) fn replaced(cluster: &mut Cluster) -> Result<()> {
     protected(cluster, CLIENT, WEB)
 }
 
+/// Whether requests go on; without the logs of agents, which kubelet hands out.
+fn travels(cluster: &Cluster) -> Result<()> {
+    poll_until(LIMIT, || {
+        let travel = travel(cluster, CLIENT, WEB)?;
+        ensure!(travel.is_protected(), "without kubelet: {travel:?}");
+        Ok(())
+    })
+}
+
 /// Pods stay, and stay in the mesh.
 pub(super) fn kubelet(cluster: &mut Cluster) -> Result<()> {
     cluster.node_mut("two")?.kill_kubelet();
-    protected(cluster, CLIENT, WEB)?;
+    let meanwhile = travels(cluster);
     cluster.restart_kubelet("two")?;
+    meanwhile?;
     poll_until(LIMIT, || {
         let query = "-o=jsonpath={.status.conditions[?(@.type=='Ready')].status}";
         let state = cluster.kubectl(&["get", "node", "two", query])?;

@@ -33,7 +33,8 @@ pub(crate) fn run(suite: &mut Suite) {
     suite.step("the label takes running pods in", |cluster, _| enrol::label(cluster));
     suite.step("a Service leads into the mesh", |cluster, _| pods::service(cluster));
     suite.step("metrics name both ends", |cluster, _| enrol::metrics(cluster));
-    suite.step("the command line asks the agents through the API server", |cluster, _| commands::ask(cluster));
+    suite
+        .step("the command line asks the agents through the API server", |cluster, _| commands::ask(cluster));
     suite.step("probes pass under STRICT, strangers do not", |cluster, _| strict::strict(cluster));
     suite.step("new pods are protected from their first instruction", |cluster, _| {
         pods::first_instruction(cluster)
