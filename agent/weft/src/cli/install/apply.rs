@@ -1,7 +1,7 @@
 //! Applies one object.
 
 use anyhow::anyhow;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Client, Error};
 
 use super::super::cluster::is_forbidden;
@@ -28,14 +28,20 @@ pub(super) async fn apply(client: &Client, object: &Object, dry_run: bool) -> an
     match api.patch(object.name(), &params, &Patch::Apply(&object.value)).await {
         Ok(_) if before.is_none() => Ok(Applied::Created),
         Ok(after) => {
-            let is_same =
-                before.and_then(|before| before.metadata.resource_version) == after.metadata.resource_version;
+            let is_same = before.is_some_and(|before| is_same(&before, &after));
             Ok(if is_same { Applied::Unchanged } else { Applied::Changed })
         }
         // A namespace that would be created is not there yet.
         Err(Error::Api(status)) if status.code == 404 && dry_run && before.is_none() => Ok(Applied::Created),
         Err(error) => Err(failed("applied", object, &error)),
     }
+}
+
+/// The resource version would not do: a trial leaves it as it is.
+fn is_same(before: &DynamicObject, after: &DynamicObject) -> bool {
+    let written =
+        |object: &DynamicObject| (object.metadata.labels.clone(), object.metadata.annotations.clone());
+    before.data == after.data && written(before) == written(after)
 }
 
 /// Creates an object unless there is one of its name.
