@@ -126,7 +126,7 @@ async fn decide(mut asked: Asked<'_>) -> Result<Response<Body>, BrokenOff> {
     let action = std::mem::replace(&mut decision.action, Action::Passthrough);
     match action {
         Action::Respond(reply) => Ok(respond(asked, Reply::from(&reply), extra)),
-        Action::Passthrough => forward::pass_through(outward(asked, extra)).await,
+        Action::Passthrough => Box::pin(forward::pass_through(outward(asked, extra))).await,
         Action::Forward(rule) => to_target(asked, decision, rule, extra).await,
     }
 }

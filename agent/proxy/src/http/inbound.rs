@@ -361,7 +361,8 @@ async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stoppe
         }
         let mut checked = SmallVec::<[Allowed; 1]>::new();
         for check in &decision.authorization.external {
-            checked.push(externally(going, check, &asked, body).await?);
+            // Boxed, as everything that is rare: what a request may have to do decides how much is moved for each.
+            checked.push(Box::pin(externally(going, check, &asked, body)).await?);
         }
         going.record.audit = audit(metrics, &decision);
         if let Some(refusal) = decision.refusal() {
@@ -432,7 +433,9 @@ async fn authenticated(going: &Asked<'_>) -> Authentication {
     let first = ask();
     let Outcome::KeysMissing(policies) = &first.outcome else { return first };
     for policy in policies {
-        keys.fetch(going.worker, going.snapshot, (&going.arrival.pod, going.local), &policy.rule).await;
+        let fetched =
+            keys.fetch(going.worker, going.snapshot, (&going.arrival.pod, going.local), &policy.rule);
+        Box::pin(fetched).await;
     }
     let second = ask();
     match second.outcome {

@@ -298,7 +298,8 @@ async fn serve_http2(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG);
-    let answering = service_fn(|request| downstream.clone().answer(request));
+    // A stream becomes a task, and its future is moved on the way there.
+    let answering = service_fn(|request| Box::pin(downstream.clone().answer(request)));
     let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.
     let end = drive(connection, deadline, live).await;
@@ -353,4 +354,20 @@ async fn linger(mut client: Io) {
     };
     // Whether the client has read everything is its own affair.
     let _ = tokio::time::timeout(LINGER, reading).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_output<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What a request may have to do is moved for each of them, several times, whether it does it or not.
+    #[test]
+    fn what_is_rare_is_not_moved_for_every_request() {
+        let size = size_of_output(Downstream::answer);
+        assert!(size <= 11 * 1024, "the future of a request has {size} bytes: box what is rare");
+    }
 }

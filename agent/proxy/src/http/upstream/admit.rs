@@ -127,7 +127,8 @@ impl Admission<'_> {
             Ready::Slot(slot) if node => Carrier::Node(Some(slot)),
             Ready::Slot(slot) => {
                 let place = (Some(slot), &self.settings);
-                let connection = connection::single(self.worker, pool, self.dial, place).await?;
+                let opening = connection::single(self.worker, pool, self.dial, place);
+                let connection = Box::pin(opening).await?;
                 self.cluster.counters.count(ClusterEvent::Connection);
                 Carrier::Single(connection)
             }

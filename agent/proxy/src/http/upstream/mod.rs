@@ -280,7 +280,9 @@ pub(crate) async fn send_to(
     let pool = ConnectionPool::default();
     let dial = dial_of(leg, endpoint, path, (Service::Unknown, &pool));
     let sent = match path {
-        Path::SameNode(local) => serve_local(worker, leg, local, (endpoint, protocol), request).await,
+        Path::SameNode(local) => {
+            Box::pin(serve_local(worker, leg, local, (endpoint, protocol), request)).await
+        }
         Path::Hbone(_) | Path::Plaintext => {
             outside_clusters(worker, &dial, &Settings::of(&pool), request, protocol).await
         }
@@ -393,7 +395,8 @@ async fn in_cluster(
     let response = match path {
         Path::SameNode(local) => {
             let to = (admission.dial.endpoint, admission.protocol);
-            serve_local(admission.worker, leg, local, to, request).await?
+            // Both sides of a request in one future would be moved for those that leave the node as well.
+            Box::pin(serve_local(admission.worker, leg, local, to, request)).await?
         }
         Path::Hbone(_) | Path::Plaintext => exchange.send(shaped(request, admission.protocol)).await?,
     };
@@ -414,7 +417,10 @@ async fn outside_clusters(
     let carrier = match protocol {
         UpstreamProtocol::Http1 => match pool.take(settings) {
             Some(connection) => Ok(Carrier::Single(connection)),
-            None => connection::single(worker, &pool, dial, (None, settings)).await.map(Carrier::Single),
+            None => {
+                let opening = connection::single(worker, &pool, dial, (None, settings));
+                Box::pin(opening).await.map(Carrier::Single)
+            }
         },
         UpstreamProtocol::Http2 => pool.share_or_dial(worker, dial, settings).await.map(Carrier::Shared),
     };
