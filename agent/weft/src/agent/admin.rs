@@ -20,7 +20,7 @@ use super::node::{NodeState, PodState, SharedDatapath, SharedProxy, lock};
 use crate::dump::Dump;
 use crate::explain::{Question, explain};
 use crate::logging::LogLevel;
-use crate::view::{CertificateStatus, ConfigStatus, KernelStatus, MapStatus, Status, WorkloadStatus};
+use crate::view::{CertificateStatus, KernelStatus, MapStatus, Status, WorkloadStatus};
 
 /// A pod that waits longer than this to be enrolled makes the node not ready.
 const PENDING_LIMIT: Duration = Duration::from_secs(30);
@@ -52,20 +52,13 @@ impl Facts {
     fn status(&self) -> Status {
         let not_ready = self.not_ready(Instant::now());
         let config = self.config.status();
-        let objects = config.kinds.iter().map(|(kind, count)| (kind.as_str().to_owned(), *count)).collect();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             node: self.node.to_string(),
             ready: not_ready.is_none(),
             not_ready,
             break_glass: self.datapath.is_none(),
-            config: ConfigStatus {
-                source: config.source.into(),
-                revision: config.revision.to_string(),
-                age_ms: u64::try_from(config.age().as_millis()).unwrap_or(u64::MAX),
-                objects,
-                problems: config.problems.len(),
-            },
+            config: config.as_ref().into(),
             workloads: self.workloads(),
             certificates: self.certificates(),
             kernel: self.datapath.as_ref().map(kernel).unwrap_or_default(),
@@ -137,7 +130,7 @@ fn not_ready(state: &NodeState, now: Instant) -> Option<String> {
 
 fn kernel(datapath: &SharedDatapath) -> KernelStatus {
     let datapath = lock(datapath);
-    let maps = datapath.maps();
+    let maps = [datapath.maps(), datapath.tuple_maps()].concat();
     KernelStatus {
         programs: datapath.programs(),
         maps: maps
@@ -241,7 +234,7 @@ fn log_level(facts: &Facts, asked: &Asked) -> Answer {
     }
 }
 
-fn json(value: &impl Serialize) -> Answer {
+pub(super) fn json(value: &impl Serialize) -> Answer {
     match serde_json::to_vec(value) {
         Ok(body) => text(StatusCode::OK, JSON, body),
         Err(error) => words(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
