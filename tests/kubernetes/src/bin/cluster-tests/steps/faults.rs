@@ -1,6 +1,7 @@
 //! What happens to a mesh.
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use weft_kubernetes_tests::cluster::Cluster;
 use weft_lab::poll_until;
 
@@ -29,7 +30,7 @@ pub(super) fn killed(cluster: &mut Cluster) -> Result<()> {
         })?;
         rolled_out(cluster, "daemonset", "weft-agent")
     })?;
-    println!("    requests meanwhile: {report}");
+    tell(&report);
     protected(cluster, CLIENT, WEB)
 }
 
@@ -39,7 +40,7 @@ pub(super) fn replaced(cluster: &mut Cluster) -> Result<()> {
         cluster.kubectl(&["rollout", "restart", "-n=weft-system", "daemonset/weft-agent"])?;
         rolled_out(cluster, "daemonset", "weft-agent")
     })?;
-    println!("    requests meanwhile: {report}");
+    tell(&report);
     protected(cluster, CLIENT, WEB)
 }
 
@@ -66,4 +67,10 @@ pub(super) fn kubelet(cluster: &mut Cluster) -> Result<()> {
     })?;
     ready(cluster, SHOP, "web")?;
     protected(cluster, CLIENT, WEB).with_context(|| agents(cluster))
+}
+
+/// Prints what became of the requests.
+fn tell(report: &Value) {
+    let part = |name: &str| report.get(name).map(Value::to_string).unwrap_or_default();
+    println!("    {} requests meanwhile: {}, errors {}", part("requests"), part("statuses"), part("errors"));
 }

@@ -12,11 +12,12 @@ use crate::suite::{LIMIT, describe};
 
 const NAMESPACE: &str = "weft-system";
 
-/// What must be the same after an uninstall: what is on the nodes, and in the pods' network.
+/// What must be the same after an uninstall: what is on the nodes, and in the pods' network. Pins are files. What an
+/// agent leaves in its own directory below /run has no effect, and kubelet has made that directory.
 const STATE: &str = r#"
 cd /etc/cni/net.d && sha256sum *
-ls /opt/cni/bin /sys/fs/bpf
-ls /run/weft 2>/dev/null
+ls /opt/cni/bin
+find /sys/fs/bpf -type f
 for netns in /run/netns/cni-*; do
   echo "$netns"
   nsenter --net="$netns" sh -c 'ip rule; ip -6 rule; ip route show table all; iptables -S; iptables -t nat -S; ss -Hltn'
