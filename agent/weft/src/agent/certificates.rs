@@ -18,8 +18,8 @@ const CONTROLLER: &str = "https://weft-controller.weft-system.svc:15012";
 /// Settings of the certificates.
 #[derive(Debug, Clone, Args)]
 pub(super) struct CertificateOptions {
-    /// CA in the cluster that speaks Istio's CSR API: our controller, istiod or istio-csr
-    /// [default without --config: https://weft-controller.weft-system.svc:15012].
+    /// CA in the cluster that speaks Istio's CSR API: istiod, istio-csr or our controller, which is the default
+    /// without --config, at port 15012 of its Service.
     #[arg(long, value_name = "URL", conflicts_with_all = ["ca_socket", "embedded_ca"])]
     ca_address: Option<String>,
     /// File with the token that tells the CA who we are.

@@ -1,5 +1,5 @@
 //! The agent's half of the CNI plugin: it answers the plugin ([`server`]), installs it on the node ([`installer`],
-//! [`conflist`]) and leaves it the rules for times without an agent ([`follow`]).
+//! [`conflist`]) and leaves it the rules for times without an agent ([`mod@follow`]).
 
 mod conflist;
 mod follow;
