@@ -89,6 +89,6 @@ fn inside(world: &Inside, args: &Args) -> Result<bool> {
         return Ok(true);
     }
     let mut suite = Suite::new(cluster, manifest, args.filters.clone());
-    steps::run(&mut suite);
+    steps::run(&mut suite, options.look);
     Ok(suite.finish())
 }
