@@ -102,7 +102,7 @@ impl Hbone {
         self.not_after
     }
 
-    /// SHA-256 of the certificate in hex ([`crate::fingerprint`]).
+    /// SHA-256 of the certificate in hex ([`crate::fingerprint()`]).
     pub fn fingerprint(&self) -> &Arc<str> {
         &self.fingerprint
     }

@@ -1,5 +1,11 @@
 //! The command line against a real API server, without a node: what it says about a cluster in which nothing, or only
 //! half of it, is installed, and about ways to a cluster that lead nowhere.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail as tests do"
+)]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
