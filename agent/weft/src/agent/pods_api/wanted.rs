@@ -116,7 +116,7 @@ metadata: {name: web, namespace: shop, uid: u-1}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: off, namespace: shop, annotations: {weft.dev/mesh: bypass}}
+metadata: {name: bypassed, namespace: shop, annotations: {weft.dev/mesh: bypass}}
 ---
 apiVersion: v1
 kind: Pod
@@ -171,9 +171,9 @@ spec: {hostNetwork: true}
 
     #[test]
     fn break_glass_is_loud() {
-        let wanted = wanted(&[("off", "enrolled")]);
-        assert_eq!(state_of(&wanted["off"]), Some("excluded"));
-        assert_eq!(wanted["off"].event.as_ref().unwrap().reason, "CaptureBypassed");
+        let wanted = wanted(&[("bypassed", "enrolled")]);
+        assert_eq!(state_of(&wanted["bypassed"]), Some("excluded"));
+        assert_eq!(wanted["bypassed"].event.as_ref().unwrap().reason, "CaptureBypassed");
     }
 
     #[test]
@@ -181,7 +181,7 @@ spec: {hostNetwork: true}
         let wanted = wanted(&[("web", "enrolling"), ("out", "excluded")]);
         assert_eq!(wanted["out"].annotations, Some(Annotations::default()));
         assert_eq!(wanted["web"].annotations, None);
-        assert_eq!(wanted["off"].annotations, None);
+        assert_eq!(wanted["bypassed"].annotations, None);
     }
 
     #[test]
