@@ -3,6 +3,8 @@
 mod proxy;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -300,6 +302,7 @@ fn a_watch_that_is_too_old_begins_anew() -> Result<()> {
 fn a_list_that_is_too_old_begins_anew() -> Result<()> {
     let options = ControlPlaneOptions { watch_cache: false, ..ControlPlaneOptions::default() };
     let Some(plane) = ControlPlane::start(options)? else { return Ok(()) };
+    let plane = Arc::new(plane);
     plane.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: many}\n")?;
     // Two pages and a bit.
     let accounts: String = (0..1100)
@@ -311,15 +314,23 @@ fn a_list_that_is_too_old_begins_anew() -> Result<()> {
     std::fs::write(&file, accounts)?;
     plane.kubectl(&["create", "-f", file.to_str().context("a path")?])?;
     let proxy = Proxy::start(&plane)?;
-    // The second page is not to be had until etcd has forgotten the first.
-    let is_second = |path: &str| path.contains("/serviceaccounts?") && path.contains("continue=");
-    proxy.answer(move |path| if is_second(path) { Answer::Status(503) } else { Answer::Real });
+    // Before the second page is read etcd forgets the state of which the first was a part: the page is gone (410).
+    let asked = Arc::new(AtomicU64::new(0));
+    let (servers, pages) = (plane.clone(), asked.clone());
+    proxy.answer(move |path| {
+        let further = path.contains("/serviceaccounts?") && path.contains("continue=");
+        if further && pages.fetch_add(1, Ordering::SeqCst) == 0 {
+            servers
+                .apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: later}\n")
+                .expect("a newer state");
+            servers.compact_etcd().expect("etcd compacts");
+        }
+        Answer::Real
+    });
     let source = start(&proxy.kubeconfig(), false)?;
-    eventually(LIMIT, "the second page fails", || of_kind(&source, "ServiceAccount").failure.is_some())?;
-    assert!(!source.status().complete);
-    proxy.answer(|_| Answer::Real);
     complete(&source)?;
     assert_eq!(count(&source.status(), Kind::ServiceAccount), 1100);
+    assert!(asked.load(Ordering::SeqCst) > 2, "the list of three pages was begun anew");
     Ok(())
 }
 
