@@ -49,6 +49,7 @@ pub(crate) fn clean_up(
     if pod.is_none() {
         let failed = |error| format!("cannot unmount {}: {error}", base.display());
         report.failures.extend(bpffs::release(base).err().map(failed));
+        remove_base(base);
         // Fails while processes are in it, and that is right.
         let _ = fs::remove_dir(&config.agent_cgroup);
     }
@@ -67,6 +68,11 @@ pub(crate) fn remove_pins(config: &DatapathConfig, pod: Option<&NamespacedName>,
             remove_node(&pins, report);
         }
     }
+}
+
+/// Removes the pin directory itself. It stays where something is in it or bpffs is mounted at it.
+pub(crate) fn remove_base(base: &Path) {
+    let _ = fs::remove_dir(base);
 }
 
 fn remove_node(pins: &Pins, report: &mut CleanupReport) {
