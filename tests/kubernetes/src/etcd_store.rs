@@ -9,6 +9,26 @@ use serde_json::{Value, json};
 
 use crate::etcd::request;
 
+/// A change of one key.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// The key gets a value.
+    Put(String, Vec<u8>),
+    /// The key goes.
+    Delete(String),
+}
+
+impl Write {
+    fn operation(&self) -> Value {
+        match self {
+            Self::Put(key, value) => json!({
+                "requestPut": { "key": STANDARD.encode(key), "value": STANDARD.encode(value) },
+            }),
+            Self::Delete(key) => json!({ "requestDeleteRange": { "key": STANDARD.encode(key) } }),
+        }
+    }
+}
+
 /// The value of a key.
 ///
 /// # Errors
@@ -20,14 +40,13 @@ pub fn read(address: SocketAddr, key: &str) -> Result<Vec<u8>> {
     Ok(STANDARD.decode(value.with_context(|| format!("etcd has no {key}"))?)?)
 }
 
-/// Writes some values in one transaction, at most 128.
+/// Makes some changes of different keys in one transaction, at most 128.
 ///
 /// # Errors
 /// etcd refuses.
-pub fn write(address: SocketAddr, pairs: &[(String, Vec<u8>)]) -> Result<()> {
-    let put = |(key, value): &(String, Vec<u8>)| json!({ "requestPut": { "key": STANDARD.encode(key), "value": STANDARD.encode(value) } });
-    let puts: Vec<Value> = pairs.iter().map(put).collect();
-    let answer = request(address, "POST", "/v3/kv/txn", &json!({ "success": puts }).to_string())?;
+pub fn write(address: SocketAddr, writes: &[Write]) -> Result<()> {
+    let operations: Vec<Value> = writes.iter().map(Write::operation).collect();
+    let answer = request(address, "POST", "/v3/kv/txn", &json!({ "success": operations }).to_string())?;
     ensure!(answer.get("succeeded").is_some(), "etcd says {answer}");
     Ok(())
 }

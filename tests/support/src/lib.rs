@@ -31,6 +31,7 @@ mod sysctl;
 mod topology;
 mod usage;
 mod wait;
+mod watcher;
 
 pub use agent::{Agent, AgentOptions, Controller};
 pub use capture::{Capture, Captured, Packet, TlsProof};
@@ -41,9 +42,7 @@ pub use config::ConfigDir;
 pub use envoy::envoy_binary;
 pub use http::{Response, get};
 pub use id::LabId;
-pub use kubernetes::{
-    KUBERNETES_PROGRAMS, kubernetes_caches, kubernetes_servers, kubernetes_source, kubernetes_source_key,
-};
+pub use kubernetes::{GoModule, ISTIOD, KUBERNETES, kubernetes_servers};
 pub use lab::{Lab, Node, Pod};
 pub use metrics::{Metrics, Sample};
 pub use netns::within;
@@ -51,6 +50,8 @@ pub use process::{Place, Process};
 pub use scope::Scope;
 pub use spec::{LabSpec, PodSpec};
 pub use usage::{
-    CpuClock, Others, Usage, cpu_seconds, machine_busy_seconds, resident_bytes, settled_resident_bytes,
+    CpuClock, Others, Usage, cpu_seconds, machine_busy_seconds, peak_resident_bytes, resident_bytes,
+    settled_resident_bytes,
 };
 pub use wait::{eventually, poll_until};
+pub use watcher::{Watcher, ms_between, now_ns};

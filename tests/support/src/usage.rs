@@ -74,10 +74,18 @@ pub fn machine_busy_seconds() -> Result<f64> {
 
 /// Resident memory of a process in bytes.
 pub fn resident_bytes(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most that it ever was.
+pub fn peak_resident_bytes(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} has ended"))?;
-    let line =
-        text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the process has no memory")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).context("the process has no memory")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024)
 }

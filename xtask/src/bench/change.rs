@@ -1,11 +1,11 @@
 //! The table "Change, start, restart".
 
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_lab::{AgentOptions, Lab, LabSpec, PodSpec, Process, poll_until};
+use weft_lab::{AgentOptions, Lab, LabSpec, PodSpec, Watcher, ms_between, now_ns, poll_until};
 
 use super::Plan;
 use super::bed::{Bed, ECHO, SMALL, Where};
@@ -77,43 +77,6 @@ fn note_all(collected: &mut Collected, row: &'static str, values: Result<Vec<f64
     match values {
         Ok(values) => values.iter().for_each(|value| collected.add(row, Family::V4, Contender::Weft, *value)),
         Err(e) => collected.fail(row, Family::V4, &e),
-    }
-}
-
-fn now_ns() -> Result<u64> {
-    Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?)
-}
-
-fn ms_between(from_ns: u64, to_ns: u64) -> f64 {
-    Duration::from_nanos(to_ns.saturating_sub(from_ns)).as_secs_f64() * 1e3
-}
-
-/// A client that connects without pause and tells when the answer changes.
-pub(crate) struct Watcher {
-    process: Process,
-    read: u64,
-}
-
-impl Watcher {
-    pub(crate) fn start(client: &weft_lab::Pod, target: &str) -> Result<Self> {
-        let args = ["watch", target, "--pause-us", "100", "--seconds", "170", "--timeout-ms", "1000"];
-        Ok(Self { process: client.spawn(&args)?, read: 0 })
-    }
-
-    /// When the answer became `ok` (allowed) or something else.
-    pub(crate) fn next(&mut self, allowed: bool, limit: Duration) -> Result<u64> {
-        poll_until(limit, || {
-            let (text, _) = self.process.stdout_from(self.read)?;
-            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                self.read += u64::try_from(line.len())?;
-                let event: Value = serde_json::from_str(line)?;
-                let Some(outcome) = event.get("outcome").and_then(Value::as_str) else { continue };
-                if (outcome == "ok") == allowed {
-                    return event.get("at_ns").and_then(Value::as_u64).context("an event has a time");
-                }
-            }
-            Err(anyhow!("the answer has not changed to {}", if allowed { "allowed" } else { "refused" }))
-        })
     }
 }
 

@@ -32,6 +32,9 @@ pub(crate) struct BenchArgs {
     /// How often everything is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Pods of the table `kube`, with a tenth as many Services.
+    #[arg(long, value_name = "NUMBER")]
+    pods: Option<usize>,
     /// How results are printed.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -57,6 +60,7 @@ pub(crate) enum Suite {
 pub(crate) struct Plan {
     only: Vec<String>,
     pub(crate) rounds: usize,
+    pub(crate) pods: Option<usize>,
 }
 
 impl Plan {
@@ -84,7 +88,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
     }
     setup::machine()?;
     let binaries = build::release()?;
-    let plan = Plan { only: args.only.clone(), rounds: args.rounds };
+    let plan = Plan { only: args.only.clone(), rounds: args.rounds, pods: args.pods };
     let mut collected = Collected::default();
     for suite in [Suite::L4, Suite::L7, Suite::Scale, Suite::Change, Suite::Kube] {
         let chosen = args.suites.is_empty() || args.suites.contains(&suite);

@@ -88,9 +88,16 @@ pub(crate) const ROWS: &[RowSpec] = &[
     row(Change, "change.deny-cuts", "ms", Absolute, 1000.0),
     row(Change, "change.start-empty", "ms", Absolute, 150.0),
     row(Change, "change.enrol-250", "ms", Absolute, 1000.0),
+    row(Kube, "kube.enforced-p50", "ms", Absolute, 100.0),
     row(Kube, "kube.enforced-p99", "ms", Absolute, 250.0),
+    row(Kube, "kube.enforced-busy-p99", "ms", Absolute, 250.0),
+    row(Kube, "kube.enrol", "ms", Absolute, 200.0),
+    row(Kube, "kube.cni-add", "ms", Absolute, 50.0),
     row(Kube, "kube.rss", "MB", Absolute, 100.0),
     row(Kube, "kube.cpu-churn", "of a core", Absolute, 0.05),
+    row(Kube, "kube.requests", "requests", Absolute, 50.0),
+    row(Kube, "kube.controller-rss", "MB", Absolute, 100.0),
+    row(Kube, "kube.controller-cpu-churn", "of a core", Absolute, 0.05),
 ];
 
 /// Names of a suite's rows.

@@ -1,29 +1,35 @@
-//! One agent and a real API server with very many objects: what `cargo xtask bench kube` measures.
+//! One agent, one controller and a real API server with very many objects: what `cargo xtask bench kube` measures.
 //!
 //! Prints one JSON object with all samples.
 #![forbid(unsafe_code)]
 
 mod api;
+mod cni;
+mod events;
 mod objects;
 mod world;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
-use serde_json::json;
-use weft_lab::{cpu_seconds, poll_until, settled_resident_bytes};
+use serde_json::{Value, json};
+use weft_lab::{
+    cpu_seconds, ms_between, peak_resident_bytes, poll_until, resident_bytes, settled_resident_bytes,
+};
 
-use world::World;
+use objects::Templates;
+use world::{AGENT, CONTROLLER, World};
 
-/// Changes of each round.
+/// Changes of a policy in each round.
 const CHANGES: usize = 40;
-/// How long changes are made for each sample of the processor's time.
+/// Times that the pod is taken in, in each round.
+const ENROLMENTS: usize = 10;
+/// How long events are told for each sample of the processor's time.
 const CHURN: Duration = Duration::from_secs(20);
-/// Changes of pods in a second.
-const CHURN_RATE: u32 = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Parser)]
@@ -35,8 +41,6 @@ struct Args {
     rounds: usize,
     #[arg(long, default_value_t = 100_000)]
     pods: usize,
-    #[arg(long, default_value_t = 10_000)]
-    services: usize,
 }
 
 fn main() -> ExitCode {
@@ -53,31 +57,55 @@ fn main() -> ExitCode {
 /// False when the servers are missing.
 fn run(args: &Args) -> Result<bool> {
     let Some(world) = World::start(&args.binaries)? else { return Ok(false) };
-    world.fill(args.pods, args.services)?;
-    let mut resident = Vec::new();
-    let mut synced = Vec::new();
-    let mut enforced = Vec::new();
-    let mut churn = Vec::new();
-    let mut requests = Vec::new();
+    let services = args.pods.div_ceil(objects::PODS_PER_SERVICE);
+    let templates = world.fill(args.pods, services)?;
+    let mut rounds = Vec::new();
     for round in 1..=args.rounds {
         eprintln!("kube: round {round} of {}", args.rounds);
-        let started = Instant::now();
-        let mut agent = world.start_agent()?;
-        synced.push(started.elapsed().as_secs_f64());
-        resident.push(settled_resident_bytes(agent.pid())?);
-        enforced.extend(time_changes(&world)?);
-        churn.push(time_churn(&world, agent.pid())?);
-        let metrics = agent.metrics()?;
-        requests.push(metrics.value("weft_config_requests_total", &[]));
-        agent.stop(Duration::from_secs(30))?;
-        world.lab.clean_up_node("a")?;
+        rounds.push(measure(&world, &templates, services)?);
     }
-    let report = json!({
-        "synced_s": synced, "resident_bytes": resident, "enforced_ms": enforced,
-        "churn_cores": churn, "requests": requests,
-    });
-    println!("{report}");
+    println!("{}", Value::from(rounds));
     Ok(true)
+}
+
+/// One round. The field names are those that `xtask bench` reads.
+fn measure(world: &World, templates: &Templates, services: usize) -> Result<Value> {
+    let before = world.requests_of(AGENT);
+    let started = Instant::now();
+    let mut agent = world.start_agent()?;
+    let synced_s = started.elapsed().as_secs_f64();
+    let sync_cpu_s = cpu_seconds(agent.pid())?;
+    let resident = settled_resident_bytes(agent.pid())?;
+    let peak = peak_resident_bytes(agent.pid())?;
+    let sync_requests = world.requests_of(AGENT) - before;
+    eprintln!("kube: the agent has read everything in {synced_s:.1} s, {:.1} MB", mb(resident));
+    let mut controller = world.start_controller()?;
+    let controller_resident = settled_resident_bytes(controller.pid())?;
+    let pids = [agent.pid(), controller.pid()];
+    let enforced_ms = time_changes(world)?;
+    let enrol_ms = time_enrolments(world)?;
+    let add_ms = world.add_pods()?;
+    let requests = [AGENT, CONTROLLER].map(|user| world.requests_of(user));
+    let (rate, cores) = time_churn(templates, services, &pids)?;
+    let churn_requests = [AGENT, CONTROLLER].map(|user| world.requests_of(user));
+    let busy_ms = while_telling(templates, services, || time_changes(world))?.1;
+    let report = json!({
+        "synced_s": synced_s, "sync_cpu_s": sync_cpu_s, "sync_requests": sync_requests,
+        "resident": resident, "peak": peak, "resident_after": resident_bytes(agent.pid())?,
+        "controller_resident": controller_resident, "controller_peak": peak_resident_bytes(controller.pid())?,
+        "enforced_ms": enforced_ms, "enforced_busy_ms": busy_ms, "enrol_ms": enrol_ms, "add_ms": add_ms,
+        "rate": rate, "agent_cores": cores.first(), "controller_cores": cores.last(),
+        "requests_after": [churn_requests[0] - requests[0], churn_requests[1] - requests[1]],
+    });
+    eprintln!("kube: {report}");
+    controller.kill();
+    agent.stop(Duration::from_secs(30))?;
+    world.lab.clean_up_node("a")?;
+    Ok(report)
+}
+
+fn mb(bytes: u64) -> f64 {
+    f64::from(u32::try_from(bytes / 1000).unwrap_or(u32::MAX)) / 1e3
 }
 
 /// From the API's answer to the first connection with the new answer, in milliseconds.
@@ -90,31 +118,61 @@ fn time_changes(world: &World) -> Result<Vec<f64>> {
         for (mode, allowed) in [("STRICT", false), ("PERMISSIVE", true)] {
             let answered = world.set_mode(mode)?;
             let seen = watcher.next(allowed, PATIENCE).with_context(|| format!("after {mode}"))?;
-            times.push(Duration::from_nanos(seen.saturating_sub(answered)).as_secs_f64() * 1e3);
+            times.push(ms_between(answered, seen));
         }
     }
     Ok(times)
 }
 
-/// Cores that the agent uses while pods change.
-fn time_churn(world: &World, pid: u32) -> Result<f64> {
-    // It has dealt with what was before.
+/// From the API's answer to the label of a namespace to the first connection that its pod refuses, in milliseconds.
+fn time_enrolments(world: &World) -> Result<Vec<f64>> {
+    let mut watcher = world.watch()?;
+    world.set_mode("STRICT")?;
+    watcher.next(false, PATIENCE).context("the pod is not strict")?;
+    let mut times = Vec::new();
+    for _ in 0..ENROLMENTS {
+        world.set_member(false)?;
+        watcher.next(true, PATIENCE).context("the pod is taken out")?;
+        let answered = world.set_member(true)?;
+        let seen = watcher.next(false, PATIENCE).context("the pod is taken in")?;
+        times.push(ms_between(answered, seen));
+    }
+    Ok(times)
+}
+
+/// Does something while a large cluster's events are told; also how many changes of pods per second there were.
+fn while_telling<T>(
+    templates: &Templates,
+    services: usize,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(f64, T)> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let telling = scope.spawn(|| events::run(templates, services, &stop));
+        let done = work();
+        stop.store(true, Ordering::Relaxed);
+        let rate = telling.join().map_err(|_| anyhow!("the events ended in a panic"))??;
+        Ok((rate, done?))
+    })
+}
+
+/// Changes of pods per second, and the cores that each process uses while a large cluster's events are told.
+fn time_churn(templates: &Templates, services: usize, pids: &[u32]) -> Result<(f64, Vec<f64>)> {
+    let used = || pids.iter().map(|pid| cpu_seconds(*pid)).collect::<Result<Vec<_>>>();
+    // They have dealt with what was before.
     poll_until(Duration::from_secs(60), || {
-        let before = cpu_seconds(pid)?;
+        let before: f64 = used()?.iter().sum();
         std::thread::sleep(Duration::from_millis(500));
-        anyhow::ensure!(cpu_seconds(pid)? - before < 0.05, "the agent is busy");
+        ensure!(used()?.iter().sum::<f64>() - before < 0.05, "they are busy");
         Ok(())
     })?;
-    let (before, began) = (cpu_seconds(pid)?, Instant::now());
-    let mut changes = 0;
-    while began.elapsed() < CHURN {
-        world.change_pod(changes)?;
-        changes += 1;
-        let due = Duration::from_secs(u64::try_from(changes)?) / CHURN_RATE;
-        std::thread::sleep(due.saturating_sub(began.elapsed()));
-    }
-    let rate = f64::from(u32::try_from(changes)?) / began.elapsed().as_secs_f64();
-    let used = (cpu_seconds(pid)? - before) / began.elapsed().as_secs_f64();
-    eprintln!("kube: {rate:.0} changes a second cost {used:.4} cores");
-    Ok(used)
+    let (rate, cores) = while_telling(templates, services, || {
+        let (before, began) = (used()?, Instant::now());
+        std::thread::sleep(CHURN);
+        let after = used()?;
+        let cores =
+            after.iter().zip(&before).map(|(after, before)| (after - before) / began.elapsed().as_secs_f64());
+        Ok(cores.collect())
+    })?;
+    Ok((rate, cores))
 }

@@ -1,87 +1,119 @@
-//! A lab with one node, whose agent follows a real API server.
+//! A lab with one node, whose agent follows a real API server, and a controller.
 
 use std::fs;
-use std::path::Path;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use serde_json::{Value, json};
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions, etcd_store};
-use weft_lab::{Agent, AgentOptions, Lab, LabSpec, Pod, PodSpec, Process, poll_until};
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::json;
+use weft_kubernetes_tests::etcd_store::{self, Write};
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_lab::{Agent, AgentOptions, Lab, LabSpec, Place, Pod, PodSpec, Process, Watcher, get, poll_until};
 
 use crate::api::{Api, forward};
-use crate::objects::{self, NAMESPACES, Names};
+use crate::cni::Cni;
+use crate::objects::{self, NAMESPACES, Templates};
 
 const PORT: u16 = 8080;
+/// Pods that are added.
+const LATE: usize = 10;
+const MESH: &str = "/api/v1/namespaces/mesh";
 const MODES: &str = "/apis/security.istio.io/v1/namespaces/mesh/peerauthentications/default";
 const MODE: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: mesh}\nspec: {mtls: {mode: PERMISSIVE}}\n";
+/// The names that the manifest's permissions are for.
+pub(crate) const AGENT: &str = "system:serviceaccount:weft-system:weft-agent";
+pub(crate) const CONTROLLER: &str = "system:serviceaccount:weft-system:weft-controller";
+const GROUPS: &[&str] = &["system:serviceaccounts", "system:authenticated"];
+const PATIENCE: Duration = Duration::from_secs(240);
 
 pub(crate) struct World {
     // Dropped in this order: clients before servers.
     api: Api,
     _server: Process,
+    cni: Cni,
     pub(crate) lab: Lab,
-    plane: ControlPlane,
+    pub(crate) plane: ControlPlane,
 }
 
 impl World {
     /// `None` when the servers are missing.
     pub(crate) fn start(binaries: &Path) -> Result<Option<Self>> {
-        let Some(plane) = ControlPlane::start(ControlPlaneOptions::default())? else { return Ok(None) };
+        let options = ControlPlaneOptions { audit: true, ..ControlPlaneOptions::default() };
+        let Some(plane) = ControlPlane::start(options)? else { return Ok(None) };
         let spec = LabSpec::new().node("a").binaries(binaries.to_owned());
-        let lab = Lab::new(&spec.pod(PodSpec::new("a", "mesh", "server")))?;
+        let late = (0..LATE).map(|number| PodSpec::new("a", "mesh", &format!("late-{number}")));
+        let lab = Lab::new(&late.fold(spec.pod(PodSpec::new("a", "mesh", "server")), LabSpec::pod))?;
         let address =
             plane.url().trim_start_matches("https://").parse().context("the address of the API server")?;
         forward(lab.node("a")?.netns(), address)?;
         let server = lab.pod("mesh/server")?.serve(&[&format!("small:{PORT}")])?;
         let api = Api::start(&plane)?;
-        let world = Self { api, _server: server, lab, plane };
+        let cni = Cni::new(lab.dir(), &binaries.join("weft-cni"))?;
+        let world = Self { api, _server: server, cni, lab, plane };
+        world.install()?;
+        world.mount_bpffs()?;
         world.base()?;
         Ok(Some(world))
     }
 
-    /// The namespace `mesh` with the pod that really runs.
+    /// The manifests, but for the webhook: nobody would answer at the address of its Service.
+    fn install(&self) -> Result<()> {
+        let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
+        let manifest = fs::read_to_string(format!("{deploy}/weft.yaml"))?;
+        let wanted = manifest.split("\n---\n").filter(|part| !part.contains("\nkind: ValidatingWebhook"));
+        let mut all: Vec<String> = wanted.map(str::to_owned).collect();
+        for definition in fs::read_dir(format!("{deploy}/crds"))? {
+            all.push(fs::read_to_string(definition?.path())?);
+        }
+        self.plane.apply(&all.join("\n---\n"))
+    }
+
+    /// In a cluster the agent takes no other place for its pins than one that was there before.
+    fn mount_bpffs(&self) -> Result<()> {
+        let bpffs = self.lab.node("a")?.dir().join("bpf");
+        fs::create_dir_all(&bpffs)?;
+        let mounted = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs).status()?;
+        ensure!(mounted.success(), "bpffs cannot be mounted");
+        Ok(())
+    }
+
+    /// The namespace `mesh` with the pod that really runs, and those that will.
     fn base(&self) -> Result<()> {
-        let crd = format!(
-            "{}/../../deploy/crds/peerauthentications.security.istio.io.yaml",
-            env!("CARGO_MANIFEST_DIR")
-        );
-        self.plane.apply(&fs::read_to_string(crd)?)?;
-        let pod = self.lab.pod("mesh/server")?;
-        let account = pod.service_account();
+        let account = self.lab.pod("mesh/server")?.service_account();
         self.plane.apply(&format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: mesh, labels: {{weft.dev/mesh: enabled}}}}\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {account}, namespace: mesh}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: server, namespace: mesh}}\nspec: {{nodeName: a, serviceAccountName: {account}, containers: [{{name: main, image: none}}]}}\n"
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: mesh, labels: {{weft.dev/mesh: enabled}}}}\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {account}, namespace: mesh}}\n"
         ))?;
-        self.set_status("mesh", "server", &[pod.ipv4().to_string(), pod.ipv6().to_string()])?;
-        self.give_uid(pod)?;
+        for pod in self.lab.pods() {
+            self.plane.apply(&format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {}, namespace: mesh}}\nspec: {{nodeName: a, serviceAccountName: {account}, containers: [{{name: main, image: none}}]}}\n",
+                pod.name()
+            ))?;
+            self.give_uid(pod)?;
+        }
+        let server = self.lab.pod("mesh/server")?;
+        let status = objects::pod_status(&[server.ipv4().to_string(), server.ipv6().to_string()], true);
+        let status = status.to_string();
+        let args =
+            ["patch", "pod", "-n=mesh", "server", "--subresource=status", "--type=merge", "-p", &status];
+        self.plane.kubectl(&args)?;
         poll_until(Duration::from_secs(30), || self.plane.apply(MODE))
     }
 
     /// The API server chooses uids; the cgroup of the pod has the lab's.
     fn give_uid(&self, pod: &Pod) -> Result<()> {
-        let path = "/registry/pods/mesh/server";
+        let path = format!("/registry/pods/mesh/{}", pod.name());
         let given =
-            self.plane.kubectl(&["get", "pod", "-n=mesh", "server", "-o=jsonpath={.metadata.uid}"])?;
-        let value = etcd_store::read(self.plane.etcd_address(), path)?;
-        let mut value = value;
+            self.plane.kubectl(&["get", "pod", "-n=mesh", pod.name(), "-o=jsonpath={.metadata.uid}"])?;
+        let mut value = etcd_store::read(self.plane.etcd_address(), &path)?;
         let at = value.windows(given.len()).position(|part| part == given.as_bytes()).context("a uid")?;
         value.splice(at..at + given.len(), pod.uid().bytes());
-        etcd_store::write(self.plane.etcd_address(), &[(path.to_owned(), value)])
-    }
-
-    fn set_status(&self, namespace: &str, pod: &str, addresses: &[String]) -> Result<()> {
-        let ips: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
-        let status = json!({ "status": { "phase": "Running", "podIP": addresses.first(), "podIPs": ips,
-            "startTime": "2026-01-01T00:00:00Z",
-            "conditions": [{ "type": "Ready", "status": "True" }, { "type": "PodScheduled", "status": "True" }] } });
-        let status = status.to_string();
-        let args =
-            ["patch", "pod", "-n", namespace, pod, "--subresource=status", "--type=merge", "-p", &status];
-        self.plane.kubectl(&args).map(drop)
+        etcd_store::write(self.plane.etcd_address(), &[Write::Put(path, value)])
     }
 
     /// Puts very many pods and Services beside it.
-    pub(crate) fn fill(&self, pods: usize, services: usize) -> Result<()> {
+    pub(crate) fn fill(&self, pods: usize, services: usize) -> Result<Templates> {
         let namespaces = (0..NAMESPACES).map(|number| {
             format!(
                 "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n",
@@ -89,33 +121,62 @@ impl World {
             )
         });
         self.plane.apply(&namespaces.collect::<String>())?;
-        self.plane.apply(&objects::templates())?;
-        let Names { namespace, pod, .. } = Names::of(0);
-        self.set_status(&namespace, &pod, &[objects::address(0)])?;
+        let templates = Templates::make(&self.plane)?;
         eprintln!("kube: {pods} pods and {services} Services are written");
-        objects::multiply(self.plane.etcd_address(), pods, services)
+        templates.multiply(pods, services)?;
+        Ok(templates)
     }
 
     /// Starts the agent, and waits until it has read everything and taken the pod in.
     pub(crate) fn start_agent(&self) -> Result<Agent> {
         let options = AgentOptions {
             embedded_ca: true,
-            kubeconfig: Some(self.plane.kubeconfig().to_owned()),
+            kubeconfig: Some(self.plane.kubeconfig_for(AGENT, GROUPS)),
+            args: self.cni.flags(),
             ..AgentOptions::default()
         };
         let mut agent = self.lab.spawn_agent("a", &options)?;
-        poll_until(Duration::from_secs(180), || match agent.process_mut().is_running() {
-            true => agent.wait_ready(),
+        poll_until(PATIENCE, || match agent.process_mut().is_running() {
+            true => {
+                let readiness = agent.readiness()?;
+                ensure!(readiness.status == 200, "{}", readiness.body);
+                Ok(())
+            }
             false => Err(anyhow!("{}", agent.process().report("ended"))),
         })?;
         Ok(agent)
     }
 
+    /// Starts a controller, and waits until it has read everything.
+    pub(crate) fn start_controller(&self) -> Result<Process> {
+        let port = || -> Result<u16> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port()) };
+        let readiness = port()?;
+        let args = [
+            "controller".to_owned(),
+            format!("--kubeconfig={}", self.plane.kubeconfig_for(CONTROLLER, GROUPS).display()),
+            format!("--admission-addr=127.0.0.1:{}", port()?),
+            format!("--ca-listen=127.0.0.1:{}", port()?),
+            format!("--metrics-addr=127.0.0.1:{}", port()?),
+            format!("--readiness-addr=127.0.0.1:{readiness}"),
+        ];
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let here = PathBuf::from("/proc/self/ns/net");
+        let place = Place { netns: here.clone(), ..self.lab.node("a")?.place() };
+        let mut process = Process::spawn(&place, "controller", &self.lab.weft(), &args)?;
+        poll_until(PATIENCE, || match process.is_running() {
+            true => {
+                let answer = get(&here, ([127, 0, 0, 1], readiness).into(), "/healthz/ready")?;
+                ensure!(answer.status == 200, "{}", answer.body);
+                Ok(())
+            }
+            false => Err(anyhow!("{}", process.report("ended"))),
+        })?;
+        Ok(process)
+    }
+
     /// A client from outside that connects to the pod without pause.
     pub(crate) fn watch(&self) -> Result<Watcher> {
-        let target = format!("{}:{PORT}", self.lab.pod("mesh/server")?.ipv4());
-        let args = ["watch", &target, "--pause-us", "100", "--seconds", "170", "--timeout-ms", "1000"];
-        Ok(Watcher { process: self.lab.outside().spawn(&args)?, read: 0 })
+        Watcher::start(self.lab.outside(), &format!("{}:{PORT}", self.lab.pod("mesh/server")?.ipv4()))
     }
 
     /// Whether plaintext is let in; when the API server had answered.
@@ -123,34 +184,31 @@ impl World {
         self.api.patch(MODES, &json!({ "spec": { "mtls": { "mode": mode } } }).to_string())
     }
 
-    /// A pod elsewhere changes.
-    pub(crate) fn change_pod(&self, number: usize) -> Result<()> {
-        let Names { namespace, pod, .. } = Names::of(number % 1000);
-        let turn = json!({ "metadata": { "labels": { "turn": format!("{}", number / 1000) } } });
-        self.api.patch(&format!("/api/v1/namespaces/{namespace}/pods/{pod}"), &turn.to_string()).map(drop)
+    /// Takes the pod in or out; when the API server had answered.
+    pub(crate) fn set_member(&self, is_member: bool) -> Result<u64> {
+        let value = if is_member { "enabled" } else { "disabled" };
+        self.api.patch(MESH, &json!({ "metadata": { "labels": { "weft.dev/mesh": value } } }).to_string())
     }
-}
 
-/// A client that tells when the answer changes.
-pub(crate) struct Watcher {
-    process: Process,
-    read: u64,
-}
-
-impl Watcher {
-    /// When connections became allowed or refused, in nanoseconds since 1970.
-    pub(crate) fn next(&mut self, allowed: bool, limit: Duration) -> Result<u64> {
-        poll_until(limit, || {
-            let (text, _) = self.process.stdout_from(self.read)?;
-            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                self.read += u64::try_from(line.len())?;
-                let event: Value = serde_json::from_str(line)?;
-                let Some(outcome) = event.get("outcome").and_then(Value::as_str) else { continue };
-                if (outcome == "ok") == allowed {
-                    return event.get("at_ns").and_then(Value::as_u64).context("an event has a time");
-                }
-            }
-            Err(anyhow!("the answer has not changed to {}", if allowed { "allowed" } else { "refused" }))
+    /// Adds all new pods, as a container runtime does, and takes them off again: how long each addition took, in
+    /// milliseconds.
+    pub(crate) fn add_pods(&self) -> Result<Vec<f64>> {
+        let late = self.lab.pods().iter().filter(|pod| pod.name().starts_with("late-"));
+        late.map(|pod| {
+            let took = self.cni.call("ADD", pod)?;
+            self.cni.call("DEL", pod)?;
+            Ok(took)
         })
+        .collect()
+    }
+
+    /// How many requests somebody has made so far.
+    pub(crate) fn requests_of(&self, user: &str) -> usize {
+        let log = self.plane.audit_log();
+        let text = |entry: &serde_json::Value, path: &str| {
+            entry.pointer(path).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
+        let of_user = log.iter().filter(|entry| text(entry, "/user/username") == user);
+        of_user.map(|entry| text(entry, "/auditID")).collect::<std::collections::HashSet<_>>().len()
     }
 }
