@@ -1,38 +1,40 @@
 //! The kernel's half of the data path, as the agent sees it.
 
+mod direct;
+mod opening;
+
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weft_core::kernel_view::KernelView;
 use weft_core::resource::NamespacedName;
-use weft_ebpf_common::{
-    ABI_MAJOR, ABI_MINOR, Flow, Meta, PolicyKey, TUPLE_LIFETIME_NS, Tuple, capacity, meta_flags,
-};
+use weft_ebpf_common::{Meta, Tuple, capacity, meta_flags};
 
+use self::direct::{by_cookie, live_bytes};
+use crate::Netns;
 use crate::admit::admit;
-use crate::cgroup::{self, Placement};
+use crate::agents::Agents;
+use crate::cgroup::Placement;
 use crate::cleanup::{self, CleanupReport};
 use crate::counters::Counters;
-use crate::diag::{Bytes, SocketDiag};
 use crate::enrol::{EnrolledPod, set_up};
 use crate::error::{Doing, EnrolError, KernelError};
-use crate::flows::{self, DirectFlowTotals, FlowEvents, FlowRecord, Flows};
+use crate::flows::{FlowEvents, FlowRecord, Flows};
 use crate::handles::{Directory, OnwardTuples, Tuples};
+use crate::inheritance::Inherited;
 use crate::load::{self, Loader};
 use crate::lock::PinLock;
-use crate::maps::{self, Changes, ip};
-use crate::older::{self, OlderConnection};
+use crate::maps::{self, Changes};
 use crate::pins::{Pins, PodPins};
-use crate::probe::{Capabilities, probe_kernel};
+use crate::probe::Capabilities;
 use crate::processes::ProcessTable;
 use crate::sys::{self, monotonic_ns};
 use crate::tables::Tables;
 use crate::view::{Desired, Ids, Place, Steering};
 use crate::watch::NamespaceChanges;
-use crate::{Netns, bpffs};
 
 pub use crate::counters::CounterValue;
 
@@ -131,82 +133,24 @@ pub struct Datapath {
     counters: Counters,
     meta: Meta,
     meta_map: OwnedFd,
+    agents: Agents,
     captures: OwnedFd,
     onward: OnwardTuples,
     tuples: Tuples,
     programs: Vec<String>,
     /// What an earlier agent enrolled, minus what this one has enrolled or removed since.
     leftovers: Vec<PodPins>,
+    /// Listening sockets of an earlier agent whose pods are not enrolled yet.
+    inherited: Inherited,
     /// When flows that were on their way during the last revocation are established or gone.
     sweep_due_ns: Option<u64>,
     events_taken: bool,
     changes: NamespaceChanges,
-    /// Last, so that the lock outlives everything that uses the pins.
-    _lock: PinLock,
+    /// Last, so that the lock outlives everything that uses the pins. `None` when another agent has taken over.
+    lock: Option<PinLock>,
 }
 
 impl Datapath {
-    /// Probes the kernel, mounts bpffs if needed, takes over a pinned state of the same schema or starts
-    /// afresh, loads and attaches the programs. Moves this process into [`DatapathConfig::agent_cgroup`].
-    ///
-    /// Until the first [`apply`](Self::apply), no flow is direct and pods of an earlier agent are served by
-    /// what that agent wrote.
-    ///
-    /// # Errors
-    /// Something is missing in the kernel, or the pins belong to another agent or another version.
-    pub fn open(config: DatapathConfig) -> Result<Self, KernelError> {
-        let capabilities = probe_kernel(&config)?;
-        bpffs::prepare(&config.pin_dir, config.mount_bpffs)?;
-        let lock = PinLock::take(&config.pin_dir)?;
-        let pins = Pins::new(&config.pin_dir);
-        pins.refuse_newer()?;
-        pins.create()?;
-        pins.check_maps()?;
-        let agent_cgroup = cgroup::join(&config.agent_cgroup)?;
-
-        let mut loader = Loader::new(&pins);
-        let mut node = loader.node()?;
-        let mut tables = Tables::open(&pins)?;
-        tables.policy.retain(|_| false)?;
-        let ids = Ids::after(tables.highest_id(&pins)?);
-        load::attach_node(&mut node, &pins, &config.cgroup, config.probe_cgroup.as_deref())?;
-        remove_older(&pins)?;
-
-        // What an agent that crashed had announced: nobody else would ever take it back.
-        let onward = open_map(&pins, "ONWARD")?;
-        maps::clear::<Tuple, u64>(onward.as_fd()).doing(|| "clear map ONWARD")?;
-        let directory = Directory::default();
-        let mut datapath = Self {
-            loader,
-            capabilities,
-            own: Netns::current().doing(|| "open the agent's network namespace")?,
-            placement: Placement::new(&config.cgroup, &config.agent_cgroup, ProcessTable::new(&config.proc))?,
-            enrolled: HashMap::new(),
-            ids,
-            tables,
-            flows: Flows::open(&pins.map("FLOWS"), &pins.map("AGGREGATES"))?,
-            counters: Counters::open(&pins.map("COUNTERS"))?,
-            meta: meta(agent_cgroup),
-            meta_map: open_map(&pins, "META")?,
-            captures: open_map(&pins, "CAPTURES")?,
-            onward: OnwardTuples::new(onward),
-            tuples: Tuples::new(open_map(&pins, "DIRECT")?, directory.clone()),
-            directory,
-            programs: program_names(config.probe_cgroup.is_some()),
-            leftovers: pins.pods(),
-            // Policy may have changed while there was no agent.
-            sweep_due_ns: Some(monotonic_ns() + TUPLE_LIFETIME_NS),
-            events_taken: false,
-            changes: NamespaceChanges::new().doing(|| "watch for changes in network namespaces")?,
-            pins,
-            config,
-            _lock: lock,
-        };
-        datapath.heartbeat()?;
-        datapath.remove_gone_leftovers()?;
-        Ok(datapath)
-    }
-
     /// Sets a pod's namespace up: listeners, policy rule and route per family, sysctls, `steer` link.
     ///
     /// A pod of an earlier agent keeps its steering while the programs and listeners change. A failure leaves
@@ -219,7 +163,9 @@ impl Datapath {
             return Err(EnrolError::Refused(format!("pod {} is enrolled already", pod.key)));
         }
         let (candidate, routes) = admit(pod, &self.own, &self.enrolled, &self.placement, &self.pins)?;
-        let (mut enrolled, listeners) = set_up(candidate, routes, &mut self.loader, self.captures.as_fd())?;
+        let inherited = self.inherited.take(candidate.netns.cookie());
+        let (mut enrolled, listeners) =
+            set_up(candidate, routes, &mut self.loader, self.captures.as_fd(), inherited)?;
         match enrolled.netns.run(|| self.changes.watch_here()).flatten() {
             Ok(watch) => enrolled.watch = Some(watch),
             Err(error) => {
@@ -313,6 +259,7 @@ impl Datapath {
 
     fn remove_leftover(&mut self, leftover: &PodPins) -> Result<(), KernelError> {
         self.tables.forget_pod(leftover.cookie)?;
+        drop(self.inherited.take(leftover.cookie));
         let report = cleanup::remove_leftover(&self.pins, leftover);
         match report.failures.into_iter().next() {
             Some(failure) => Err(std::io::Error::other(failure))
@@ -376,39 +323,6 @@ impl Datapath {
         Ok(changes)
     }
 
-    fn take_back(&mut self) -> Result<Vec<FlowRecord>, KernelError> {
-        self.sweep_due_ns = Some(monotonic_ns() + TUPLE_LIFETIME_NS);
-        self.not_permitted()
-    }
-
-    /// Flows that were being opened while permissions were taken back: one tuple's lifetime after that, those
-    /// that are established and not permitted, once. Empty at any other time; cheap then.
-    ///
-    /// # Errors
-    /// The map of flows could not be read.
-    pub fn sweep(&mut self) -> Result<Vec<FlowRecord>, KernelError> {
-        if self.sweep_due_ns.is_none_or(|due| monotonic_ns() < due) {
-            return Ok(Vec::new());
-        }
-        self.sweep_due_ns = None;
-        self.not_permitted()
-    }
-
-    fn not_permitted(&self) -> Result<Vec<FlowRecord>, KernelError> {
-        let flows = self.flows.established().doing(|| "read map FLOWS")?;
-        let revoked = flows.iter().filter(|(_, flow)| !self.is_permitted(flow));
-        Ok(revoked.filter_map(|(cookie, flow)| flows::record(*cookie, flow, &self.directory)).collect())
-    }
-
-    fn is_permitted(&self, flow: &Flow) -> bool {
-        let source = self.tables.pods.get(&flow.source_cookie);
-        let set = self.ids.known_set(flow.destination_cookie);
-        let (Some(source), Some(set)) = (source, set) else { return false };
-        let port = flow.tuple.destination_port;
-        let key = PolicyKey { set, identity: source.identity, port, reserved: [0; 3] };
-        self.tables.policy.contains(&key)
-    }
-
     /// Signs of life: call at least every 10 s.
     ///
     /// # Errors
@@ -434,11 +348,10 @@ impl Datapath {
     /// # Errors
     /// The map could not be written.
     pub fn set_flow_events(&mut self, on: bool) -> Result<(), KernelError> {
-        let flags = if on { meta_flags::FLOW_EVENTS } else { 0 };
-        if self.meta.flags == flags {
+        if (self.meta.flags & meta_flags::FLOW_EVENTS != 0) == on {
             return Ok(());
         }
-        self.meta.flags = flags;
+        self.set_flag(meta_flags::FLOW_EVENTS, on);
         self.heartbeat()
     }
 
@@ -452,82 +365,6 @@ impl Datapath {
         }
         self.events_taken = true;
         FlowEvents::open(&self.pins.map("EVENTS"), self.directory.clone()).map(Some)
-    }
-
-    /// All established direct flows.
-    pub fn direct_flows(&self) -> Vec<FlowRecord> {
-        let flows = self.flows.established().unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read map FLOWS");
-            HashMap::new()
-        });
-        flows.iter().filter_map(|(cookie, flow)| flows::record(*cookie, flow, &self.directory)).collect()
-    }
-
-    /// Connections to applications of an enrolled pod that nobody decided on. To be asked for between the pod's
-    /// enrolment and the next [`apply`](Self::apply), which permits direct flows.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn older_connections(&self, pod: &NamespacedName) -> Result<Vec<OlderConnection>, KernelError> {
-        let Some(enrolled) = self.enrolled.get(pod) else { return Ok(Vec::new()) };
-        let sockets = enrolled
-            .netns
-            .run(|| SocketDiag::open()?.sockets())
-            .and_then(|result| result)
-            .doing(|| format!("list the connections of pod {pod}"))?;
-        let flows = self.flows.established().doing(|| "read map FLOWS")?;
-        let direct = flows.values().map(|flow| {
-            let Tuple { source, destination, source_port, destination_port } = flow.tuple;
-            ((ip(source), source_port).into(), (ip(destination), destination_port).into())
-        });
-        Ok(older::find(pod, &sockets, self.meta.agent_cgroup, &direct.collect()))
-    }
-
-    /// Ends such a connection: the application sees an error, the client a reset.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn cut_older(&self, connection: &OlderConnection) -> Result<Cut, KernelError> {
-        let OlderConnection { pod, client, application, socket_cookie } = connection;
-        let Some(pod) = self.enrolled.get(pod) else { return Ok(Cut::AlreadyGone) };
-        destroy(pod, (*application, *client), *socket_cookie)
-    }
-
-    /// Ends a direct flow: the client sees an error, the server a reset.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn cut(&self, flow: &FlowRecord) -> Result<Cut, KernelError> {
-        let Some(pod) = self.enrolled.get(&flow.source) else { return Ok(Cut::AlreadyGone) };
-        destroy(pod, (flow.source_addr, flow.destination_addr), flow.socket_cookie)
-    }
-
-    /// Totals for metrics. Reads per-CPU maps and `sock_diag`: milliseconds, so not more than once a second.
-    ///
-    /// # Errors
-    /// A map could not be read.
-    pub fn totals(&mut self) -> Result<Vec<DirectFlowTotals>, KernelError> {
-        let by_cookie = by_cookie(&self.enrolled);
-        let live = |source| by_cookie.get(&source).map(|pod| live_bytes(pod)).unwrap_or_default();
-        let is_present = |cookie| by_cookie.contains_key(&cookie);
-        // Flows of pods that are yet to be enrolled may have to be cut.
-        let is_known = |cookie| is_present(cookie) || self.leftovers.iter().any(|pins| pins.cookie == cookie);
-        let sums = self.flows.totals(is_present, is_known, live)?;
-        let totals = sums.iter().filter_map(|(key, sum)| {
-            let destination = by_cookie.get(&key.destination_cookie)?;
-            let dialled = if key.vip == [0; 4] { *destination.ips.first()? } else { ip(key.vip) };
-            Some(DirectFlowTotals {
-                source: by_cookie.get(&key.source_cookie)?.key.clone(),
-                destination: destination.key.clone(),
-                dialled: (dialled, key.port).into(),
-                opened: sum.opened,
-                closed: sum.closed,
-                failed: sum.failed,
-                sent_bytes: sum.sent_bytes,
-                received_bytes: sum.received_bytes,
-            })
-        });
-        Ok(totals.collect())
     }
 
     /// Reason counters.
@@ -609,16 +446,8 @@ impl Datapath {
     }
 }
 
-fn by_cookie(enrolled: &HashMap<NamespacedName, EnrolledPod>) -> HashMap<u64, &EnrolledPod> {
-    enrolled.values().map(|pod| (pod.cookie(), pod)).collect()
-}
-
 fn place(pod: &EnrolledPod) -> Place {
     Place { cookie: pod.cookie(), ips: pod.ips.clone() }
-}
-
-fn meta(agent_cgroup: u64) -> Meta {
-    Meta { abi_major: ABI_MAJOR, abi_minor: ABI_MINOR, heartbeat_ns: 0, agent_cgroup, flags: 0, reserved: 0 }
 }
 
 fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, KernelError> {
@@ -629,39 +458,6 @@ fn open_map(pins: &Pins, name: &str) -> Result<OwnedFd, KernelError> {
 fn program_names(probe: bool) -> Vec<String> {
     let probe = probe.then_some(load::PROBE_PROGRAM);
     load::CGROUP_PROGRAMS.into_iter().chain(probe).map(str::to_owned).collect()
-}
-
-/// Destroys a socket of a pod, which has the first of these ends.
-fn destroy(
-    pod: &EnrolledPod,
-    ends: (SocketAddr, SocketAddr),
-    socket_cookie: u64,
-) -> Result<Cut, KernelError> {
-    let tuple = crate::maps::tuple(ends.0, ends.1);
-    let destroyed = pod
-        .netns
-        .run(|| SocketDiag::open()?.destroy(&tuple, socket_cookie))
-        .and_then(|result| result)
-        .doing(|| format!("cut the flow from {} to {}", ends.0, ends.1))?;
-    Ok(if destroyed { Cut::Done } else { Cut::AlreadyGone })
-}
-
-/// Programs and maps of older schemata, which ours have just replaced. Their pods follow one by one.
-fn remove_older(pins: &Pins) -> Result<(), KernelError> {
-    for older in pins.older() {
-        for kind in ["links", "maps"] {
-            older.remove_node(kind).doing(|| "unpin the objects of an older version")?;
-        }
-    }
-    Ok(())
-}
-
-fn live_bytes(pod: &EnrolledPod) -> HashMap<u64, Bytes> {
-    let bytes = pod.netns.run(|| SocketDiag::open()?.bytes()).and_then(|result| result);
-    bytes.unwrap_or_else(|error| {
-        tracing::warn!(pod = %pod.key, %error, "cannot read the byte counts of open connections");
-        HashMap::new()
-    })
 }
 
 /// The owner moves it between threads; the reader of events lives on another one.

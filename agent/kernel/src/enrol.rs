@@ -15,6 +15,7 @@ use weft_ebpf_common::{MAX_OWN_ADDRS, SteerConfig, listener_slot};
 
 use crate::Netns;
 use crate::error::{Doing, KernelError};
+use crate::inheritance::Listeners;
 use crate::load::{self, Loader};
 use crate::maps::addr;
 use crate::pins::PodPins;
@@ -42,15 +43,10 @@ pub(crate) struct EnrolledPod {
     steer: OwnedFd,
     config: SteerConfig,
     had_device: bool,
+    /// Where the agent listens in it.
+    listening: Vec<SocketAddr>,
     /// Reports changes of the namespace; without it they are found when the agent looks from time to time.
     pub(crate) watch: Option<Watch>,
-}
-
-/// Listeners of a pod.
-#[derive(Debug, Default)]
-pub(crate) struct Listeners {
-    pub(crate) inbound: Vec<TcpListener>,
-    pub(crate) outbound: Vec<TcpListener>,
 }
 
 /// A pod that passed all checks.
@@ -91,12 +87,13 @@ impl Drop for Undo<'_> {
 
 /// Sets the namespace of a pod up. Nothing is steered yet when it was not before.
 ///
-/// `routes` lives in the pod's namespace.
+/// `routes` lives in the pod's namespace. Sockets that were inherited are used, and others made where they lack.
 pub(crate) fn set_up(
     candidate: Candidate,
     mut routes: Routes,
     loader: &mut Loader,
     captures: BorrowedFd<'_>,
+    inherited: Listeners,
 ) -> Result<(EnrolledPod, Listeners), KernelError> {
     let had_device = routes.has_device().doing(|| about(&candidate.key, "list the devices"))?;
     let taken_over = candidate.pins.exist();
@@ -113,11 +110,11 @@ pub(crate) fn set_up(
     let steer = open_map(&candidate.pins, "STEER")?;
     let mut config = if taken_over { read_config(&steer, &candidate.key)? } else { idle(&candidate) };
     let (listeners, families) =
-        inside(&candidate, || prepare(&mut routes, &candidate.ips, &mut config, taken_over))?;
+        inside(&candidate, || prepare(&mut routes, &candidate.ips, (&mut config, taken_over), inherited))?;
     undo.saved_sysctls = Some(config.saved_sysctls);
     set_addresses(&mut config, &candidate.ips, &candidate.addresses);
     write_config(&steer, &config, &candidate.key)?;
-    fill_slots(&candidate, &listeners, captures)?;
+    fill_slots((&candidate.pins, candidate.netns.cookie()), &listeners, captures)?;
     attach(&mut ebpf, &candidate)?;
 
     undo.armed = false;
@@ -135,6 +132,7 @@ pub(crate) fn set_up(
             steer,
             config,
             had_device,
+            listening: listeners.addresses(),
             watch: None,
         },
         listeners,
@@ -174,14 +172,14 @@ fn write_config(steer: &OwnedFd, config: &SteerConfig, pod: &NamespacedName) -> 
 fn prepare(
     routes: &mut Routes,
     ips: &[IpAddr],
-    config: &mut SteerConfig,
-    taken_over: bool,
+    (config, taken_over): (&mut SteerConfig, bool),
+    mut inherited: Listeners,
 ) -> io::Result<(Listeners, Vec<IpFamily>)> {
     let mut listeners = Listeners::default();
     let mut families = Vec::new();
     for family in IpFamily::ALL {
         let is_needed = family == IpFamily::V4 || ips.iter().any(|ip| IpFamily::of(*ip) == family);
-        match prepare_family(routes, ips, family, &mut listeners) {
+        match prepare_family(routes, ips, family, (&mut inherited, &mut listeners)) {
             Ok(()) => families.push(family),
             // The namespace has no IPv6, then nothing can leave by it.
             Err(error) if !is_needed && is_unavailable(&error) => {}
@@ -199,10 +197,13 @@ fn prepare_family(
     routes: &mut Routes,
     ips: &[IpAddr],
     family: IpFamily,
-    listeners: &mut Listeners,
+    (inherited, listeners): (&mut Listeners, &mut Listeners),
 ) -> io::Result<()> {
-    let inbound = listen(family, false)?;
-    let outbound = listen(family, true)?;
+    let mut socket = |is_inbound| match inherited.take(family, is_inbound) {
+        Some(socket) => Ok(socket),
+        None => listen(family, !is_inbound),
+    };
+    let (inbound, outbound) = (socket(true)?, socket(false)?);
     let source = ips.iter().find(|ip| IpFamily::of(**ip) == family);
     routes.add(family, source.copied())?;
     listeners.inbound.push(inbound);
@@ -255,21 +256,20 @@ fn set_addresses(config: &mut SteerConfig, ips: &[IpAddr], addresses: &BTreeSet<
 }
 
 fn fill_slots(
-    candidate: &Candidate,
+    (pins, cookie): (&PodPins, u64),
     listeners: &Listeners,
     captures: BorrowedFd<'_>,
 ) -> Result<(), KernelError> {
-    let map = open_map(&candidate.pins, "LISTENERS")?;
+    let map = open_map(pins, "LISTENERS")?;
     let inbound = listeners.inbound.iter().zip([listener_slot::INBOUND4, listener_slot::INBOUND6]);
     let outbound = listeners.outbound.iter().zip([listener_slot::OUTBOUND4, listener_slot::OUTBOUND6]);
     for (listener, slot) in inbound.chain(outbound) {
         let fd = listener.as_raw_fd() as u32;
-        sys::map_update(map.as_fd(), &slot, &fd).doing(|| about(&candidate.key, "register the listeners"))?;
+        sys::map_update(map.as_fd(), &slot, &fd).doing(|| about(&pins.pod, "register the listeners"))?;
     }
     // The kernel takes it out again when it is closed.
     let fd = listeners.outbound.first().map_or(u32::MAX, |listener| listener.as_raw_fd() as u32);
-    sys::map_update(captures, &candidate.netns.cookie(), &fd)
-        .doing(|| about(&candidate.key, "register the outbound listener"))
+    sys::map_update(captures, &cookie, &fd).doing(|| about(&pins.pod, "register the outbound listener"))
 }
 
 fn attach(ebpf: &mut Ebpf, candidate: &Candidate) -> Result<(), KernelError> {
@@ -288,6 +288,21 @@ impl EnrolledPod {
         }
         let config = SteerConfig { set: steering.set, flags: steering.flags, ..self.config };
         self.update(config).map(|()| true)
+    }
+
+    /// Whether a socket is one of the agent's own.
+    pub(crate) fn listens_at(&self, address: &SocketAddr) -> bool {
+        self.listening.contains(address)
+    }
+
+    /// Reads what a successor wrote that failed, and registers the listeners again.
+    pub(crate) fn resume(
+        &mut self,
+        listeners: &Listeners,
+        captures: BorrowedFd<'_>,
+    ) -> Result<(), KernelError> {
+        self.config = read_config(&self.steer, &self.key)?;
+        fill_slots((&self.pins, self.netns.cookie()), listeners, captures)
     }
 
     fn routes(&self) -> MutexGuard<'_, Routes> {

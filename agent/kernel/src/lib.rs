@@ -8,11 +8,12 @@
 //!
 //! [`Datapath`] owns everything that is pinned. Below it, one module per concern: `probe` (what the kernel
 //! can), `bpffs`, `lock` and `pins` (where state lives and whether it may be taken over), `load` (programs and
-//! links), `view` and `maps` (wanted and actual content), `admit` and `enrol` (one pod's namespace), `netlink`,
-//! `route` and `diag` (rtnetlink and sock_diag), `flows` (direct flows), `cleanup` (all of it undone).
+//! links), `view` and `maps` (wanted and actual content), `admit` and `enrol` (one pod's namespace), `inheritance`
+//! and `agents` (what one agent leaves to the next), `netlink`, `route` and `diag` (rtnetlink and sock_diag), `flows` (direct flows), `cleanup` (all of it undone).
 #![warn(missing_docs)]
 
 mod admit;
+mod agents;
 mod bpffs;
 mod cgroup;
 mod cleanup;
@@ -24,6 +25,7 @@ mod enrol;
 mod error;
 mod flows;
 mod handles;
+mod inheritance;
 mod load;
 mod lock;
 mod maps;
@@ -47,6 +49,7 @@ pub use datapath::{Applied, CounterValue, Cut, Datapath, DatapathConfig, Enrolle
 pub use error::{EnrolError, KernelError};
 pub use flows::{DirectFlowEvent, DirectFlowTotals, FlowEventKind, FlowEvents, FlowRecord};
 pub use handles::{AttestedPeer, OnwardTuples, Tuples};
+pub use inheritance::{Inheritance, Listeners};
 pub use netns::Netns;
 pub use older::OlderConnection;
 pub use probe::missing_features;

@@ -22,17 +22,18 @@ pub struct OlderConnection {
 }
 
 /// Those among the sockets of a pod's namespace. `direct` are the two ends, client's first, of flows that the
-/// kernel authorised; `agent` is the agent's cgroup.
+/// kernel authorised; `agents` are the cgroups of agents and of their listeners.
 ///
 /// What an application accepted on a port on which it does not listen any more is taken for a connection that it
 /// opened.
 pub(crate) fn find(
     pod: &NamespacedName,
     sockets: &[TcpSocket],
-    agent: u64,
+    agents: &HashSet<u64>,
     direct: &HashSet<(SocketAddr, SocketAddr)>,
 ) -> Vec<OlderConnection> {
-    let theirs = || sockets.iter().filter(|socket| socket.cgroup != Some(agent));
+    let theirs =
+        || sockets.iter().filter(|socket| socket.cgroup.is_none_or(|cgroup| !agents.contains(&cgroup)));
     let ports: HashSet<u16> =
         theirs().filter(|socket| socket.listening).map(|socket| socket.local.port()).collect();
     // A connection with both ends here is the pod's to itself, or one that the agent made for a client.
@@ -83,7 +84,8 @@ mod tests {
             socket("10.0.0.1:80", "10.0.0.2:42000", 1),
         ];
         let direct = ("10.0.0.2:42000".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
-        let found = find(&NamespacedName::new("shop", "cart"), &sockets, AGENT, &HashSet::from([direct]));
+        let (pod, agents) = (NamespacedName::new("shop", "cart"), HashSet::from([AGENT]));
+        let found = find(&pod, &sockets, &agents, &HashSet::from([direct]));
         let clients: Vec<String> = found.iter().map(|found| found.client.to_string()).collect();
         assert_eq!(clients, ["10.0.0.9:40000"]);
     }

@@ -53,7 +53,7 @@ const fn layout<K, V>(name: &'static str, kind: MapType, max_entries: u32, flags
 }
 
 /// Maps of the node.
-pub(crate) const NODE_MAPS: [Layout; 17] = [
+pub(crate) const NODE_MAPS: [Layout; 18] = [
     layout::<u32, Meta>("META", MapType::Array, 1, 0),
     layout::<u64, PodConfig>("PODS", MapType::Hash, capacity::PODS, NO_PREALLOC),
     layout::<Addr, LocalPod>("LOCAL", MapType::Hash, capacity::LOCAL, NO_PREALLOC),
@@ -66,6 +66,7 @@ pub(crate) const NODE_MAPS: [Layout; 17] = [
     layout::<Tuple, u64>("PROBES", MapType::LruHash, capacity::PROBES, 0),
     layout::<Tuple, u64>("ONWARD", MapType::Hash, capacity::ONWARD, NO_PREALLOC),
     layout::<u64, u32>("CAPTURES", MapType::SockHash, capacity::CAPTURES, 0),
+    layout::<u64, u64>("AGENTS", MapType::Hash, capacity::AGENTS, NO_PREALLOC),
     layout::<u64, Flow>("FLOWS", MapType::Hash, capacity::FLOWS, NO_PREALLOC),
     layout::<AggregateKey, Aggregate>("AGGREGATES", MapType::PerCpuHash, capacity::AGGREGATES, NO_PREALLOC),
     layout::<(), ()>("EVENTS", MapType::RingBuf, capacity::EVENTS, 0),

@@ -14,7 +14,7 @@ pub mod classify;
 /// Layout and meaning of everything in this crate; part of the pin path.
 pub const ABI_MAJOR: u32 = 1;
 /// Additions that programs of the same major ignore.
-pub const ABI_MINOR: u32 = 0;
+pub const ABI_MINOR: u32 = 1;
 
 /// Bit of `SO_MARK` that loops a captured connection to `lo`; the pods' policy rule selects on it.
 pub const CAPTURE_MARK: u32 = 0x1000_0000;
@@ -56,6 +56,8 @@ pub mod capacity {
     pub const COUNTERS: u32 = 64;
     /// `CAPTURES`.
     pub const CAPTURES: u32 = 4096;
+    /// `AGENTS`: agents that end their last connections while another one has taken over.
+    pub const AGENTS: u32 = 64;
     /// `LISTENERS`: one slot per [`super::listener_slot`].
     pub const LISTENERS: u32 = 4;
 }
@@ -85,6 +87,9 @@ pub struct Meta {
 pub mod meta_flags {
     /// Send an event for every direct flow that opens or closes.
     pub const FLOW_EVENTS: u32 = 1;
+    /// Map `AGENTS` (cgroup id → `CLOCK_MONOTONIC` nanoseconds) has further agents' cgroups, whose connections are
+    /// never captured either.
+    pub const PREDECESSORS: u32 = 2;
 }
 
 /// Entry of map `PODS`, keyed by network namespace cookie: an enrolled pod as a source.

@@ -39,6 +39,9 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(capacity::EVENTS, 0);
 /// Outbound IPv4 listener of each pod. The kernel removes an entry when the listener is closed: with its agent.
 #[map]
 static CAPTURES: SockHash<u64> = SockHash::with_max_entries(capacity::CAPTURES, 0);
+/// cgroups of agents that were replaced.
+#[map]
+pub static AGENTS: HashMap<u64, u64> = HashMap::with_max_entries(capacity::AGENTS, BPF_F_NO_PREALLOC);
 #[btf_map]
 pub static SOCKETS: SkStorage<Flow> = SkStorage::new();
 

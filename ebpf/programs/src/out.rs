@@ -11,12 +11,12 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::SockAddrContext;
 use weft_ebpf_common::classify::{is_v4, mapped, never_captured, same};
 use weft_ebpf_common::{
-    Addr, CAPTURE_MARK, Counter, EndpointKey, Flow, PodConfig, RULE_CAPTURE, RangeKey, ServiceKey, Tuple,
-    flow_state, pod_flags, port_rule as rule_kind,
+    Addr, CAPTURE_MARK, Counter, EndpointKey, Flow, Meta, PodConfig, RULE_CAPTURE, RangeKey, ServiceKey,
+    Tuple, flow_state, meta_flags, pod_flags, port_rule as rule_kind,
 };
 
 use crate::maps::{META, agent_alive, count, may_go_direct, now, port_rule};
-use crate::maps_node::{ENDPOINTS, LOCAL, PODS, RANGE_RULES, SERVICES, forget, has_listener, raw, remember};
+use crate::maps_node::{AGENTS, ENDPOINTS, LOCAL, PODS, RANGE_RULES, SERVICES, forget, has_listener, raw, remember};
 use crate::runtime::debug_line;
 
 const ALLOW: i32 = 1;
@@ -113,7 +113,7 @@ fn decide(ctx: &SockAddrContext, destination: Addr, family4: bool) -> i32 {
 fn exemption(connect: &Connect<'_>, pod: &PodConfig) -> Option<Counter> {
     // SAFETY: takes no arguments.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    if META.get(0).is_some_and(|meta| meta.agent_cgroup == cgroup) {
+    if META.get(0).is_some_and(|meta| meta.agent_cgroup == cgroup || is_predecessor(meta, cgroup)) {
         return Some(Counter::OutAgent);
     }
     if pod.flags & pod_flags::BYPASS != 0 {
@@ -127,6 +127,12 @@ fn exemption(connect: &Connect<'_>, pod: &PodConfig) -> Option<Counter> {
         return Some(Counter::OutExcluded);
     }
     None
+}
+
+/// Whether the process belongs to an agent that was replaced and still serves its last connections.
+#[inline(always)]
+fn is_predecessor(meta: &Meta, cgroup: u64) -> bool {
+    meta.flags & meta_flags::PREDECESSORS != 0 && AGENTS.get_ptr(&cgroup).is_some()
 }
 
 /// What the pod's own rules say: a rule for the port, else the longest range, else the default.
