@@ -27,6 +27,10 @@ pub fn normalise(level: Option<PathNormalization>, target: &str) -> Result<Cow<'
     if target.contains('#') {
         return Err(BadPath::Fragment);
     }
+    if target.starts_with('?') {
+        // `GET http://host?query`: an empty path is the root (RFC 9110 4.2.3), which the application gets.
+        return Ok(Cow::Owned(format!("/{target}")));
+    }
     let (path, query) = match target.find('?') {
         Some(at) => target.split_at(at),
         None => (target, ""),
@@ -183,6 +187,7 @@ mod tests {
             ("/%252e%252e/a", "/%252e%252e/a"),
             ("/a%", "/a%"),
             ("/a%zz/%4", "/a%zz/%4"),
+            ("?a=b", "/?a=b"),
             ("/…/%2e%2E/b", "/b"),
             ("/..;/admin", "/..;/admin"),
             ("*", "*"),
@@ -208,6 +213,7 @@ mod tests {
     #[test]
     fn none_leaves_everything_but_refuses_fragments() {
         assert_eq!(of(PathNormalization::None, "/a/..\\%00//"), "/a/..\\%00//");
+        assert_eq!(of(PathNormalization::None, "?x"), "/?x");
         assert_eq!(normalise(Some(PathNormalization::None), "/a#b"), Err(BadPath::Fragment));
         assert_eq!(normalise(None, "/a%00b"), Err(BadPath::Nul));
         assert_eq!(normalise(None, "/a?%00").unwrap(), "/a?%00");

@@ -20,7 +20,9 @@ use super::body::Body;
 use super::expectation;
 use super::flags::{Flags, Reason};
 use super::forward::{self, Outward};
-use super::headers::{X_FORWARDED_CLIENT_CERT, identify, strip_controls, strip_hop_by_hop, wants_upgrade};
+use super::headers::{
+    X_FORWARDED_CLIENT_CERT, identify, join_cookies, strip_controls, strip_hop_by_hop, wants_upgrade,
+};
 use super::message::Message;
 use super::mirror::{self, Mirrored};
 use super::record::{Addresses, Record};
@@ -67,6 +69,9 @@ pub(crate) async fn exchange(
     let source = source.map_err(|failure| downstream.unknown(&failure))?;
     let (parts, body) = request.into_parts();
     let (mut parts, body) = expectation::wait(parts, Body::from(body));
+    if downstream.http2 {
+        join_cookies(&mut parts.headers);
+    }
     let mut record = begin(worker, outbound, source, &parts);
     record.hold(admitted.busy);
     let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {

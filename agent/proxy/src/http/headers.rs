@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_TYPE, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
@@ -51,20 +51,43 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Whether an HTTP/1 request asks for another protocol on its connection (H-5).
+///
+/// HTTP itself is none: what is moved after an upgrade is decided by no rule any more, and `h2c` would be a way
+/// to more requests. A server may ignore the wish (RFC 9110 7.8), so the request goes on without it.
 pub(crate) fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE) && connection_options(headers).any(|it| it.eq_ignore_ascii_case("upgrade"))
+    let is_http = |protocol: &str| {
+        let name = protocol.split('/').next().unwrap_or_default();
+        ["h2c", "h2", "h3", "http", "tls"].iter().any(|other| name.eq_ignore_ascii_case(other))
+    };
+    headers.contains_key(UPGRADE)
+        && elements(headers, &CONNECTION).any(|it| it.eq_ignore_ascii_case("upgrade"))
+        && !elements(headers, &UPGRADE).any(is_http)
 }
 
-fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let lines = headers.get_all(CONNECTION).into_iter().filter_map(|line| line.to_str().ok());
+/// The elements of a list, of all its lines.
+fn elements<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim)
+}
+
+/// Puts the crumbs of an HTTP/2 client's cookies together (RFC 9113 8.2.3): rules, tokens and HTTP/1 applications
+/// see one line, as the client meant it.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = crumbs.join(&b"; "[..]);
+    if let Ok(joined) = HeaderValue::try_from(joined) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Takes away what belongs to one connection only, and what it names (RFC 9110 7.6.1).
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
     if headers.contains_key(CONNECTION) {
         let keep = |name: &str| upgrade && name.eq_ignore_ascii_case("upgrade");
-        let named: Vec<HeaderName> = connection_options(headers)
+        let named: Vec<HeaderName> = elements(headers, &CONNECTION)
             .filter(|name| !keep(name) && !name.eq_ignore_ascii_case("te"))
             .filter_map(|name| name.parse().ok())
             .collect();
@@ -238,6 +261,34 @@ mod tests {
         assert!(wants_upgrade(&map));
         strip_hop_by_hop(&mut map, true);
         assert_eq!(map, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn http_is_no_protocol_to_upgrade_to() {
+        for (upgrade, wanted) in [
+            ("websocket", true),
+            ("foo/2", true),
+            ("h2c", false),
+            ("H2C", false),
+            ("websocket, h2c", false),
+            ("HTTP/2.0", false),
+            ("TLS/1.2", false),
+        ] {
+            assert_eq!(
+                wants_upgrade(&headers(&[("connection", "Upgrade"), ("upgrade", upgrade)])),
+                wanted,
+                "{upgrade}"
+            );
+        }
+    }
+
+    #[test]
+    fn crumbs_become_one_cookie() {
+        let mut map = headers(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut map);
+        assert_eq!(map, headers(&[("cookie", "a=1; b=2; c=3"), ("x", "y")]));
+        join_cookies(&mut map);
+        assert_eq!(map.get_all("cookie").iter().count(), 1);
     }
 
     #[test]

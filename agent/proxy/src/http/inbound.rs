@@ -31,7 +31,8 @@ use super::expectation;
 use super::external::{Asker, Included, OfAuthoriser};
 use super::failure;
 use super::headers::{
-    X_FORWARDED_CLIENT_CERT, address, identify, set_service_time, strip_hop_by_hop, wants_upgrade,
+    X_FORWARDED_CLIENT_CERT, address, identify, join_cookies, set_service_time, strip_hop_by_hop,
+    wants_upgrade,
 };
 use super::message::Message;
 use super::record::{Addresses, Record};
@@ -150,6 +151,9 @@ pub(crate) async fn arrived(
     let local = local.map_err(|failure| downstream.unknown(&failure))?;
     let (parts, body) = request.into_parts();
     let (mut parts, body) = expectation::wait(parts, Body::from(body));
+    if downstream.http2 {
+        join_cookies(&mut parts.headers);
+    }
     let mut record = arrival.record(worker, local, &parts);
     record.hold(admitted.busy);
     let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {

@@ -84,6 +84,8 @@ impl Transport {
 #[derive(Debug)]
 pub(crate) struct Watch {
     scan: RefCell<Scan>,
+    /// Something has arrived that does not tell the version yet: a head, or the preface, has begun.
+    opening: Cell<bool>,
     /// Reads and writes.
     moves: Cell<u64>,
     /// Requests that were given to us, and those that are not over.
@@ -96,10 +98,20 @@ impl Watch {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Self {
             scan: RefCell::new(Scan::new()),
+            opening: Cell::new(false),
             moves: Cell::new(0),
             requests: Cell::new(0),
             open: Cell::new(0),
         })
+    }
+
+    /// Says whether the client has begun and not yet told which version it speaks.
+    pub(crate) fn set_opening(&self, opening: bool) {
+        self.opening.set(opening);
+    }
+
+    fn in_head(&self) -> bool {
+        self.opening.get() || self.scan.borrow().in_head()
     }
 
     /// Counts a request until the guard is dropped; says what is wrong with it.
@@ -147,7 +159,7 @@ impl Deadline {
     /// Ready when the connection is to be ended; [`Late::Idle`] for the first time, it may end in its own way for
     /// some seconds more. Call after the connection was polled.
     pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
-        let in_head = self.watch.scan.borrow().in_head();
+        let in_head = self.watch.in_head();
         if in_head && self.head.is_none() {
             let now = Instant::now();
             self.head = Some(now);
@@ -245,6 +257,16 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_begins_and_does_not_go_on_is_late_as_with_a_head() {
+        let watch = Watch::new();
+        let mut deadline = Deadline::new(watch.clone());
+        let began = Instant::now();
+        watch.set_opening(true);
+        assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Head);
+        assert_eq!(began.elapsed().as_secs(), HEAD.as_secs());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_requests_is_idle_and_one_with_them_is_not() {

@@ -167,15 +167,24 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: 
     let mut deadline = Deadline::new(watch.clone());
     let protocol = poll_fn(|cx| {
         live.listen(cx);
-        if live.is_cut() || live.is_going_away() || deadline.poll_over(cx).is_ready() {
-            return Poll::Ready(None);
+        if live.is_cut() || live.is_going_away() {
+            return Poll::Ready(Err(End::Cut));
         }
-        poll_protocol(&mut transport, cx)
+        let protocol = poll_protocol(&mut transport, cx);
+        watch.set_opening(protocol.is_pending() && !transport.first_bytes().is_empty());
+        match protocol {
+            Poll::Ready(protocol) => Poll::Ready(protocol.ok_or(End::Over)),
+            Poll::Pending => deadline.poll_over(cx).map(|late| Err(End::Late(late))),
+        }
     });
-    let Some(protocol) = protocol.await else { return };
-    let http2 = protocol == Protocol::Http2;
+    let protocol = protocol.await;
+    let http2 = matches!(protocol, Ok(Protocol::Http2));
     let downstream =
         Rc::new(Downstream { worker, origin, watch: watch.clone(), http2, upgrade: RefCell::default() });
+    if let Err(end) = protocol {
+        downstream.account(&end);
+        return;
+    }
     if http2 {
         serve_http2(&downstream, Io::new(transport, None), deadline, &live).await;
     } else {

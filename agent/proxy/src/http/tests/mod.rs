@@ -2,6 +2,7 @@
 
 mod connection;
 mod failing;
+mod hostile;
 mod policy;
 mod routing;
 mod streaming;

@@ -27,7 +27,7 @@ pub(super) fn policy(name_: &str, action: PolicyAction, provider: Option<&str>, 
 }
 
 /// A rule for paths that begin so.
-fn of_path(path: &str) -> Rule {
+pub(super) fn of_path(path: &str) -> Rule {
     let paths = Match { any: vec![PathMatch::Text(StringMatch::Prefix(path.into()))], not: Vec::new() };
     let operation = Operation { paths, ..Operation::default() };
     Rule { to: vec![operation], ..Rule::default() }
