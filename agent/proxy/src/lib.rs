@@ -37,6 +37,7 @@ mod unread;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -45,7 +46,7 @@ use arc_swap::ArcSwap;
 use weft_core::Snapshot;
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
-use weft_kernel::{Enrolled, OnwardTuples, Tuples};
+use weft_kernel::{Enrolled, Listeners, OnwardTuples, Tuples};
 use weft_telemetry::{AccessLog, Metrics};
 
 use counters::Counters;
@@ -113,9 +114,16 @@ pub struct Context {
 /// A running proxy. Dropping it ends the workers and everything that is open.
 pub struct Proxy {
     shared: Arc<Shared>,
-    pods: Mutex<BTreeMap<NamespacedName, Arc<Pod>>>,
+    pods: Mutex<BTreeMap<NamespacedName, Served>>,
     /// The next home worker.
     home: AtomicUsize,
+}
+
+/// A pod in service.
+struct Served {
+    pod: Arc<Pod>,
+    /// Its home worker accepts from them.
+    listeners: Vec<(Role, Arc<TcpListener>)>,
 }
 
 impl Proxy {
@@ -134,6 +142,7 @@ impl Proxy {
             kernel: Box::new((onward, tuples)),
             loads,
             counters: Counters::default(),
+            connections: Arc::default(),
             http: http::upstream::State::default(),
             workers,
         };
@@ -148,20 +157,29 @@ impl Proxy {
         let Enrolled { netns, ips, inbound, outbound } = enrolled;
         let entry = Arc::new(Pod::new(pod.clone(), netns, &self.shared.config).with_ips(ips));
         let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
-        let inbound = inbound.into_iter().map(|listener| (Role::Inbound, listener));
-        let outbound = outbound.into_iter().map(|listener| (Role::Outbound, listener));
-        let mut listeners: Vec<_> = inbound.chain(outbound).collect();
+        let inbound = inbound.into_iter().map(|listener| (Role::Inbound, Arc::new(listener)));
+        let outbound = outbound.into_iter().map(|listener| (Role::Outbound, Arc::new(listener)));
+        let listeners: Vec<_> = inbound.chain(outbound).collect();
         self.tell_all(|index| Command::AddPod {
             pod: entry.clone(),
-            listeners: if index == home { std::mem::take(&mut listeners) } else { Vec::new() },
+            listeners: if index == home { listeners.clone() } else { Vec::new() },
         });
-        self.pods().insert(pod, entry);
+        self.pods().insert(pod, Served { pod: entry, listeners });
+    }
+
+    /// The listeners of all pods, for another process that is to accept from them as well, or instead.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn listeners(&self) -> std::io::Result<Vec<(NamespacedName, Listeners)>> {
+        let pods = self.pods();
+        pods.iter().map(|(key, served)| Ok((key.clone(), served.share()?))).collect()
     }
 
     /// Closes a pod's listeners. Its connections live on for at most `grace`.
     pub fn remove_pod(&self, pod: &NamespacedName, grace: Duration) {
-        if let Some(entry) = self.pods().remove(pod) {
-            self.tell_all(|_| Command::RemovePod { pod: entry.clone(), grace });
+        if let Some(Served { pod, .. }) = self.pods().remove(pod) {
+            self.tell_all(|_| Command::RemovePod { pod: pod.clone(), grace });
         }
     }
 
@@ -172,7 +190,7 @@ impl Proxy {
 
     /// Open connections of each pod, sorted by name. A tunnel counts as one, and so does each stream in it.
     pub fn connections(&self) -> Vec<(NamespacedName, usize)> {
-        self.pods().iter().map(|(key, pod)| (key.clone(), pod.connections())).collect()
+        self.pods().iter().map(|(key, served)| (key.clone(), served.pod.connections())).collect()
     }
 
     /// Counts of things that should not happen: panics (each stayed in its connection), connections with a
@@ -181,9 +199,15 @@ impl Proxy {
         self.shared.counters.all().to_vec()
     }
 
+    /// Whether every open connection can be told to end without harm: tunnels and HTTP can, others would be cut.
+    pub fn is_quiet(&self) -> bool {
+        self.shared.connections.load(Ordering::Relaxed) == 0
+    }
+
     /// Stops accepting, tells peers to go away, waits for connections until `deadline`, then cuts the rest.
     /// Meanwhile [`reevaluate`](Self::reevaluate) still ends what policy revokes.
     pub async fn drain(&self, deadline: Duration) {
+        self.pods().values_mut().for_each(|served| served.listeners.clear());
         let mut waiting = Vec::new();
         self.tell_all(|_| {
             let (done, over) = tokio::sync::oneshot::channel();
@@ -196,7 +220,7 @@ impl Proxy {
         }
     }
 
-    fn pods(&self) -> MutexGuard<'_, BTreeMap<NamespacedName, Arc<Pod>>> {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<NamespacedName, Served>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -205,6 +229,20 @@ impl Proxy {
             // A worker that has ended has nothing to be told.
             let _ = worker.send(command(index));
         }
+    }
+}
+
+impl Served {
+    fn share(&self) -> std::io::Result<Listeners> {
+        let mut shared = Listeners::default();
+        for (role, listener) in &self.listeners {
+            let listener = listener.try_clone()?;
+            match role {
+                Role::Inbound => shared.inbound.push(listener),
+                Role::Outbound => shared.outbound.push(listener),
+            }
+        }
+        Ok(shared)
     }
 }
 

@@ -71,7 +71,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const BURST: usize = 64;
 
 /// Accepts until the task is aborted or the listener is broken.
-pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, listener: TcpListener) {
+pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, listener: Arc<TcpListener>) {
     if let Err(error) = net::configure(&listener) {
         tracing::warn!(pod = %pod.key, ?role, %error, "a listener's options could not be set");
     }
@@ -130,7 +130,7 @@ fn is_localhost(ip: IpAddr) -> bool {
     deprecated,
     reason = "the successor is unsafe because a type could change its descriptor; a TcpListener never does"
 )]
-fn watched(listener: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+fn watched(listener: Arc<TcpListener>) -> io::Result<AsyncFd<Arc<TcpListener>>> {
     AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
@@ -146,7 +146,7 @@ fn has_room(worker: &Worker, pod: &Pod) -> bool {
     pod.has_room(worker.shared.config.connections_per_pod)
 }
 
-async fn accept(listener: &AsyncFd<TcpListener>) -> Result<(std::net::TcpStream, SocketAddr), Errno> {
+async fn accept(listener: &AsyncFd<Arc<TcpListener>>) -> Result<(std::net::TcpStream, SocketAddr), Errno> {
     thread_local! {
         static ACCEPTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
     }

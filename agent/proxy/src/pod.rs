@@ -192,6 +192,11 @@ impl Loads {
         }
     }
 
+    /// Open connections of one worker.
+    pub(crate) fn of(&self, worker: usize) -> usize {
+        self.0.get(worker).map_or(0, |load| load.load(Ordering::Relaxed))
+    }
+
     /// The worker that takes a connection that `home` accepted: `home`, unless another has clearly less.
     ///
     /// Clearly less is one less while numbers are small (so that four streams use two workers) and an

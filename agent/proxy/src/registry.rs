@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 
 use tokio::sync::Notify;
@@ -118,6 +119,10 @@ impl Live {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     next: Cell<u64>,
+    /// What comes from now on is told to go away like the rest.
+    going_away: Cell<bool>,
+    /// Connections of all workers that are no tunnels.
+    connections: Arc<AtomicUsize>,
     live: RefCell<HashMap<u64, Rc<Live>>>,
     /// How many of them concern each pod, by its address: an entry of `live` keeps the pod where it is.
     of_pods: RefCell<HashMap<*const Pod, usize>>,
@@ -142,11 +147,19 @@ impl std::ops::Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        if !self.live.tunnel {
+            self.registry.connections.fetch_sub(1, Ordering::Relaxed);
+        }
         self.registry.remove(self.id, &self.live);
     }
 }
 
 impl Registry {
+    /// One of several that count their connections together.
+    pub(crate) fn counting(connections: Arc<AtomicUsize>) -> Self {
+        Self { connections, ..Self::default() }
+    }
+
     /// Adds a connection or stream.
     pub(crate) fn connection(self: &Rc<Self>, pod: &Arc<Pod>, admission: Option<Admission>) -> Registered {
         self.add(pod, admission, false)
@@ -162,10 +175,13 @@ impl Registry {
             pod: pod.clone(),
             admission,
             tunnel,
-            going_away: Cell::new(false),
+            going_away: Cell::new(tunnel && self.going_away.get()),
             cut: RefCell::new(None),
             waker: RefCell::new(None),
         });
+        if !tunnel {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+        }
         let id = self.next.get();
         self.next.set(id + 1);
         self.live.borrow_mut().insert(id, live.clone());
@@ -205,8 +221,12 @@ impl Registry {
         }
     }
 
-    /// Tells tunnels, all or those into one pod, to accept no more streams.
+    /// Tells tunnels, all or those into one pod, to accept no more streams. When all are told, so are those that are
+    /// just being made of connections that were accepted before.
     pub(crate) fn go_away(&self, pod: Option<&Arc<Pod>>) {
+        if pod.is_none() {
+            self.going_away.set(true);
+        }
         for live in self.live.borrow().values() {
             if live.tunnel && pod.is_none_or(|pod| live.concerns(pod)) {
                 live.going_away.set(true);
@@ -249,6 +269,24 @@ mod tests {
 
     use super::*;
     use crate::testbed::{Bed, run};
+
+    #[test]
+    fn what_was_accepted_before_the_end_and_is_made_after_it_goes_away_as_well() {
+        run(async {
+            let bed = Bed::new("a");
+            let count = Arc::new(AtomicUsize::new(0));
+            let registry = Rc::new(Registry::counting(count.clone()));
+            let before = registry.tunnel(&bed.client);
+            registry.go_away(None);
+            let after = registry.tunnel(&bed.client);
+            assert!(before.is_going_away() && after.is_going_away());
+            let connection = registry.connection(&bed.client, None);
+            assert!(!connection.is_going_away(), "bytes are not told anything");
+            assert_eq!(count.load(Ordering::Relaxed), 1, "tunnels end by themselves and are not counted");
+            drop(connection);
+            assert_eq!(count.load(Ordering::Relaxed), 0);
+        });
+    }
 
     #[test]
     fn a_pod_is_empty_when_the_last_connection_at_either_end_is_over() {

@@ -169,6 +169,7 @@ impl Bed {
             kernel: Box::new(kernel.clone()),
             loads: Arc::new(Loads::new(1)),
             counters: Counters::default(),
+            connections: Arc::default(),
             http: crate::http::upstream::State::default(),
             workers: channels(1).0,
         });
@@ -191,7 +192,7 @@ impl Bed {
         let listener = std::net::TcpListener::bind(addr).unwrap();
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
-        self.worker.add_pod(pod, vec![(role, listener)]);
+        self.worker.add_pod(pod, vec![(role, Arc::new(listener))]);
         addr
     }
 

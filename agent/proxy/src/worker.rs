@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) loads: Arc<Loads>,
     pub(crate) counters: Counters,
+    /// Open connections that are neither HTTP's nor tunnels.
+    pub(crate) connections: Arc<AtomicUsize>,
     /// Limits, load and ejections of the clusters of each client workload (D-14).
     pub(crate) http: upstream::State,
     pub(crate) workers: Vec<UnboundedSender<Command>>,
@@ -90,7 +93,7 @@ pub(crate) enum Command {
         /// The pod.
         pod: Arc<Pod>,
         /// Its listeners.
-        listeners: Vec<(Role, TcpListener)>,
+        listeners: Vec<(Role, Arc<TcpListener>)>,
     },
     /// A pod is out of service; its connections are cut after the grace.
     RemovePod {
@@ -159,7 +162,7 @@ impl Worker {
     pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         Rc::new(Self {
             index,
-            live: Rc::default(),
+            live: Rc::new(Registry::counting(shared.connections.clone())),
             tunnels: Rc::default(),
             upstreams: upstream::Upstreams::default(),
             series: SeriesCache::default(),
@@ -214,7 +217,7 @@ impl Worker {
     }
 
     /// Also used by tests, which have no thread of their own.
-    pub(crate) fn add_pod(self: &Rc<Self>, pod: &Arc<Pod>, listeners: Vec<(Role, TcpListener)>) {
+    pub(crate) fn add_pod(self: &Rc<Self>, pod: &Arc<Pod>, listeners: Vec<(Role, Arc<TcpListener>)>) {
         self.pods.borrow_mut().insert(pod.key.clone(), pod.clone());
         let tasks = listeners.into_iter().map(|(role, listener)| {
             let accepting = listener::accept_loop(self.clone(), pod.clone(), role, listener);

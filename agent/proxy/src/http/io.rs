@@ -114,6 +114,11 @@ impl Watch {
         self.opening.get() || self.scan.borrow().in_head()
     }
 
+    /// Whether a request is not over.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.open.get() > 0
+    }
+
     /// Counts a request until the guard is dropped; says what is wrong with it.
     pub(crate) fn request(self: &Rc<Self>) -> (Option<Smell>, Busy) {
         self.requests.set(self.requests.get() + 1);

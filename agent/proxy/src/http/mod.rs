@@ -20,6 +20,7 @@ pub(crate) mod keys;
 pub(crate) mod message;
 mod mirror;
 mod outcall;
+mod parting;
 pub(crate) mod record;
 mod refused;
 pub(crate) mod reply;

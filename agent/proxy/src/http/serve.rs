@@ -1,6 +1,6 @@
 //! The server's side of an HTTP connection: reads requests, has them answered, writes the answers.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
@@ -21,6 +22,7 @@ use super::body::Body;
 use super::exchange::{self, Outbound};
 use super::inbound::{self, Arrival};
 use super::io::{Busy, Deadline, Io, Late, Transport, Watch};
+use super::parting::Parting;
 use super::record::Record;
 use super::refused;
 use super::scan::Smell;
@@ -64,6 +66,8 @@ pub(crate) struct Downstream {
     watch: Rc<Watch>,
     /// Whether requests are HTTP/2.
     pub(crate) http2: bool,
+    /// The connection is to end: an HTTP/1 client is told so with its next answer.
+    parting: Cell<bool>,
     /// Set by the request that was answered with 101.
     upgrade: RefCell<Option<Upgrade>>,
 }
@@ -107,10 +111,14 @@ impl Downstream {
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
         let (smell, busy) = self.watch.request();
         let admitted = Admitted { smell, busy };
-        match &self.origin {
+        let mut answer = match &self.origin {
             Origin::Outbound(outbound) => exchange::exchange(&self, outbound, admitted, request).await,
             Origin::Inbound(arrival) => inbound::arrived(&self, arrival, admitted, request).await,
+        }?;
+        if self.parting.get() && !self.http2 && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        Ok(answer)
     }
 
     /// Counts and logs a request of, or for, a pod that the configuration does not know (any more).
@@ -165,9 +173,10 @@ impl Downstream {
 pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: Origin, live: Registered) {
     let watch = Watch::new();
     let mut deadline = Deadline::new(watch.clone());
+    let mut parting = Parting::default();
     let protocol = poll_fn(|cx| {
         live.listen(cx);
-        if live.is_cut() || live.is_going_away() {
+        if live.is_cut() || (live.is_going_away() && parting.is_due(false, cx)) {
             return Poll::Ready(Err(End::Cut));
         }
         let protocol = poll_protocol(&mut transport, cx);
@@ -179,8 +188,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: 
     });
     let protocol = protocol.await;
     let http2 = matches!(protocol, Ok(Protocol::Http2));
-    let downstream =
-        Rc::new(Downstream { worker, origin, watch: watch.clone(), http2, upgrade: RefCell::default() });
+    let downstream = Rc::new(Downstream {
+        worker,
+        origin,
+        watch: watch.clone(),
+        http2,
+        parting: Cell::new(false),
+        upgrade: RefCell::default(),
+    });
     if let Err(end) = protocol {
         downstream.account(&end);
         return;
@@ -243,16 +258,25 @@ where
     }
 }
 
-async fn drive<C: Driven>(mut connection: Pin<&mut C>, mut deadline: Deadline, live: &Live) -> End {
+async fn drive<C: Driven>(
+    downstream: &Downstream,
+    mut connection: Pin<&mut C>,
+    mut deadline: Deadline,
+    live: &Live,
+) -> End {
     let mut told = false;
+    let mut parting = Parting::default();
     poll_fn(|cx| {
         live.listen(cx);
         if live.is_cut() {
             return Poll::Ready(End::Cut);
         }
         if live.is_going_away() && !told {
-            told = true;
-            connection.as_mut().graceful();
+            downstream.parting.set(true);
+            told = downstream.http2 || parting.is_due(downstream.watch.is_busy(), cx);
+            if told {
+                connection.as_mut().graceful();
+            }
         }
         match connection.as_mut().poll(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(End::Over),
@@ -283,7 +307,7 @@ async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
         .header_read_timeout(None);
     let answering = service_fn(|request| downstream.clone().answer(request));
     let mut connection = builder.serve_connection(TokioIo::new(io), answering);
-    let end = drive(Pin::new(&mut connection), deadline, live).await;
+    let end = drive(downstream, Pin::new(&mut connection), deadline, live).await;
     downstream.account(&end);
     let upgrade = downstream.upgrade.borrow_mut().take();
     match (end, upgrade) {
@@ -311,7 +335,7 @@ async fn serve_http2(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
     let answering = service_fn(|request| Box::pin(downstream.clone().answer(request)));
     let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.
-    let end = drive(connection, deadline, live).await;
+    let end = drive(downstream, connection, deadline, live).await;
     downstream.account(&end);
 }
 
