@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::build::{cargo, cargo_command, root, target_dir};
 use crate::test::{Counts, parse_result};
-use crate::{ebpf, image, k8s, setup};
+use crate::{ebpf, image, k8s, record, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestClusterArgs {
@@ -19,6 +19,9 @@ pub(crate) struct TestClusterArgs {
     /// Start the cluster and keep it until the end of standard input, instead of testing.
     #[arg(long)]
     hold: bool,
+    /// Test against a real istiod instead: its CA and ours, and that the recorded fixtures are what it says.
+    #[arg(long, conflicts_with_all = ["cgroup2_only", "hold", "filters"])]
+    istiod: bool,
     /// Only steps whose name contains one of these.
     filters: Vec<String>,
 }
@@ -26,6 +29,9 @@ pub(crate) struct TestClusterArgs {
 /// Prepares and tests; true when nothing has failed.
 pub(crate) fn run(args: &TestClusterArgs) -> Result<bool> {
     setup::machine()?;
+    if args.istiod {
+        return record::test();
+    }
     let mut words: Vec<String> = Vec::new();
     words.extend(args.cgroup2_only.then(|| "--cgroup2-only".to_owned()));
     words.extend(args.hold.then(|| "--hold".to_owned()));

@@ -1,6 +1,7 @@
-//! Builds the servers of a real Kubernetes: `tests/kubernetes/servers` → `target/k8s/<key>-<version of Go>`.
+//! Builds the servers of a real Kubernetes: `tests/kubernetes/servers` → `target/k8s/<key>-<version of Go>`, and
+//! istiod: `tests/kubernetes/istiod` → `target/istiod/<key>-<version of Go>`.
 //!
-//! A build takes about five minutes on two processors, so it is kept twice: in the target directory, and in a
+//! A build takes four or five minutes on two processors, so it is kept twice: in the target directory, and in a
 //! directory of the user that a fresh clone finds by the same key.
 
 use std::fs;
@@ -9,21 +10,27 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use weft_lab::{
-    KUBERNETES_PROGRAMS, kubernetes_caches, kubernetes_servers, kubernetes_source, kubernetes_source_key,
-};
+use clap::Args;
+use weft_lab::{GoModule, ISTIOD, KUBERNETES, kubernetes_servers};
 
 use crate::setup;
 
 /// What Kubernetes' go.mod asks for.
 const OLDEST_GO: (u32, u32) = (1, 26);
-const BINARY: &str = "k8s-for-tests";
 /// Of Kubernetes, in go.mod.
 const MODULE: &str = "k8s.io/kubernetes";
 
+#[derive(Debug, Args)]
+pub(crate) struct K8sArgs {
+    /// Build istiod, which only `test-cluster --istiod` and `record` need, and print its directory.
+    #[arg(long)]
+    istiod: bool,
+}
+
 /// Builds them and prints the directory, for `KUBEBUILDER_ASSETS`.
-pub(crate) fn run() -> Result<bool> {
-    println!("{}", build()?.display());
+pub(crate) fn run(args: &K8sArgs) -> Result<bool> {
+    let built = if args.istiod { istiod() } else { build() };
+    println!("{}", built?.display());
     Ok(true)
 }
 
@@ -40,25 +47,38 @@ pub(crate) fn build() -> Result<PathBuf> {
         );
         return Ok(present);
     }
+    make(&KUBERNETES, &kubernetes_flags()?)
+}
+
+/// Gives the directory of istiod, and builds it when there is none.
+///
+/// # Errors
+/// As those of [`build`].
+pub(crate) fn istiod() -> Result<PathBuf> {
+    match ISTIOD.built()? {
+        Some(present) => Ok(present),
+        None => make(&ISTIOD, "-s -w"),
+    }
+}
+
+fn make(module: &GoModule, flags: &str) -> Result<PathBuf> {
     let (go, version) = find_or_install_go()?;
-    let caches = kubernetes_caches();
-    let name = format!("{}-{version}", kubernetes_source_key()?);
+    let caches = module.caches();
+    let name = format!("{}-{version}", module.source_key()?);
     let own = caches.first().context("there is a target directory")?.join(&name);
-    eprintln!(
-        "Building Kubernetes' servers into {} (the first time takes about five minutes) …",
-        own.display()
-    );
-    compile(&go, &own)?;
+    eprintln!("Building {} into {} (the first time takes about five minutes) …", module.title, own.display());
+    compile(module, &go, flags, &own)?;
     for cache in caches.iter().skip(1) {
         // Only a convenience: the user's directory may be read-only.
-        if let Err(e) = publish(&own.join(BINARY), &cache.join(&name)) {
-            eprintln!("they are not kept in {}: {e:#}", cache.display());
+        if let Err(e) = publish(module, &own.join(module.binary), &cache.join(&name)) {
+            eprintln!("{} is not kept in {}: {e:#}", module.binary, cache.display());
         }
     }
     Ok(own)
 }
 
-fn compile(go: &Path, to: &Path) -> Result<()> {
+/// Tells the servers which version they are.
+fn kubernetes_flags() -> Result<String> {
     let version = kubernetes_version()?;
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -69,22 +89,33 @@ fn compile(go: &Path, to: &Path) -> Result<()> {
         format!("-X k8s.io/component-base/version.gitMinor={minor}"),
         format!("-X k8s.io/client-go/pkg/version.gitVersion={version}"),
     ];
+    Ok(flags.join(" "))
+}
+
+fn compile(module: &GoModule, go: &Path, flags: &str, to: &Path) -> Result<()> {
     let fresh = unfinished(to);
     fs::create_dir_all(&fresh).with_context(|| format!("{} cannot be made", fresh.display()))?;
-    let binary = fresh.join(BINARY);
+    let binary = fresh.join(module.binary);
     let mut command = Command::new("nice");
-    command.args(["-n", "10"]).arg(go).args(["build", "-trimpath", "-ldflags", &flags.join(" "), "-o"]);
-    command.arg(&binary).arg(".").current_dir(kubernetes_source());
-    command.env("GOTOOLCHAIN", "local").env("GOFLAGS", "-buildvcs=false").env("CGO_ENABLED", "0");
+    command.args(["-n", "10"]).arg(go).args([
+        "build",
+        "-trimpath",
+        "-buildvcs=false",
+        "-ldflags",
+        flags,
+        "-o",
+    ]);
+    command.arg(&binary).arg(".").current_dir(module.source());
+    command.env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "0");
     let status = command.stdout(std::io::stderr()).status().context("nice cannot be run")?;
     ensure!(status.success(), "the Go build failed ({status})");
-    let published = publish(&binary, to);
+    let published = publish(module, &binary, to);
     let _ = fs::remove_dir_all(&fresh);
     published
 }
 
 /// Makes the directory with the binary and a link for each program; whoever looks sees all of it or nothing.
-fn publish(binary: &Path, to: &Path) -> Result<()> {
+fn publish(module: &GoModule, binary: &Path, to: &Path) -> Result<()> {
     if to.exists() {
         return Ok(());
     }
@@ -92,11 +123,11 @@ fn publish(binary: &Path, to: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(&fresh);
     fs::create_dir_all(&fresh)?;
     // A second name costs nothing; between file systems it must be a copy.
-    fs::hard_link(binary, fresh.join(BINARY))
-        .or_else(|_| fs::copy(binary, fresh.join(BINARY)).map(drop))
+    fs::hard_link(binary, fresh.join(module.binary))
+        .or_else(|_| fs::copy(binary, fresh.join(module.binary)).map(drop))
         .with_context(|| format!("{} cannot be written", fresh.display()))?;
-    for program in KUBERNETES_PROGRAMS {
-        symlink(BINARY, fresh.join(program))?;
+    for program in module.programs {
+        symlink(module.binary, fresh.join(program))?;
     }
     fs::rename(&fresh, to).with_context(|| format!("{} cannot be written", to.display()))
 }
@@ -108,7 +139,7 @@ fn unfinished(to: &Path) -> PathBuf {
 }
 
 fn kubernetes_version() -> Result<String> {
-    let path = kubernetes_source().join("go.mod");
+    let path = KUBERNETES.source().join("go.mod");
     let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     required_version(&text, MODULE).with_context(|| format!("{} does not require {MODULE}", path.display()))
 }
@@ -185,11 +216,11 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let (binary, to) = (dir.join("built"), dir.join("out"));
         fs::write(&binary, "x").unwrap();
-        publish(&binary, &to).unwrap();
-        for program in KUBERNETES_PROGRAMS {
+        publish(&KUBERNETES, &binary, &to).unwrap();
+        for program in KUBERNETES.programs {
             assert_eq!(fs::read_to_string(to.join(program)).unwrap(), "x");
         }
-        publish(&binary, &to).unwrap();
+        publish(&KUBERNETES, &binary, &to).unwrap();
         let names: Vec<_> = fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(names.len(), 2, "nothing unfinished stays: {names:?}");
         fs::remove_dir_all(&dir).unwrap();

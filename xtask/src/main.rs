@@ -18,6 +18,7 @@ mod lint;
 mod manifests;
 #[cfg(test)]
 mod monitoring;
+mod record;
 mod setup;
 mod signals;
 mod source_length;
@@ -52,7 +53,9 @@ enum Command {
     /// Build the kernel programs.
     BuildEbpf,
     /// Build the servers of a real Kubernetes, for the tests; prints their directory.
-    K8s,
+    K8s(k8s::K8sArgs),
+    /// Record what a real istiod makes of the tests' YAML, as fixtures.
+    Record(record::RecordArgs),
     /// Write deploy/weft.yaml and its companions: the chart with its own values.
     Manifests(manifests::ManifestArgs),
     /// Build the container image, as a tar that `docker load` and `ctr images import` read.
@@ -92,9 +95,10 @@ fn run(command: &Command) -> Result<bool> {
         Command::Lint => lint::run(),
         Command::Build => build::release().map(|_| true),
         Command::BuildEbpf => ebpf::build().map(|()| true),
-        Command::K8s => k8s::run(),
+        Command::K8s(args) => k8s::run(args),
         Command::Crd(args) => crd::run(args),
         Command::Image(args) => image::run(args).map(|()| true),
+        Command::Record(args) => record::run(args),
         Command::Manifests(args) => manifests::run(args),
     }
 }

@@ -12,8 +12,8 @@ pub struct Difference {
     /// What differs: `status`, `backend`, `body`, `response.NAME` (a header that the client gets), `seen.NAME` (one
     /// that the application gets), `seen` + `:path`, `:method`, `:authority`, `:protocol`.
     pub field: String,
-    /// What Envoy makes of it.
-    pub envoy: Option<String>,
+    /// What Envoy (or another peer) makes of it.
+    pub theirs: Option<String>,
     /// What we make of it.
     pub own: Option<String>,
 }
@@ -27,7 +27,7 @@ pub fn compare(case: &str, envoy: &Value, own: &Value) -> Vec<Difference> {
         .map(|name| Difference {
             case: case.to_owned(),
             field: name.clone(),
-            envoy: envoy.get(name).cloned(),
+            theirs: envoy.get(name).cloned(),
             own: own.get(name).cloned(),
         })
         .collect()
@@ -125,7 +125,7 @@ mod tests {
         let found = compare("one", &report("/a", "1"), &report("/bc", "2"));
         let fields: Vec<&str> = found.iter().map(|it| it.field.as_str()).collect();
         assert_eq!(fields, ["seen.:path", "seen.x-a"]);
-        let values = (found[0].envoy.as_deref(), found[0].own.as_deref());
+        let values = (found[0].theirs.as_deref(), found[0].own.as_deref());
         assert_eq!(values, (Some("/a"), Some("/bc")));
     }
 
@@ -137,7 +137,7 @@ mod tests {
         let only = Difference {
             case: "one".into(),
             field: "response.server".into(),
-            envoy: Some("envoy".into()),
+            theirs: Some("envoy".into()),
             own: None,
         };
         assert_eq!(found, [only]);

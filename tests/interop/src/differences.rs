@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::answer::Difference;
 
-/// Intended differences, one a line: `CASE | FIELD | ENVOY | WE | reason`. CASE may end in `*`; a value may be `-`, which
+/// Intended differences, one a line: `CASE | FIELD | THEY | WE | reason`. CASE may end in `*`; a value may be `-`, which
 /// is none, or `*`, which is any. Empty lines and those that begin with `#` say nothing.
 #[derive(Debug)]
 pub struct Differences(Vec<Line>);
@@ -14,7 +14,7 @@ pub struct Differences(Vec<Line>);
 struct Line {
     case: String,
     field: String,
-    envoy: String,
+    theirs: String,
     own: String,
 }
 
@@ -22,9 +22,9 @@ impl Line {
     fn read(text: &str) -> Self {
         let parts: Vec<String> = text.splitn(5, '|').map(|part| part.trim().to_owned()).collect();
         let parts: Result<[String; 5], _> = parts.try_into();
-        let [case, field, envoy, own, reason] = parts.expect("a line has five parts");
+        let [case, field, theirs, own, reason] = parts.expect("a line has five parts");
         assert!(!reason.is_empty(), "the reason is missing: {text}");
-        Self { case, field, envoy, own }
+        Self { case, field, theirs, own }
     }
 
     fn covers(&self, difference: &Difference) -> bool {
@@ -32,7 +32,8 @@ impl Line {
             Some(prefix) => difference.case.starts_with(prefix),
             None => difference.case == self.case,
         };
-        let values = is(&self.envoy, difference.envoy.as_deref()) && is(&self.own, difference.own.as_deref());
+        let values =
+            is(&self.theirs, difference.theirs.as_deref()) && is(&self.own, difference.own.as_deref());
         case && self.field == difference.field && values
     }
 }
@@ -60,8 +61,8 @@ impl Differences {
                     used.insert(line);
                 }
                 None => {
-                    let Difference { case, field, envoy, own } = difference;
-                    let _ = writeln!(wrong, "{case} {field}: Envoy {envoy:?}, we {own:?}");
+                    let Difference { case, field, theirs, own } = difference;
+                    let _ = writeln!(wrong, "{case} {field}: they {theirs:?}, we {own:?}");
                 }
             }
         }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     fn difference(case: &str, field: &str) -> Difference {
-        Difference { case: case.into(), field: field.into(), envoy: Some("1".into()), own: None }
+        Difference { case: case.into(), field: field.into(), theirs: Some("1".into()), own: None }
     }
 
     #[test]
@@ -92,14 +93,14 @@ mod tests {
             Differences::read("# of headers\n\n* | response.server | 1 | - | ours is named otherwise\n");
         assert_eq!(list.judge(&[difference("a", "response.server"), difference("b", "response.server")]), "");
         let wrong = list.judge(&[difference("a", "response.server"), difference("a", "status")]);
-        assert_eq!(wrong, "a status: Envoy Some(\"1\"), we None\n");
+        assert_eq!(wrong, "a status: they Some(\"1\"), we None\n");
     }
 
     #[test]
     fn one_with_another_value_is_not_intended() {
         let list = Differences::read("a | status | 1 | 2 | so it is");
         let wrong = list.judge(&[difference("a", "status")]);
-        assert!(wrong.contains("a status: Envoy Some(\"1\"), we None"), "{wrong}");
+        assert!(wrong.contains("a status: they Some(\"1\"), we None"), "{wrong}");
         assert!(wrong.contains("a status: is listed"), "{wrong}");
         assert_eq!(Differences::read("a | status | * | * | any").judge(&[difference("a", "status")]), "");
     }
@@ -109,7 +110,7 @@ mod tests {
         let list =
             Differences::read("cors-* | status | 1 | - | for a reason\nold | body | 1 | - | for another");
         let wrong = list.judge(&[difference("cors-1", "status"), difference("older", "body")]);
-        assert!(wrong.contains("older body: Envoy"), "{wrong}");
+        assert!(wrong.contains("older body: they"), "{wrong}");
         assert!(wrong.contains("old body: is listed"), "{wrong}");
         assert!(!wrong.contains("cors"), "{wrong}");
     }

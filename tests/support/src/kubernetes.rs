@@ -1,75 +1,123 @@
-//! Where the servers of a real Kubernetes are: our module `tests/kubernetes/servers`, built.
+//! Where the programs are that tests have built from Go modules of ours: the servers of a real Kubernetes, and istiod.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The programs of which the servers' directory consists; `kubectl` is one of them.
-pub const KUBERNETES_PROGRAMS: &[&str] = &[
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kube-proxy",
-    "kubectl",
-];
-
-/// The source of the module. A change of any of them is another build.
-const SOURCES: &[&str] = &["go.mod", "go.sum", "main.go"];
-
-/// The source of the servers.
-pub fn kubernetes_source() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kubernetes/servers")
+/// A Go module that is built to one binary, which is called by several names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GoModule {
+    /// What it is, for people.
+    pub title: &'static str,
+    /// The command that builds it.
+    pub command: &'static str,
+    /// Name of the binary.
+    pub binary: &'static str,
+    /// The programs that the binary is, by their names; none where it is only called by its own.
+    pub programs: &'static [&'static str],
+    source: &'static str,
+    cache: &'static str,
 }
 
-/// Beginning of the name of every directory with a build of today's source: `<key>-<version of Go>`.
-///
-/// # Errors
-/// A file of the source cannot be read.
-pub fn kubernetes_source_key() -> Result<String> {
-    let mut hash = Fnv::new();
-    for name in SOURCES {
-        let path = kubernetes_source().join(name);
-        hash.add(&fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?);
-        hash.add(name.as_bytes());
+/// The servers of Kubernetes, and kubectl.
+pub const KUBERNETES: GoModule = GoModule {
+    title: "the Kubernetes servers",
+    command: "cargo xtask k8s",
+    binary: "k8s-for-tests",
+    programs: &[
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubelet",
+        "kube-proxy",
+        "kubectl",
+    ],
+    source: "../kubernetes/servers",
+    cache: "k8s",
+};
+
+/// istiod, and clients that were written for it.
+pub const ISTIOD: GoModule = GoModule {
+    title: "istiod",
+    command: "cargo xtask k8s --istiod",
+    binary: "istiod-for-tests",
+    programs: &[],
+    source: "../kubernetes/istiod",
+    cache: "istiod",
+};
+
+impl GoModule {
+    /// The directory of the source.
+    pub fn source(&self) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(self.source)
     }
-    Ok(format!("{:016x}", hash.0))
+
+    /// Beginning of the name of every directory with a build of today's source: `<key>-<version of Go>`.
+    ///
+    /// # Errors
+    /// A file of the source cannot be read.
+    pub fn source_key(&self) -> Result<String> {
+        let source = self.source();
+        let entries =
+            fs::read_dir(&source).with_context(|| format!("{} cannot be read", source.display()))?;
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort_unstable();
+        let mut hash = Fnv::new();
+        for name in names {
+            let path = source.join(&name);
+            hash.add(&fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?);
+            hash.add(name.as_bytes());
+        }
+        Ok(format!("{:016x}", hash.0))
+    }
+
+    /// Directories that hold builds: Cargo's target directory, and one of the user that survives a fresh clone.
+    pub fn caches(&self) -> Vec<PathBuf> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+        let user = std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+        let of_user = user.map(|cache| cache.join("weft").join(self.cache));
+        [Some(target.join(self.cache)), of_user].into_iter().flatten().collect()
+    }
+
+    /// The directory of a build of today's source; `None` when there is none.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    pub fn built(&self) -> Result<Option<PathBuf>> {
+        let key = self.source_key()?;
+        Ok(self.caches().iter().find_map(|cache| self.build_in(cache, &key)))
+    }
+
+    fn build_in(&self, cache: &Path, key: &str) -> Option<PathBuf> {
+        let prefix = format!("{key}-");
+        let builds = fs::read_dir(cache).ok()?.flatten().filter(|entry| {
+            let name = entry.file_name();
+            // A build that goes on has a name that ends so.
+            name.to_str().is_some_and(|name| name.starts_with(&prefix) && !name.ends_with(".new"))
+        });
+        let programs = || self.programs.iter().chain([&self.binary]);
+        let complete = |dir: &PathBuf| programs().all(|name| dir.join(name).is_file());
+        builds.map(|entry| entry.path()).find(complete)
+    }
 }
 
-/// Directories that hold builds: Cargo's target directory, and one of the user that survives a fresh clone.
-pub fn kubernetes_caches() -> Vec<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
-    let user = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    [Some(target.join("k8s")), user.map(|cache| cache.join("weft/k8s"))].into_iter().flatten().collect()
-}
-
-/// The directory of the servers: `KUBEBUILDER_ASSETS` when that is set, otherwise a build of today's source.
+/// The directory of Kubernetes' servers: `KUBEBUILDER_ASSETS` when that is set, otherwise a build of today's source.
 /// `None` when there is none.
 ///
 /// # Errors
 /// The source cannot be read.
 pub fn kubernetes_servers() -> Result<Option<PathBuf>> {
-    if let Some(given) = std::env::var_os("KUBEBUILDER_ASSETS") {
-        return Ok(Some(given.into()));
+    match std::env::var_os("KUBEBUILDER_ASSETS") {
+        Some(given) => Ok(Some(given.into())),
+        None => KUBERNETES.built(),
     }
-    let key = kubernetes_source_key()?;
-    Ok(kubernetes_caches().iter().find_map(|cache| build_in(cache, &key)))
-}
-
-fn build_in(cache: &Path, key: &str) -> Option<PathBuf> {
-    let prefix = format!("{key}-");
-    let builds = fs::read_dir(cache).ok()?.flatten().filter(|entry| {
-        let name = entry.file_name();
-        // A build that goes on has a name that ends so.
-        name.to_str().is_some_and(|name| name.starts_with(&prefix) && !name.ends_with(".new"))
-    });
-    let complete = |dir: &PathBuf| KUBERNETES_PROGRAMS.iter().all(|name| dir.join(name).is_file());
-    builds.map(|entry| entry.path()).find(complete)
 }
 
 /// FNV-1a: the key must be the same in every build of the tests, which the standard hasher does not promise.
@@ -93,8 +141,9 @@ mod tests {
 
     #[test]
     fn the_key_is_stable_and_follows_the_source() {
-        let key = kubernetes_source_key().unwrap();
-        assert_eq!(key, kubernetes_source_key().unwrap());
+        let key = KUBERNETES.source_key().unwrap();
+        assert_eq!(key, KUBERNETES.source_key().unwrap());
+        assert_ne!(key, ISTIOD.source_key().unwrap());
         let mut other = Fnv::new();
         other.add(b"a");
         assert_eq!(other.0, 0xaf63_dc4c_8601_ec8c);
@@ -108,15 +157,16 @@ mod tests {
             fs::create_dir_all(dir).unwrap();
             fs::write(dir.join("etcd"), "").unwrap();
         }
-        assert_eq!(build_in(&cache, "k"), None);
-        for program in KUBERNETES_PROGRAMS {
-            fs::write(half.join(program), "").unwrap();
+        assert_eq!(KUBERNETES.build_in(&cache, "k"), None);
+        let names = || KUBERNETES.programs.iter().chain([&KUBERNETES.binary]);
+        for name in names() {
+            fs::write(half.join(name), "").unwrap();
         }
-        assert_eq!(build_in(&cache, "k"), None);
-        for program in KUBERNETES_PROGRAMS {
-            fs::write(whole.join(program), "").unwrap();
+        assert_eq!(KUBERNETES.build_in(&cache, "k"), None);
+        for name in names() {
+            fs::write(whole.join(name), "").unwrap();
         }
-        assert_eq!(build_in(&cache, "k"), Some(whole));
+        assert_eq!(KUBERNETES.build_in(&cache, "k"), Some(whole));
         fs::remove_dir_all(&cache).unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! Certificates on a cluster: `weft controller` and our client of it, with the tokens, Secrets and ConfigMaps of a
 //! real API server.
 
+mod istiod;
 mod jwt;
 mod world;
 

@@ -49,6 +49,7 @@ metadata: {name: ca-tests}
 rules:
 - {apiGroups: ["", apps, discovery.k8s.io, apiextensions.k8s.io, networking.istio.io, security.istio.io, telemetry.istio.io, gateway.networking.k8s.io], resources: [namespaces, nodes, pods, services, serviceaccounts, configmaps, endpointslices, customresourcedefinitions], verbs: [get, list, watch]}
 - {apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]}
+- {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
@@ -105,6 +106,18 @@ impl World {
         world.pod("shop", "store", ("store", "node-b"), "10.2.0.2", true)?;
         world.pod("shop", "outside", ("outside", "node-a"), "10.1.0.3", false)?;
         Ok(Some(world))
+    }
+
+    /// Where its processes run.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Writes a file.
+    pub(crate) fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
+        let at = self.scope.dir().join(name);
+        std::fs::write(&at, content)?;
+        Ok(at)
     }
 
     /// A namespace in which a controller may have its objects.
@@ -302,7 +315,7 @@ fn authority(name: &str) -> CertificateParams {
 }
 
 /// A runtime on a thread of its own, so that certificates are renewed while the test waits for something else.
-fn background_runtime() -> Result<(Handle, oneshot::Sender<()>)> {
+pub(crate) fn background_runtime() -> Result<(Handle, oneshot::Sender<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     let (ends, ended) = oneshot::channel::<()>();
@@ -391,17 +404,28 @@ impl Controller<'_> {
         Ok(std::fs::rename(temporary, self.root_file())?)
     }
 
-    fn root_file(&self) -> PathBuf {
+    /// The roots of its agents.
+    pub(crate) fn root_file(&self) -> PathBuf {
         self.dir.join("root-cert.pem")
+    }
+
+    /// The name in its certificate.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A file with this token.
+    pub(crate) fn token_file(&self, token: &str) -> PathBuf {
+        let file = self.dir.join(format!("token-{}", self.tokens.fetch_add(1, Ordering::Relaxed)));
+        std::fs::write(&file, token).expect("a token file");
+        file
     }
 
     /// The client of an agent with this token.
     pub(crate) fn client(&self, token: &str, lifetime: Duration) -> NetworkCaClient {
-        let token_file = self.dir.join(format!("token-{}", self.tokens.fetch_add(1, Ordering::Relaxed)));
-        std::fs::write(&token_file, token).expect("a token file");
         NetworkCaClient::new(NetworkCaOptions {
             address: format!("https://127.0.0.1:{}", self.port),
-            token_file,
+            token_file: self.token_file(token),
             root_file: self.root_file(),
             server_name: Some(self.name.clone()),
             cluster_id: "Kubernetes".to_owned(),
