@@ -170,7 +170,7 @@ pub(crate) fn pod_status(addresses: &[String], ready: bool) -> Value {
     let condition =
         |kind: &str, status: &str| json!({ "type": kind, "status": status, "lastTransitionTime": started });
     json!({ "status": {
-        "phase": "Running", "hostIP": "10.0.0.1", "podIP": addresses.first(), "podIPs": ips, "startTime": started, "qosClass": "Burstable",
+        "phase": "Running", "hostIP": "10.0.0.1", "podIP": addresses.first(), "podIPs": ips, "startTime": started,
         "conditions": [condition("PodReadyToStartContainers", "True"), condition("Initialized", "True"), condition("Ready", is_ready),
                        condition("ContainersReady", is_ready), condition("PodScheduled", "True")],
         "containerStatuses": [{ "name": "main", "ready": ready, "started": true, "restartCount": 0, "image": "registry.example/shop/main:1.2.3",
