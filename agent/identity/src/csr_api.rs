@@ -6,6 +6,7 @@
 
 mod answers;
 mod client;
+mod connector;
 mod counters;
 mod limits;
 mod message;

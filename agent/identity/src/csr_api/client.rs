@@ -1,21 +1,18 @@
 //! The client of a node's Unix socket.
 
 use std::future::Future;
-use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Request;
-use tonic::codegen::{BoxFuture, Service};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 use weft_core::Identity;
 
 use super::answers;
+use super::connector::Connector;
 use super::message::IstioCertificateRequest;
 use crate::{CaClient, IdentityError, SignedCertificate};
 
@@ -46,11 +43,16 @@ impl UnixCaClient {
     }
 
     pub(super) fn channel(&self) -> Channel {
+        let socket = Arc::clone(&self.socket);
+        let open = move || {
+            let socket = Arc::clone(&socket);
+            async move { UnixStream::connect(&*socket).await }
+        };
         let connect = || {
             Endpoint::from_static("http://csr-api.invalid")
                 .timeout(TIMEOUT)
                 .connect_timeout(TIMEOUT)
-                .connect_with_connector_lazy(Connector { socket: Arc::clone(&self.socket) })
+                .connect_with_connector_lazy(Connector(open))
         };
         self.channel.get_or_init(connect).clone()
     }
@@ -69,25 +71,5 @@ impl CaClient for UnixCaClient {
         identity: &'a Identity,
     ) -> Pin<Box<dyn Future<Output = Result<SignedCertificate, IdentityError>> + Send + 'a>> {
         Box::pin(self.create(csr_pem, identity))
-    }
-}
-
-/// Connects to the socket, whatever the URI says.
-struct Connector {
-    socket: Arc<Path>,
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<UnixStream>;
-    type Error = io::Error;
-    type Future = BoxFuture<Self::Response, io::Error>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _uri: Uri) -> Self::Future {
-        let socket = Arc::clone(&self.socket);
-        Box::pin(async move { UnixStream::connect(&*socket).await.map(TokioIo::new) })
     }
 }

@@ -5,22 +5,20 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::Request;
-use tonic::codegen::{BoxFuture, Service};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use weft_core::Identity;
 
 use super::answers;
+use super::connector::Connector;
 use super::message::IstioCertificateRequest;
 use crate::store::read_bounded;
 use crate::{CaClient, IdentityError, SignedCertificate, bundle, tls};
@@ -151,11 +149,10 @@ impl Inner {
         let origin: Uri = format!("https://{authority}").parse().map_err(|error| unusable(&error))?;
         let endpoint =
             Endpoint::from_shared(format!("http://{authority}")).map_err(|error| unusable(&error))?;
-        let connector = Connector {
-            place: (self.host.as_str().into(), self.port),
-            server_name: self.server_name.clone(),
-            tls: TlsConnector::from(Arc::new(config)),
-        };
+        let (host, port, name): (Arc<str>, _, _) =
+            (self.host.as_str().into(), self.port, self.server_name.clone());
+        let tls = TlsConnector::from(Arc::new(config));
+        let connector = Connector(move || open(host.clone(), port, name.clone(), tls.clone()));
         Ok(endpoint
             .origin(origin)
             .timeout(TIMEOUT)
@@ -210,32 +207,16 @@ fn internal(reason: String) -> IdentityError {
     IdentityError::Internal(reason)
 }
 
-/// Connects to the CA, whatever the URI says.
-#[derive(Clone)]
-struct Connector {
-    place: (Arc<str>, u16),
+/// Connects to the CA.
+async fn open(
+    host: Arc<str>,
+    port: u16,
     server_name: ServerName<'static>,
     tls: TlsConnector,
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
-    type Error = io::Error;
-    type Future = BoxFuture<Self::Response, io::Error>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _uri: Uri) -> Self::Future {
-        let Self { place, server_name, tls } = self.clone();
-        Box::pin(async move {
-            let stream = TcpStream::connect((&*place.0, place.1)).await?;
-            stream.set_nodelay(true)?;
-            let stream = tls.connect(server_name, stream).await.map_err(in_words)?;
-            Ok(TokioIo::new(stream))
-        })
-    }
+) -> io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect((&*host, port)).await?;
+    stream.set_nodelay(true)?;
+    tls.connect(server_name, stream).await.map_err(in_words)
 }
 
 /// The whole story of a failed handshake, which layers above would shorten.
