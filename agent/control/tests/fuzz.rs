@@ -302,7 +302,7 @@ fn check_destination_rule(rule: &DestinationRule) -> Result<(), TestCaseError> {
     let policies = rule.subsets.iter().map(|subset| &subset.policy).chain([&rule.policy]);
     for policy in policies.flatten() {
         for blocks in policy.ports.iter().map(|(_, blocks)| blocks).chain([&policy.blocks]) {
-            match &blocks.load_balancer {
+            match blocks.load_balancer.as_ref().map(|balancing| &balancing.balancer) {
                 Some(LoadBalancer::ConsistentHash {
                     algorithm: HashAlgorithm::Ring { minimum_size },
                     ..

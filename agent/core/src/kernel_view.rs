@@ -8,8 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::compile::policy::PolicySet;
+use crate::compile::routing::rules::CompiledVirtualService;
 use crate::decide::inbound::inbound;
-use crate::decide::{InboundConnection, Verdict};
+use crate::decide::{InboundConnection, Verdict, protocol};
 use crate::resource::{MtlsMode, NamespacedName, PortProtocol};
 use crate::snapshot::{CaptureRules, CompiledService, EffectiveMode, LocalWorkload, TrafficHint, Workload};
 use crate::{Identity, Snapshot};
@@ -113,14 +114,10 @@ fn l4_ports(local: &LocalWorkload, learned: &LearnedPorts) -> Vec<u16> {
     let first = (key.clone(), u16::MIN);
     let last = (key.clone(), u16::MAX);
     let learned: BTreeSet<u16> = learned.0.range(first..=last).map(|(_, port)| *port).collect();
-    let declared = |port: u16| {
-        let at = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port).ok();
-        at.and_then(|at| local.declared_ports.get(at)).map(|(_, protocol)| *protocol)
-    };
     let is_l4 = |port: &u16| match local.traffic {
         Some(TrafficHint::L7) => false,
         Some(TrafficHint::L4) => true,
-        None => match declared(*port) {
+        None => match protocol::declared(local, *port) {
             Some(PortProtocol::Tcp | PortProtocol::Tls) => true,
             Some(PortProtocol::Undeclared) | None => learned.contains(port),
             Some(PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb) => {
@@ -240,8 +237,11 @@ fn service_vips(
     service: &Arc<CompiledService>,
     reachable: &BTreeSet<SocketAddr>,
 ) -> Vec<KernelService> {
-    let owned = |vip: &&IpAddr| snapshot.service_by_vip(vip).is_some_and(|owner| owner.key == service.key);
     let mut found = Vec::new();
+    if !kernel_chooses(snapshot, service) {
+        return found;
+    }
+    let owned = |vip: &&IpAddr| snapshot.service_by_vip(vip).is_some_and(|owner| owner.key == service.key);
     for vip in service.vips.iter().filter(owned) {
         for port in service.ports.iter() {
             let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready);
@@ -253,6 +253,18 @@ fn service_vips(
         }
     }
     found
+}
+
+/// Whether the kernel may choose one of a Service's endpoints: not where somebody says which ones a client gets, or how
+/// many connections. It knows neither shares nor limits, so the proxy chooses there.
+pub fn kernel_chooses(snapshot: &Snapshot, service: &CompiledService) -> bool {
+    let routing = &snapshot.routing;
+    let rules = routing.virtual_services.covering(&service.host).into_iter();
+    let routed =
+        |rules: &CompiledVirtualService| !(rules.source.tcp.is_empty() && rules.source.tls.is_empty());
+    service.distribution.is_none()
+        && routing.rules.covering(&service.host).is_empty()
+        && !rules.flat_map(|found| found.value.iter()).any(|rules| routed(rules))
 }
 
 #[cfg(test)]

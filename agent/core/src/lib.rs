@@ -15,6 +15,7 @@ pub mod decide;
 pub mod http_path;
 pub mod identity;
 pub mod kernel_view;
+pub mod locality;
 pub mod names;
 pub mod problem;
 pub mod re2;

@@ -85,6 +85,21 @@ pub const APP: &str = "app";
 /// Pod label `version` (M-3).
 pub const VERSION: &str = "version";
 
+/// Label of a Node: its region.
+pub const TOPOLOGY_REGION: &str = "topology.kubernetes.io/region";
+/// Label of a Node: its zone.
+pub const TOPOLOGY_ZONE: &str = "topology.kubernetes.io/zone";
+/// Label of a Node: its part of a zone.
+pub const TOPOLOGY_SUBZONE: &str = "topology.istio.io/subzone";
+/// Label that stands for the name of a pod's node.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+/// Istio's label of a Pod: where it is, whatever its node says.
+pub const ISTIO_LOCALITY: &str = "topology.istio.io/locality";
+/// The former name of [`ISTIO_LOCALITY`].
+pub const ISTIO_LOCALITY_OLD: &str = "istio-locality";
+/// Annotation on a Service, where `spec.trafficDistribution` is absent (D-11).
+pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+
 /// Every annotation that the mesh reads from a Pod: a source need not keep any other.
 pub const POD_ANNOTATIONS: &[&str] = &[
     MESH,
@@ -102,7 +117,7 @@ pub const POD_ANNOTATIONS: &[&str] = &[
 /// Every annotation that the mesh reads from a Namespace.
 pub const NAMESPACE_ANNOTATIONS: &[&str] = &[MESH, TRAFFIC, SAME_NODE, AGENT_GONE];
 /// Every annotation that the mesh reads from a Service.
-pub const SERVICE_ANNOTATIONS: &[&str] = &[TRAFFIC];
+pub const SERVICE_ANNOTATIONS: &[&str] = &[TRAFFIC, TRAFFIC_DISTRIBUTION];
 
 /// Namespace of Weft itself, the last choice of root namespace (ruling 14).
 pub const WEFT_NAMESPACE: &str = "weft-system";

@@ -306,6 +306,15 @@ pub struct ServicePort {
     pub protocol: PortProtocol,
 }
 
+/// `spec.trafficDistribution` of a Service: the endpoints that its clients prefer (D-11).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficDistribution {
+    /// PreferSameZone, PreferClose.
+    SameZone,
+    /// PreferSameNode.
+    SameNode,
+}
+
 /// A Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -323,6 +332,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `spec.externalName` of the type ExternalName: the host that this is another name of, in lower case.
     pub external_name: Option<Arc<str>>,
+    /// `spec.trafficDistribution`, else Istio's annotation.
+    pub distribution: Option<TrafficDistribution>,
 }
 
 /// One address of an EndpointSlice.

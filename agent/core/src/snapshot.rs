@@ -14,8 +14,11 @@ use smallvec::SmallVec;
 use crate::compile::policy::PolicySet;
 use crate::compile::routing::Routing;
 use crate::compile::sharded::{IpMap, Named, Registry};
+use crate::locality::Localities;
 use crate::resource::request_authentication::JwtRule;
-use crate::resource::{Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol};
+use crate::resource::{
+    Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol, TrafficDistribution,
+};
 use crate::{Identity, Problem};
 
 /// Mesh-wide settings with their defaults filled in.
@@ -232,6 +235,8 @@ pub struct CompiledService {
     pub ports: Arc<[CompiledPort]>,
     /// The host that this is another name of.
     pub alias: Option<Arc<str>>,
+    /// Endpoints that are preferred (D-11).
+    pub distribution: Option<TrafficDistribution>,
 }
 
 impl CompiledService {
@@ -261,6 +266,7 @@ pub struct Snapshot {
     pub(crate) bypassed: Arc<BTreeSet<NamespacedName>>,
     pub(crate) opted_namespaces: Arc<BTreeSet<Arc<str>>>,
     pub(crate) routing: Arc<Routing>,
+    pub(crate) localities: Arc<Localities>,
     pub(crate) problems: Arc<[Problem]>,
     pub(crate) objects: usize,
 }
@@ -336,6 +342,11 @@ impl Snapshot {
     /// Whether capture is off for a pod, of whatever node (ruling 12).
     pub fn bypassed(&self, key: &NamespacedName) -> bool {
         self.bypassed.contains(key)
+    }
+
+    /// Where nodes and pods are.
+    pub fn localities(&self) -> &Arc<Localities> {
+        &self.localities
     }
 
     /// Namespaces whose labels put their pods into the mesh.

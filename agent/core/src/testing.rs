@@ -80,6 +80,7 @@ pub(crate) fn service(name: &str, vips: &[&str], selector: &str, ports: &[Servic
         selector: Some(labels(selector)).filter(|selector| !selector.is_empty()),
         publish_not_ready: false,
         external_name: None,
+        distribution: None,
     }
 }
 
@@ -237,6 +238,8 @@ pub(crate) fn render(snapshot: &Snapshot) -> String {
         format!("{}{}", render_local(local), if current { "" } else { " (STALE)" })
     }));
     lines.extend(snapshot.local_services().map(|service| format!("local service {}", service.key)));
+    let placed = !snapshot.localities.is_empty();
+    lines.extend(placed.then(|| format!("localities {:?}", snapshot.localities)));
     lines.extend(snapshot.bypassed.iter().map(|key| format!("bypassed {key}")));
     lines.extend(crate::compile::routing::tests::render(snapshot));
     lines.extend(snapshot.problems().iter().map(|problem| problem.to_string()));
@@ -266,6 +269,7 @@ fn render_workload(workload: &crate::snapshot::Workload) -> String {
 
 fn render_service(service: &crate::snapshot::CompiledService) -> String {
     let mut text = format!("service {} {} {:?}", service.key, service.host, service.vips);
+    text.extend(service.distribution.map(|distribution| format!(" {distribution:?}")));
     for port in service.ports.iter() {
         let name = port.name.as_deref().unwrap_or("-");
         text += &format!("\n    port {} {name} {:?}:", port.port, port.protocol);

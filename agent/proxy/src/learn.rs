@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use tokio::sync::mpsc::UnboundedSender;
+use weft_core::decide::protocol;
 use weft_core::resource::{NamespacedName, PortProtocol};
 use weft_core::snapshot::{LocalWorkload, TrafficHint};
 
@@ -36,9 +37,8 @@ impl Learned {
 
     /// Whether a connection to `port` of `local` can teach something.
     pub(crate) fn wanted(self: &Rc<Self>, local: &LocalWorkload, port: u16) -> Option<Box<Learning>> {
-        let declared = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port);
-        let declared = declared.ok().and_then(|at| local.declared_ports.get(at));
-        let open = declared.is_none_or(|(_, protocol)| *protocol == PortProtocol::Undeclared);
+        let declared = protocol::declared(local, port);
+        let open = declared.is_none_or(|protocol| protocol == PortProtocol::Undeclared);
         let plain = match local.traffic {
             Some(TrafficHint::L7) => return None,
             Some(TrafficHint::L4) => true,

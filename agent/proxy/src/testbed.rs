@@ -265,6 +265,7 @@ pub(crate) fn service_speaking(
         selector,
         publish_not_ready: false,
         external_name: None,
+        distribution: None,
     };
     let endpoints = ips.iter().map(|ip| SliceEndpoint {
         addresses: [*ip].into_iter().collect(),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use smallvec::SmallVec;
+use weft_core::names;
 use weft_core::resource::{
     EndpointSlice, Kind, Labels, NamespacedName, PortProtocol, Resource, Service, ServicePort, SliceEndpoint,
-    TargetPort,
+    TargetPort, TrafficDistribution,
 };
 
 use super::Read;
@@ -41,6 +42,8 @@ struct ServiceSpec<'a> {
     selector: Pairs<'a>,
     #[serde(default, deserialize_with = "nullable")]
     publish_not_ready_addresses: bool,
+    #[serde(borrow, default)]
+    traffic_distribution: Text<'a>,
     #[serde(borrow, default, deserialize_with = "nullable")]
     ports: Vec<ServicePortWire<'a>>,
 }
@@ -73,8 +76,20 @@ pub(super) fn service<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Inter
         selector: selector(&spec.selector, interner),
         publish_not_ready: spec.publish_not_ready_addresses,
         external_name: external_name(&spec, interner),
+        distribution: distribution(&spec, &metadata),
     };
     Ok((Resource::Service(service), report))
+}
+
+/// The field before Istio's older annotation; what neither knows is no preference (D-11).
+fn distribution(spec: &ServiceSpec<'_>, metadata: &MetaWire<'_>) -> Option<TrafficDistribution> {
+    let annotated = || metadata.annotations.get(names::TRAFFIC_DISTRIBUTION).map(Text::as_str);
+    let written = spec.traffic_distribution.non_empty().or_else(annotated);
+    match written? {
+        "PreferClose" | "PreferSameZone" => Some(TrafficDistribution::SameZone),
+        "PreferSameNode" => Some(TrafficDistribution::SameNode),
+        _ => None,
+    }
 }
 
 /// The name as hosts are compared: in lower case, without a final dot.

@@ -26,7 +26,7 @@ mod state;
 pub(crate) mod tests;
 mod workloads;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -38,7 +38,8 @@ use self::sharded::Registry;
 use self::state::{Dirty, NamespaceState};
 use self::workloads::Interned;
 use crate::Snapshot;
-use crate::resource::{Change, Kind, MeshConfig, NamespacedName, Resource, ResourceKey};
+use crate::locality::Localities;
+use crate::resource::{Change, Kind, MeshConfig, NamespacedName, Node, Resource, ResourceKey};
 use crate::snapshot::{CompiledService, LocalWorkload, MeshSettings, Workload};
 
 /// What the compiler needs to know beside the objects.
@@ -62,7 +63,8 @@ pub struct Compiler {
     options: CompileOptions,
     mesh: Arc<MeshSettings>,
     mesh_configs: BTreeMap<NamespacedName, MeshConfig>,
-    nodes: HashSet<Arc<str>>,
+    nodes: HashMap<Arc<str>, Node>,
+    localities: Arc<Localities>,
     /// Nodes with the label `weft.dev/mesh: bypass`.
     bypassed_nodes: BTreeSet<Arc<str>>,
     namespaces: HashMap<Arc<str>, NamespaceState>,
@@ -98,7 +100,8 @@ impl Compiler {
             options,
             mesh: Arc::new(mesh),
             mesh_configs: BTreeMap::new(),
-            nodes: HashSet::new(),
+            nodes: HashMap::new(),
+            localities: Arc::default(),
             bypassed_nodes: BTreeSet::new(),
             namespaces: HashMap::new(),
             interned: Interned::default(),
@@ -165,6 +168,7 @@ impl Compiler {
             bypassed: self.bypassed.clone(),
             opted_namespaces: self.opted_namespaces.clone(),
             routing: self.routing.published(),
+            localities: self.localities.clone(),
             problems: self.findings.list(),
             objects: self.objects,
         }

@@ -31,6 +31,7 @@ use super::Compiler;
 use super::findings::Topic;
 use super::sharded::Sharded;
 use crate::decide::http::{ClusterCache, ClusterPolicy};
+use crate::resource::destination_rule::TrafficPolicy;
 use crate::resource::virtual_service::{HeaderOperations, HttpAction, Retries};
 use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
 use crate::snapshot::{CompiledService, Workload};
@@ -65,7 +66,7 @@ impl Default for Routing {
             namespaces: Sharded::default(),
             subsets: Sharded::default(),
             default_retry: Retry::default_of(None),
-            default_policy: Arc::new(policies::default_policy()),
+            default_policy: Arc::new(policies::default_policy(&TrafficPolicy::default())),
             no_headers: Arc::default(),
             clusters: Arc::default(),
         }
@@ -84,6 +85,7 @@ pub(super) struct RoutingState {
     expressions: Expressions,
     divided: Divided,
     mesh_retries: Option<Retries>,
+    mesh_policy: Option<Arc<TrafficPolicy>>,
     dirty: RoutingDirty,
     routing: Routing,
     published: Arc<Routing>,
@@ -93,6 +95,8 @@ pub(super) struct RoutingState {
 struct RoutingDirty {
     /// The published form is not the present one.
     any: bool,
+    /// The mesh's default policy is another one.
+    mesh: bool,
     virtual_services: BTreeSet<NamespacedName>,
     /// Hosts of DestinationRules.
     hosts: BTreeSet<Arc<str>>,
@@ -173,7 +177,8 @@ impl RoutingState {
                 .any(|rule| rule.subset_labels().next().is_some())
         };
         let before = self.routing.rules.get(host).is_some_and(|rules| divides(rules));
-        let compiled = policies::compile(&rules);
+        let none = TrafficPolicy::default();
+        let compiled = policies::compile(&rules, self.mesh_policy.as_deref().unwrap_or(&none));
         let after = divides(&compiled);
         self.routing.rules.set(host, (!compiled.is_empty()).then(|| Arc::new(compiled)));
         before || after
@@ -311,10 +316,11 @@ impl Compiler {
 
     /// Compiles what changed of the routing; Services are compiled before.
     pub(super) fn settle_routing(&mut self) {
+        self.settle_default_policy();
         let dirty = std::mem::take(&mut self.routing.dirty);
         let changed =
             !(dirty.virtual_services.is_empty() && dirty.hosts.is_empty() && dirty.services.is_empty());
-        self.routing.dirty.any = changed;
+        self.routing.dirty.any = changed || dirty.mesh;
         for key in &dirty.virtual_services {
             self.settle_virtual_service(key);
         }
@@ -361,6 +367,19 @@ impl Compiler {
             }
         };
         services.into_iter().map(|service| service.key.clone()).collect()
+    }
+
+    /// The mesh's default stands behind every rule (D-21).
+    fn settle_default_policy(&mut self) {
+        let wanted = &self.mesh.http.traffic_policy;
+        if self.routing.mesh_policy != *wanted {
+            self.routing.mesh_policy = wanted.clone();
+            let none = TrafficPolicy::default();
+            let default = policies::default_policy(wanted.as_deref().unwrap_or(&none));
+            self.routing.routing.default_policy = Arc::new(default);
+            self.routing.dirty.hosts.extend(self.routing.rules_of_host.keys().cloned());
+            self.routing.dirty.mesh = true;
+        }
     }
 
     fn settle_default_retry(&mut self) {

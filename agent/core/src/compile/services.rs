@@ -276,7 +276,8 @@ fn compile(
     };
     let vips = record.service.vips.clone();
     let alias = record.service.external_name.clone();
-    Some(CompiledService { key: key.clone(), host, vips, ports: ports.collect(), alias })
+    let distribution = record.service.distribution;
+    Some(CompiledService { key: key.clone(), host, vips, ports: ports.collect(), alias, distribution })
 }
 
 /// The full host of a Service.

@@ -282,14 +282,24 @@ impl Compiler {
     pub(super) fn upsert_node(&mut self, node: Node) {
         let bypass = node.labels.get(names::MESH) == Some(names::MESH_BYPASS);
         self.set_node_bypass(&node.name, bypass);
-        let new = self.nodes.insert(node.name);
-        self.count(new, 1);
+        let known = self.nodes.get(&node.name);
+        // Nodes report every few seconds, and mostly the same.
+        if known.is_none_or(|known| known.addresses != node.addresses || known.labels != node.labels) {
+            let old = known.map(|known| known.addresses.clone()).unwrap_or_default();
+            Arc::make_mut(&mut self.localities).insert(&node, &old);
+            self.dirty.any = true;
+        }
+        let old = self.nodes.insert(node.name.clone(), node);
+        self.count(old.is_none(), 1);
     }
 
     pub(super) fn delete_node(&mut self, name: &Arc<str>) {
         self.set_node_bypass(name, false);
         let known = self.nodes.remove(name);
-        self.count(known, -1);
+        if let Some(known) = &known {
+            Arc::make_mut(&mut self.localities).remove(name, &known.addresses);
+        }
+        self.count(known.is_some(), -1);
     }
 
     fn set_node_bypass(&mut self, name: &Arc<str>, bypass: bool) {

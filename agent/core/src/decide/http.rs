@@ -13,6 +13,7 @@ mod forward;
 mod hash;
 mod headers;
 mod hosts;
+mod locality;
 mod matching;
 mod owner;
 pub(crate) mod pattern;
@@ -22,6 +23,7 @@ mod retry;
 mod route;
 mod timeout;
 mod trace;
+mod warmup;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,7 +32,9 @@ use std::time::Duration;
 use http::HeaderMap;
 use smallvec::SmallVec;
 
-use crate::resource::destination_rule::{ClientTls, ConnectionPool, HashKey, LoadBalancer, OutlierDetection};
+use crate::resource::destination_rule::{
+    ClientTls, ConnectionPool, HashKey, LoadBalancer, LocalitySetting, OutlierDetection, RetryBudget, Warmup,
+};
 use crate::resource::virtual_service::{Fault, HeaderOperations, PerMillion};
 use crate::resource::{Labels, ObjectRef};
 use crate::snapshot::{CompiledService, Endpoint, Workload};
@@ -43,6 +47,7 @@ pub(crate) use self::forward::cluster_of;
 pub use self::hash::{Hash, hash, source_ip_hash};
 pub use self::headers::apply;
 pub(crate) use self::headers::is_host;
+pub use self::locality::{Group, Layout, layout};
 pub(crate) use self::matching::Field;
 pub use self::prepare::{Applied, prepare};
 pub use self::retry::TryOutcome;
@@ -121,12 +126,18 @@ pub struct ClusterPolicy {
     pub object: Option<ObjectRef>,
     /// How an endpoint is chosen.
     pub load_balancer: LoadBalancer,
+    /// Which places are preferred; `None` leaves it to the Service and the mesh.
+    pub locality: Option<Arc<LocalitySetting>>,
+    /// How new endpoints begin.
+    pub warmup: Option<Warmup>,
     /// Limits.
     pub connection_pool: ConnectionPool,
     /// Ejection.
     pub outlier_detection: Option<OutlierDetection>,
     /// TLS as configured; `None` is automatic, by endpoint (S-27).
     pub tls: Option<ClientTls>,
+    /// Limit of retries by what is outstanding, in place of `maxRetries`.
+    pub retry_budget: Option<RetryBudget>,
 }
 
 impl ClusterPolicy {

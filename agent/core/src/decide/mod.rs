@@ -8,6 +8,7 @@ pub mod ext_authz;
 pub mod http;
 pub mod inbound;
 pub mod outbound;
+pub mod protocol;
 pub mod request_authentication;
 
 pub use connection::{ConnectionDecision, route_connection, route_connection_traced};

@@ -65,6 +65,28 @@ fn declared_tcp_goes_direct_and_http_does_not() {
     assert_eq!(direct(&view(&world(), &seen)), expected);
 }
 
+/// What objects say about a Service's endpoints is kept by the proxy; the pair of pods may go direct nevertheless.
+#[test]
+fn the_kernel_chooses_only_where_nobody_rules() {
+    let nothing = LearnedPorts::default();
+    let rule = |host: &str| {
+        Resource::DestinationRule(DestinationRule {
+            meta: meta("shop/rule"),
+            host: host.into(),
+            policy: None,
+            subsets: Vec::new(),
+            export_to: Vec::new(),
+            workload_selector: None,
+        })
+    };
+    let services = |resource| view(&with(resource), &nothing).services.len();
+    assert_eq!(services(rule("other.shop.svc.cluster.local")), 1);
+    assert_eq!(services(rule("server.shop.svc.cluster.local")), 0);
+    assert_eq!(services(rule("*.shop.svc.cluster.local")), 0);
+    let ruled = view(&with(rule("server.shop.svc.cluster.local")), &nothing);
+    assert_eq!(direct(&ruled), ["client → server:5432"]);
+}
+
 #[test]
 fn the_traffic_annotation_overrides() {
     let hint =

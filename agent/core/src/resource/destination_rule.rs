@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::virtual_service::ExportTo;
+use super::virtual_service::{ExportTo, PerMillion};
 use super::{Labels, Meta};
 
 /// A DestinationRule that passed validation.
@@ -47,13 +47,133 @@ pub struct TrafficPolicy {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicyBlocks {
     /// `loadBalancer`.
-    pub load_balancer: Option<LoadBalancer>,
+    pub load_balancer: Option<Balancing>,
     /// `connectionPool`.
     pub connection_pool: Option<ConnectionPool>,
     /// `outlierDetection`.
     pub outlier_detection: Option<OutlierDetection>,
     /// `tls`.
     pub tls: Option<ClientTls>,
+    /// `retryBudget` (D-19).
+    pub retry_budget: Option<RetryBudget>,
+}
+
+impl PolicyBlocks {
+    /// These blocks, and those of `base` where there is none (D-4, D-21).
+    pub fn over(&self, base: &Self) -> Self {
+        Self {
+            load_balancer: self.load_balancer.clone().or_else(|| base.load_balancer.clone()),
+            connection_pool: self.connection_pool.clone().or_else(|| base.connection_pool.clone()),
+            outlier_detection: self.outlier_detection.clone().or_else(|| base.outlier_detection.clone()),
+            tls: self.tls.clone().or_else(|| base.tls.clone()),
+            retry_budget: self.retry_budget.or(base.retry_budget),
+        }
+    }
+}
+
+/// `loadBalancer` as a whole: overridden as one block (D-4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balancing {
+    /// How one of several endpoints is chosen.
+    pub balancer: LoadBalancer,
+    /// `localityLbSetting`; `None` leaves it to the mesh.
+    pub locality: Option<Arc<LocalitySetting>>,
+    /// `warmup`, or `warmupDurationSecs`.
+    pub warmup: Option<Warmup>,
+}
+
+impl Balancing {
+    /// One that says nothing about places and new endpoints.
+    pub fn of(balancer: LoadBalancer) -> Self {
+        Self { balancer, locality: None, warmup: None }
+    }
+}
+
+/// `localityLbSetting` (D-10).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalitySetting {
+    /// `enabled`, true when absent.
+    pub enabled: bool,
+    /// `distribute`.
+    pub distribute: Vec<Distribute>,
+    /// `failover`: from one region to another.
+    pub failover: Vec<(Arc<str>, Arc<str>)>,
+    /// `failoverPriority`.
+    pub failover_priority: Vec<PriorityLabel>,
+}
+
+impl Default for LocalitySetting {
+    fn default() -> Self {
+        Self { enabled: true, distribute: Vec::new(), failover: Vec::new(), failover_priority: Vec::new() }
+    }
+}
+
+/// An entry of `distribute`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Distribute {
+    /// Clients for whom it holds.
+    pub from: LocalityPattern,
+    /// Their shares, in percent.
+    pub to: Vec<(LocalityPattern, u32)>,
+}
+
+/// `region/zone/subzone`, where a part that is absent or `*` is any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalityPattern {
+    /// The region.
+    pub region: Option<Arc<str>>,
+    /// The zone.
+    pub zone: Option<Arc<str>>,
+    /// The subzone.
+    pub subzone: Option<Arc<str>>,
+}
+
+impl LocalityPattern {
+    /// Takes a pattern apart.
+    pub fn new(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/').map(|part| (!matches!(part, "" | "*")).then(|| part.into()));
+        let mut next = || parts.next().flatten();
+        Self { region: next(), zone: next(), subzone: next() }
+    }
+}
+
+/// An entry of `failoverPriority`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PriorityLabel {
+    /// The label.
+    pub key: Arc<str>,
+    /// The value that an endpoint must have; `None` is the client's own.
+    pub value: Option<Arc<str>>,
+}
+
+impl PriorityLabel {
+    /// Takes `key` or `key=value` apart.
+    pub fn new(text: &str) -> Self {
+        match text.split_once('=') {
+            Some((key, value)) => Self { key: key.into(), value: Some(value.into()) },
+            None => Self { key: text.into(), value: None },
+        }
+    }
+}
+
+/// `warmup` (D-9): how long a new endpoint gets less than its share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Warmup {
+    /// `duration`.
+    pub duration: Duration,
+    /// `minimumPercent`, 10 %.
+    pub minimum: PerMillion,
+    /// `aggression` in thousandths, 1000 (a straight line).
+    pub aggression: u32,
+}
+
+/// `retryBudget` (D-19).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// `percent` of outstanding requests, 20 %.
+    pub share: PerMillion,
+    /// `minRetryConcurrency`, 3.
+    pub minimum: u32,
 }
 
 /// `loadBalancer` (D-6 to D-8).

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::NamespacedName;
+use super::destination_rule::{LocalitySetting, TrafficPolicy};
 use super::virtual_service::Retries;
 
 /// Mesh-wide settings (C-1), the part that L4 uses.
@@ -43,6 +44,10 @@ pub struct MeshHttp {
     /// `defaultConfig.gatewayTopology.numTrustedProxies`: addresses of `x-forwarded-for` that proxies in front of
     /// the mesh added (AP-8).
     pub trusted_proxies: u32,
+    /// `localityLbSetting` (D-10).
+    pub locality: Option<Arc<LocalitySetting>>,
+    /// `defaultTrafficPolicy`: what holds where a DestinationRule leaves a block out (D-21).
+    pub traffic_policy: Option<Arc<TrafficPolicy>>,
 }
 
 /// `pathNormalization.normalization` (H-10, E44).

@@ -1,16 +1,17 @@
 //! Does a connection speak HTTP? From what is declared, else from whoever speaks first (ruling 5, X-9, X-10).
 
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use weft_core::Snapshot;
+use weft_core::decide::protocol;
 use weft_core::resource::PortProtocol;
-use weft_core::snapshot::{LocalWorkload, TrafficHint};
+use weft_core::snapshot::LocalWorkload;
 
-use super::inbound::{Arrival, declared};
+use super::inbound::Arrival;
 use super::io::Transport;
 use crate::sniff::{self, Protocol};
 
@@ -18,8 +19,6 @@ use crate::sniff::{self, Protocol};
 const PATIENCE: Duration = Duration::from_millis(100);
 /// A request line that is longer is HTTP nevertheless.
 const LONGEST_LINE: usize = 8 * 1024;
-/// Ports on which servers speak first, unless somebody declares something else.
-const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
 
 /// What is known about a connection before a byte has moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,23 +31,22 @@ pub(crate) enum Speaks {
     Unknown,
 }
 
-impl Speaks {
-    fn of(protocol: Option<PortProtocol>, hint: Option<TrafficHint>) -> Self {
-        match (hint, protocol) {
-            (Some(TrafficHint::L4), _) => Self::Opaque,
-            (
-                _,
-                Some(PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb),
-            ) => Self::Http,
-            (None, Some(PortProtocol::Tls | PortProtocol::Tcp | PortProtocol::Udp)) => Self::Opaque,
-            (Some(TrafficHint::L7), Some(PortProtocol::Tls | PortProtocol::Tcp | PortProtocol::Udp))
-            | (_, Some(PortProtocol::Undeclared) | None) => Self::Unknown,
+impl From<PortProtocol> for Speaks {
+    fn from(protocol: PortProtocol) -> Self {
+        match protocol {
+            PortProtocol::Http | PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb => {
+                Self::Http
+            }
+            PortProtocol::Tls | PortProtocol::Tcp | PortProtocol::Udp => Self::Opaque,
+            PortProtocol::Undeclared => Self::Unknown,
         }
     }
+}
 
+impl Speaks {
     /// A port of a pod of this node.
     pub(crate) fn inbound(local: &LocalWorkload, port: u16) -> Self {
-        Self::of(declared(local, port), local.traffic)
+        protocol::inbound(local, port).into()
     }
 
     /// The same for a connection that has arrived.
@@ -59,16 +57,7 @@ impl Speaks {
 
     /// What a pod of this node dialled.
     pub(crate) fn outbound(snapshot: &Snapshot, addressed: SocketAddr) -> Self {
-        let local = |ip: IpAddr| snapshot.local_workload(&snapshot.workload_by_ip(&ip)?.key);
-        if let Some(service) = snapshot.service_by_vip(&addressed.ip()) {
-            let Some(port) = service.port(addressed.port()) else { return Self::Opaque };
-            let hint = port.endpoints.first().and_then(|endpoint| local(endpoint.addr.ip())?.traffic);
-            return Self::of(Some(port.protocol), hint);
-        }
-        if let Some(local) = local(addressed.ip()) {
-            return Self::inbound(local, addressed.port());
-        }
-        if SERVER_FIRST.contains(&addressed.port()) { Self::Opaque } else { Self::Unknown }
+        protocol::outbound(snapshot, addressed).into()
     }
 }
 
@@ -154,23 +143,6 @@ fn is_old(line: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn declarations_and_hints_decide_first() {
-        use PortProtocol::{Grpc, Http, Tcp, Tls, Undeclared};
-        let (l4, l7) = (Some(TrafficHint::L4), Some(TrafficHint::L7));
-        for (protocol, hint, speaks) in [
-            (Some(Http), None, Speaks::Http),
-            (Some(Grpc), l7, Speaks::Http),
-            (Some(Http), l4, Speaks::Opaque),
-            (Some(Tcp), None, Speaks::Opaque),
-            (Some(Tls), l7, Speaks::Unknown),
-            (Some(Undeclared), None, Speaks::Unknown),
-            (None, None, Speaks::Unknown),
-        ] {
-            assert_eq!(Speaks::of(protocol, hint), speaks, "{protocol:?} {hint:?}");
-        }
-    }
 
     #[test]
     fn old_http_is_told_by_its_request_line() {

@@ -18,7 +18,7 @@ use weft_core::decide::ext_authz::{self, Allowed, Answer};
 use weft_core::decide::http::apply;
 use weft_core::decide::inbound::ExternalCheck;
 use weft_core::decide::request_authentication::{Authentication, JwtFailure, Outcome, authenticate};
-use weft_core::decide::{InboundConnection, InboundRequest, Verdict, inbound};
+use weft_core::decide::{InboundConnection, InboundRequest, Verdict, inbound, protocol};
 use weft_core::resource::PortProtocol;
 use weft_core::resource::virtual_service::HeaderChanges;
 use weft_core::snapshot::{LocalWorkload, Workload};
@@ -192,19 +192,13 @@ pub(crate) async fn arrived(
 
 /// X-11 on the server's side: what the port declares, else what the client speaks.
 fn protocol_of(local: &LocalWorkload, arrival: &Arrival, clients: UpstreamProtocol) -> UpstreamProtocol {
-    match declared(local, arrival.destination.port()) {
+    match protocol::declared(local, arrival.destination.port()) {
         Some(PortProtocol::Http) => UpstreamProtocol::Http1,
         Some(PortProtocol::Http2 | PortProtocol::Grpc | PortProtocol::GrpcWeb) => UpstreamProtocol::Http2,
         Some(PortProtocol::Tls | PortProtocol::Tcp | PortProtocol::Udp | PortProtocol::Undeclared) | None => {
             clients
         }
     }
-}
-
-/// What a Service declares a target port to speak.
-pub(crate) fn declared(local: &LocalWorkload, port: u16) -> Option<PortProtocol> {
-    let at = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port).ok()?;
-    local.declared_ports.get(at).map(|(_, protocol)| *protocol)
 }
 
 /// Brings a request of a pod of this node to another one: the server's rules apply as if it had come from

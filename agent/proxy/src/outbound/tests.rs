@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use weft_core::resource::destination_rule::{
-    ConnectionPool, DestinationRule, HashAlgorithm, HashKey, LoadBalancer, PolicyBlocks, TrafficPolicy,
+    Balancing, ConnectionPool, DestinationRule, HashAlgorithm, HashKey, LoadBalancer, PolicyBlocks,
+    TrafficPolicy,
 };
 use weft_core::resource::virtual_service::{DestinationRef, TcpRule, VirtualService};
 use weft_core::resource::{Change, Meta, PolicyAction, Resource};
@@ -359,7 +360,8 @@ fn one_client_keeps_its_endpoint_where_its_address_is_hashed() {
             key: HashKey::SourceIp,
             algorithm: HashAlgorithm::Ring { minimum_size: 1024 },
         };
-        let blocks = PolicyBlocks { load_balancer: Some(load_balancer), ..PolicyBlocks::default() };
+        let blocks =
+            PolicyBlocks { load_balancer: Some(Balancing::of(load_balancer)), ..PolicyBlocks::default() };
         bed.change([rule(blocks)]);
         let mut seen = [0, 0];
         for _ in 0..6 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use weft_core::decide::Candidate;
 use weft_core::decide::http::{Cluster, ClusterPolicy, cluster_candidates};
+use weft_core::kernel_view::kernel_chooses;
 use weft_core::resource::destination_rule::{HashKey, LoadBalancer};
 
 use super::hop::{Hop, Outcome};
@@ -68,8 +69,10 @@ impl Inquiry<'_> {
         destination.choice = Some(if destination.hops.is_empty() {
             nobody(cluster)
         } else {
-            choice(cluster, &destination.hops, destination.request.is_some())
+            let kernel = kernel_chooses(self.snapshot, &cluster.service);
+            choice(cluster, &destination.hops, (destination.request.is_some(), kernel))
         });
+        self.prefer(cluster, &mut destination);
         destination.hash = hash(&cluster.policy, destination.request.is_some());
         destination
     }
@@ -176,7 +179,7 @@ impl Destination {
 }
 
 /// Ruling 17: who chooses the endpoint, and how.
-fn choice(cluster: &Cluster, hops: &[Hop], request: bool) -> String {
+fn choice(cluster: &Cluster, hops: &[Hop], (request, kernel): (bool, bool)) -> String {
     if let [_] = hops {
         return "has one ready endpoint".into();
     }
@@ -194,7 +197,7 @@ fn choice(cluster: &Cluster, hops: &[Hop], request: bool) -> String {
         },
     };
     let by = cluster.policy.object.as_ref().map(|object| format!(" (loadBalancer of {object})"));
-    let direct = hops.iter().any(|hop| hop.path == "direct");
+    let direct = kernel && hops.iter().any(|hop| hop.path == "direct");
     let kernel = if direct { ", the kernel (direct path) any one at random" } else { "" };
     let (ready, by) = (hops.len(), by.unwrap_or_default());
     format!("has {ready} ready endpoints: the proxy takes {how}{by}{kernel}")

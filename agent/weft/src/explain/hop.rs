@@ -47,7 +47,7 @@ impl Outcome {
 /// The decision for one endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Hop {
-    addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     workload: Option<Arc<Workload>>,
     pub(super) outcome: Outcome,
     pub(super) path: &'static str,

@@ -11,6 +11,7 @@ mod destination;
 mod gather;
 mod hop;
 mod http;
+mod near;
 mod question;
 mod reach;
 mod reply;
@@ -18,12 +19,12 @@ mod rule;
 mod source;
 mod target;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use weft_core::Snapshot;
+use weft_core::decide::protocol;
 use weft_core::kernel_view::LearnedPorts;
 use weft_core::resource::PortProtocol;
-use weft_core::snapshot::TrafficHint;
 
 pub(crate) use self::answer::{
     AbortView, AuthorizationView, DelayView, DestinationView, DryRunView, EndpointView, Explanation,
@@ -34,9 +35,6 @@ pub(crate) use self::destination::load_balancer;
 pub(crate) use self::question::{Question, Unanswerable};
 use self::source::Source;
 use self::target::{Scheme, Target, To};
-
-/// Ports on which servers speak first, unless somebody declares something else.
-const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
 
 /// A question with everything that stays the same while it is answered.
 struct Inquiry<'a> {
@@ -139,33 +137,16 @@ impl Inquiry<'_> {
 
     /// What the dialled port speaks as far as anybody says; `Tcp` where the mesh does not look into it.
     fn declared(&self) -> PortProtocol {
-        let (protocol, pod) = match (self.target.service(), &self.target.to) {
-            (Some(service), _) => match service.port(self.target.port) {
-                Some(port) => (port.protocol, port.endpoints.first().map(|endpoint| endpoint.addr.ip())),
-                // Nobody answers there, whatever is spoken.
-                None if !service.vips.is_empty() => (PortProtocol::Tcp, None),
-                None => (PortProtocol::Undeclared, None),
-            },
-            (None, To::Address(ip)) => (self.declared_by_pod(ip), Some(*ip)),
-            (None, To::Stranger(_) | To::Service(_)) => (PortProtocol::Undeclared, None),
-        };
-        let local = |ip| self.snapshot.local_workload(&self.snapshot.workload_by_ip(&ip)?.key);
-        // Ruling 5: the annotation has the last word.
-        match pod.and_then(local).and_then(|local| local.traffic) {
-            Some(TrafficHint::L4) => PortProtocol::Tcp,
-            Some(TrafficHint::L7) if !protocol.is_http() => PortProtocol::Undeclared,
-            Some(TrafficHint::L7) | None => protocol,
+        let port = self.target.port;
+        match (self.target.service(), &self.target.to) {
+            // The pods of a headless Service may listen on any port.
+            (Some(service), _) if service.vips.is_empty() && service.port(port).is_none() => {
+                PortProtocol::Undeclared
+            }
+            (Some(service), _) => protocol::of_service(self.snapshot, service, port),
+            (None, To::Address(ip)) => protocol::of_address(self.snapshot, SocketAddr::new(*ip, port)),
+            (None, To::Stranger(_) | To::Service(_)) => PortProtocol::Undeclared,
         }
-    }
-
-    fn declared_by_pod(&self, ip: &IpAddr) -> PortProtocol {
-        let workload = self.snapshot.workload_by_ip(ip);
-        let Some(local) = workload.and_then(|workload| self.snapshot.local_workload(&workload.key)) else {
-            let server_first = SERVER_FIRST.contains(&self.target.port);
-            return if server_first { PortProtocol::Tcp } else { PortProtocol::Undeclared };
-        };
-        let found = local.declared_ports.iter().find(|(port, _)| *port == self.target.port);
-        found.map_or(PortProtocol::Undeclared, |(_, protocol)| *protocol)
     }
 
     /// Where the port is not taken for what the question says.

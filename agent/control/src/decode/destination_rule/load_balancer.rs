@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use weft_core::resource::destination_rule::{HashAlgorithm, HashKey, LoadBalancer};
+use weft_core::resource::destination_rule::{Balancing, HashAlgorithm, HashKey, LoadBalancer, Warmup};
+use weft_core::resource::virtual_service::PerMillion;
 
-use super::super::networking::{Reader, shown};
+use super::super::networking::{Reader, numbers, shown, zero_or_more};
 use super::super::report::Path;
 use super::locality;
 use super::pool::time_to_live;
@@ -15,6 +16,10 @@ use crate::codes;
 /// Points on a ring, when nothing else is said, and at most: Envoy's bound.
 const DEFAULT_RING_SIZE: u64 = 1024;
 const MAX_RING_SIZE: u64 = 8 << 20;
+/// The least share of a new endpoint: 10 %.
+const DEFAULT_MINIMUM: PerMillion = PerMillion(100_000);
+/// `aggression: 1`: shares grow along a straight line.
+const STRAIGHT: u32 = 1000;
 /// Entries of a Maglev table have to be fewer.
 const MAGLEV_BOUND: i64 = 5_000_011;
 
@@ -24,7 +29,7 @@ pub(super) fn load_balancer(
     has_outlier: bool,
     at: &Path<'_>,
     reader: &mut Reader<'_, '_>,
-) -> LoadBalancer {
+) -> Balancing {
     let ways = [wire.simple.is_some(), wire.consistent_hash.is_some(), wire.backend_utilization.is_some()];
     if ways.into_iter().filter(|way| *way).count() > 1 {
         let message = "`simple`, `consistentHash` and `backendUtilization` exclude each other.";
@@ -34,24 +39,34 @@ pub(super) fn load_balancer(
         let message = "`localityLbSetting` and `zoneAwareLbSetting` exclude each other (D-11).";
         reader.report.reject(at.field("zoneAwareLbSetting"), message, "Keep one of them.");
     }
-    locality::check_locality(
-        wire.locality_lb_setting.as_ref(),
-        has_outlier,
-        &at.field("localityLbSetting"),
-        reader,
-    );
+    let at_locality = at.field("localityLbSetting");
+    let locality = wire
+        .locality_lb_setting
+        .as_ref()
+        .map(|wire| locality::locality(wire, Some(has_outlier), &at_locality, reader));
     locality::check_zones(
         wire.zone_aware_lb_setting.as_ref(),
         has_outlier,
         &at.field("zoneAwareLbSetting"),
         reader,
     );
-    check_warmup(wire, at, reader);
     check_utilization(wire.backend_utilization.as_ref(), &at.field("backendUtilization"), reader);
-    match &wire.consistent_hash {
+    let warmup = warmup(wire, at, reader);
+    let balancer = match &wire.consistent_hash {
         Some(hash) => consistent_hash(hash, &at.field("consistentHash"), reader),
         None => simple(wire, &at.field("simple"), reader),
+    };
+    let gradual = match balancer {
+        LoadBalancer::LeastRequest | LoadBalancer::RoundRobin => true,
+        LoadBalancer::Random | LoadBalancer::Passthrough | LoadBalancer::ConsistentHash { .. } => false,
+    };
+    if warmup.is_some() && !gradual {
+        let message =
+            "New endpoints get their share at once: only LEAST_REQUEST and ROUND_ROBIN warm them up (D-9).";
+        let fix = "Remove `warmup`, or write `simple: ROUND_ROBIN` or LEAST_REQUEST.";
+        reader.report.add(codes::NO_EFFECT, at.field("warmup"), message, fix);
     }
+    Balancing { balancer, locality, warmup: warmup.filter(|_| gradual) }
 }
 
 fn simple(wire: &LoadBalancerWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> LoadBalancer {
@@ -175,31 +190,27 @@ fn is_prime(number: i64) -> bool {
     number > 0 && factors.into_iter().all(|factor| number % factor != 0)
 }
 
-/// `warmup` and its legacy form (D-9).
-fn check_warmup(wire: &LoadBalancerWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    const WHY: &str = "new endpoints get their share at once (D-9)";
-    if let Some(legacy) = &wire.warmup_duration_secs {
+/// `warmup`, else its legacy form (D-9).
+fn warmup(wire: &LoadBalancerWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<Warmup> {
+    let legacy = wire.warmup_duration_secs.as_ref().and_then(|legacy| {
         let at = at.field("warmupDurationSecs");
-        let length = reader.any_duration(Some(legacy), &at);
-        if length.is_some_and(|length| length < 1_000_000) {
+        let length = reader.any_duration(Some(legacy), &at)?;
+        if length < 1_000_000 {
             let message =
                 format!("The duration {} is shorter than a millisecond (X-15).", shown(legacy.as_str()));
             reader.report.reject(at, message, "Write 1ms or more, or remove the field.");
         }
-        reader.not_applied(at, WHY);
-    }
-    if let Some(warmup) = &wire.warmup {
-        let at = at.field("warmup");
-        check_warmup_block(warmup, &at, reader);
-        reader.not_applied(at, WHY);
-    }
+        Some(Warmup { duration: zero_or_more(length), minimum: DEFAULT_MINIMUM, aggression: STRAIGHT })
+    });
+    let warmup = wire.warmup.as_ref().and_then(|wire| warmup_block(wire, &at.field("warmup"), reader));
+    warmup.or(legacy)
 }
 
-fn check_warmup_block(wire: &WarmupWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+fn warmup_block(wire: &WarmupWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<Warmup> {
     if wire.duration.is_none() {
         reader.report.reject(at.field("duration"), "`duration` is missing.", "Write a duration.");
     }
-    reader.duration(wire.duration.as_ref(), &at.field("duration"));
+    let duration = reader.duration(wire.duration.as_ref(), &at.field("duration"));
     if let Some(percent) = wire.minimum_percent.filter(|percent| !(0.0..=100.0).contains(percent)) {
         let message = format!("{percent} is not a percentage.");
         reader.report.reject(at.field("minimumPercent"), message, "Write a number from 0 to 100.");
@@ -208,6 +219,16 @@ fn check_warmup_block(wire: &WarmupWire<'_>, at: &Path<'_>, reader: &mut Reader<
         let message = format!("{aggression} is not above 0.");
         reader.report.reject(at.field("aggression"), message, "Write a number above 0; 1 is the default.");
     }
+    Some(Warmup {
+        duration: duration?,
+        minimum: wire.minimum_percent.map_or(DEFAULT_MINIMUM, numbers::share),
+        aggression: wire.aggression.map_or(STRAIGHT, thousandths),
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value is clamped before")]
+fn thousandths(number: f64) -> u32 {
+    (number * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32
 }
 
 fn check_utilization(wire: Option<&UtilizationWire<'_>>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {

@@ -1,6 +1,10 @@
 //! `localityLbSetting` and `zoneAwareLbSetting` (D-10, D-11).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use weft_core::names;
+use weft_core::resource::destination_rule::{Distribute, LocalityPattern, LocalitySetting, PriorityLabel};
 
 use super::super::fields::{List, Text};
 use super::super::networking::{Reader, shown};
@@ -9,22 +13,42 @@ use super::wire::{DistributeWire, FailoverWire, LocalityWire, ZoneWire};
 use crate::codes;
 
 /// Labels that failover between localities handles by itself.
-const TOPOLOGY: [&str; 3] =
-    ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+const TOPOLOGY: [&str; 3] = [names::TOPOLOGY_REGION, names::TOPOLOGY_ZONE, names::TOPOLOGY_SUBZONE];
 
-pub(super) fn check_locality(
-    wire: Option<&LocalityWire<'_>>,
-    has_outlier: bool,
+/// `has_outlier`: whether failover can act; `None` where other objects say so.
+pub(in super::super) fn locality(
+    wire: &LocalityWire<'_>,
+    has_outlier: Option<bool>,
     at: &Path<'_>,
     reader: &mut Reader<'_, '_>,
-) {
-    let Some(wire) = wire else { return };
+) -> Arc<LocalitySetting> {
     check_exclusions(wire, at, reader);
     check_distribute(&wire.distribute.items, &at.field("distribute"), reader);
     check_failover(&wire.failover, &wire.failover_priority, has_outlier, at, reader);
-    if wire.enabled != Some(false) {
-        reader.not_applied(at, "endpoints of all localities get the same share (D-10)");
-    }
+    let to = |wire: &DistributeWire<'_>| {
+        let shares = wire.to.0.iter();
+        let shares = shares.map(|(locality, weight)| (locality.as_str(), weight.get()));
+        shares
+            .map(|(locality, weight)| (LocalityPattern::new(locality), u32::try_from(weight).unwrap_or(0)))
+            .collect()
+    };
+    let distribute = wire.distribute.items.iter();
+    let distribute =
+        distribute.map(|wire| Distribute { from: LocalityPattern::new(wire.from.as_str()), to: to(wire) });
+    let failover = wire.failover.items.iter();
+    let failover = failover.map(|wire| (reader.text(wire.from.as_str()), reader.text(wire.to.as_str())));
+    let setting = LocalitySetting {
+        enabled: wire.enabled != Some(false),
+        distribute: distribute.collect(),
+        failover: failover.collect(),
+        failover_priority: wire
+            .failover_priority
+            .items
+            .iter()
+            .map(|label| PriorityLabel::new(label.as_str()))
+            .collect(),
+    };
+    Arc::new(setting)
 }
 
 fn check_exclusions(wire: &LocalityWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
@@ -112,7 +136,7 @@ pub(super) fn check_zones(
             reader.report.reject(at.index(index), message, "Remove it.");
         }
     }
-    check_failover(&wire.failover, &wire.failover_priority, has_outlier, at, reader);
+    check_failover(&wire.failover, &wire.failover_priority, Some(has_outlier), at, reader);
     if wire.enabled != Some(false) {
         reader.not_applied(at, "endpoints of all zones get the same share (D-11)");
     }
@@ -121,12 +145,12 @@ pub(super) fn check_zones(
 fn check_failover(
     failover: &List<FailoverWire<'_>>,
     priority: &List<Text<'_>>,
-    has_outlier: bool,
+    has_outlier: Option<bool>,
     at: &Path<'_>,
     reader: &mut Reader<'_, '_>,
 ) {
     let has_failover = !failover.items.is_empty() || !priority.items.is_empty();
-    if has_failover && !has_outlier {
+    if has_failover && has_outlier == Some(false) {
         let message = "Failover acts only together with `outlierDetection` (D-10).";
         reader.report.add(codes::SCHEMA_WARNING, at, message, "Add `outlierDetection` to the policy.");
     }

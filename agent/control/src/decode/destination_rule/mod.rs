@@ -7,6 +7,10 @@ mod pool;
 mod tls;
 mod wire;
 
+pub(super) use self::locality::locality;
+pub(super) use self::policy::policy as traffic_policy;
+pub(super) use self::wire::{LocalityWire, PolicyWire};
+
 use std::collections::BTreeSet;
 
 use weft_core::resource::destination_rule::Subset;

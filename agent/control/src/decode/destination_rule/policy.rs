@@ -1,8 +1,9 @@
 //! `trafficPolicy` (D-5, D-19).
 
-use weft_core::resource::destination_rule::{PolicyBlocks, TrafficPolicy};
+use weft_core::resource::destination_rule::{PolicyBlocks, RetryBudget, TrafficPolicy};
+use weft_core::resource::virtual_service::PerMillion;
 
-use super::super::networking::{Reader, shown};
+use super::super::networking::{Reader, numbers, shown};
 use super::super::report::Path;
 use super::super::validated::names;
 use super::wire::{
@@ -14,6 +15,10 @@ use crate::codes;
 
 /// Most `portLevelSettings`.
 const MAX_PORTS: usize = 4096;
+
+/// Retries by default: 20 % of the outstanding requests, and 3 in any case (D-19).
+const DEFAULT_BUDGET: PerMillion = PerMillion(200_000);
+const DEFAULT_RETRIES: u32 = 3;
 
 /// The blocks that stand in `trafficPolicy` and in `portLevelSettings` alike.
 struct Blocks<'w, 'a> {
@@ -39,11 +44,17 @@ impl Blocks<'_, '_> {
                 .outlier
                 .map(|wire| pool::outlier(wire, &at.field("outlierDetection"), reader)),
             tls: self.tls.map(|wire| tls::tls(wire, &at.field("tls"), reader)),
+            // Of the whole host only.
+            retry_budget: None,
         }
     }
 }
 
-pub(super) fn policy(wire: &PolicyWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> TrafficPolicy {
+pub(in super::super) fn policy(
+    wire: &PolicyWire<'_>,
+    at: &Path<'_>,
+    reader: &mut Reader<'_, '_>,
+) -> TrafficPolicy {
     let blocks = Blocks {
         load_balancer: wire.load_balancer.as_ref(),
         pool: wire.connection_pool.as_ref(),
@@ -61,9 +72,10 @@ pub(super) fn policy(wire: &PolicyWire<'_>, at: &Path<'_>, reader: &mut Reader<'
     }
     check_tunnel(wire.tunnel.as_ref(), &at.field("tunnel"), reader);
     check_proxy_protocol(wire.proxy_protocol.as_ref(), &at.field("proxyProtocol"), reader);
-    check_retry_budget(wire.retry_budget.as_ref(), &at.field("retryBudget"), reader);
+    let budget = wire.retry_budget.as_ref();
+    let retry_budget = budget.map(|wire| retry_budget(wire, &at.field("retryBudget"), reader));
     TrafficPolicy {
-        blocks: blocks.read(at, reader),
+        blocks: PolicyBlocks { retry_budget, ..blocks.read(at, reader) },
         ports: ports(&wire.port_level_settings.items, &at.field("portLevelSettings"), reader),
     }
 }
@@ -139,12 +151,19 @@ fn check_proxy_protocol(wire: Option<&ProxyProtocolWire<'_>>, at: &Path<'_>, rea
     reader.not_applied(at, "connections go without a PROXY header (D-19)");
 }
 
-fn check_retry_budget(wire: Option<&RetryBudgetWire<'_>>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    let Some(wire) = wire else { return };
+fn retry_budget(wire: &RetryBudgetWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> RetryBudget {
     if let Some(percent) = wire.percent.filter(|percent| !(0.0..=100.0).contains(percent)) {
         let message = format!("{percent} is not a percentage.");
         reader.report.reject(at.field("percent"), message, "Write a number from 0 to 100.");
     }
-    reader.any_duration(wire.budget_interval.as_ref(), &at.field("budgetInterval"));
-    reader.not_applied(at, "`connectionPool.http.maxRetries` limits retries (D-19)");
+    if wire.budget_interval.is_some() {
+        let at = at.field("budgetInterval");
+        reader.any_duration(wire.budget_interval.as_ref(), &at);
+        reader.not_applied(at, "the budget is a share of the requests that are outstanding now (D-19)");
+    }
+    let minimum = wire.min_retry_concurrency.0;
+    RetryBudget {
+        share: wire.percent.map_or(DEFAULT_BUDGET, numbers::share),
+        minimum: minimum.map_or(DEFAULT_RETRIES, |number| u32::try_from(number).unwrap_or(u32::MAX)),
+    }
 }

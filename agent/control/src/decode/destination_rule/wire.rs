@@ -38,7 +38,7 @@ pub(super) struct SubsetWire<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map of fields")]
-pub(super) struct PolicyWire<'a> {
+pub(in super::super) struct PolicyWire<'a> {
     #[serde(borrow, default)]
     pub(super) load_balancer: Option<LoadBalancerWire<'a>>,
     #[serde(borrow, default)]
@@ -172,7 +172,7 @@ pub(super) struct UtilizationWire<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map of fields")]
-pub(super) struct LocalityWire<'a> {
+pub(in super::super) struct LocalityWire<'a> {
     #[serde(borrow, default)]
     pub(super) distribute: List<DistributeWire<'a>>,
     #[serde(borrow, default)]
@@ -378,8 +378,8 @@ pub(super) struct ProxyProtocolWire<'a> {
 pub(super) struct RetryBudgetWire<'a> {
     #[serde(default)]
     pub(super) percent: Option<f64>,
-    #[serde(rename = "minRetryConcurrency", default)]
-    pub(super) _min_retry_concurrency: Unsigned,
+    #[serde(default)]
+    pub(super) min_retry_concurrency: Unsigned,
     #[serde(borrow, default)]
     pub(super) budget_interval: Option<Text<'a>>,
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use weft_core::resource::virtual_service::Retries;
 use weft_core::resource::{ExtAuthz, MeshHttp, PathNormalization};
 
+use super::super::destination_rule::{self, LocalityWire, PolicyWire};
 use super::super::fields::{List, Pairs, PortOrName, Text, nullable};
 use super::super::networking::Reader;
 use super::super::networking::numbers::{Signed, Unsigned};
@@ -30,6 +31,10 @@ pub(super) struct HttpWire<'a> {
     enable_auto_mtls: Option<bool>,
     #[serde(default, deserialize_with = "nullable")]
     default_config: DefaultConfigWire,
+    #[serde(borrow, default)]
+    locality_lb_setting: Option<LocalityWire<'a>>,
+    #[serde(borrow, default)]
+    default_traffic_policy: Option<PolicyWire<'a>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -139,6 +144,13 @@ pub(super) fn settings(wire: &HttpWire<'_>, at: &Path<'_>, reader: &mut Reader<'
         ext_authz: authorisers(&wire.extension_providers, &at.field("extensionProviders"), reader),
         auto_mtls_off: wire.enable_auto_mtls == Some(false),
         trusted_proxies: u32::try_from(trusted).unwrap_or(u32::MAX),
+        locality: wire
+            .locality_lb_setting
+            .as_ref()
+            .map(|wire| destination_rule::locality(wire, None, &at.field("localityLbSetting"), reader)),
+        traffic_policy: wire.default_traffic_policy.as_ref().map(|wire| {
+            Arc::new(destination_rule::traffic_policy(wire, &at.field("defaultTrafficPolicy"), reader))
+        }),
     }
 }
 

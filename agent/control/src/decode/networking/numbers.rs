@@ -3,6 +3,13 @@
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
+use weft_core::resource::virtual_service::PerMillion;
+
+/// A percentage as a share; beyond its ends it is none or all.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value is clamped before")]
+pub(in crate::decode) fn share(percent: f64) -> PerMillion {
+    PerMillion((percent.clamp(0.0, 100.0) * 10_000.0).round() as u32)
+}
 
 /// A whole number within bounds; `null` is absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

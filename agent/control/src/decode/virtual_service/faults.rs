@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use weft_core::resource::virtual_service::{AbortStatus, Fault, Mirror, PerMillion, Retries};
 
-use super::super::networking::{Reader, shown};
+use super::super::networking::{Reader, numbers, shown};
 use super::super::report::Path;
 use super::wire::{AbortWire, DelayWire, FaultWire, HttpWire, PercentWire, RetriesWire};
 use super::{actions, destinations};
@@ -194,13 +194,7 @@ fn percentage_of_fault(wire: Option<PercentWire>, at: &Path<'_>, reader: &mut Re
         let at = at.field("percentage");
         reader.report.reject(at.field("value"), message, "Write 0, or a number from 0.0001 to 100.");
     }
-    share(value)
-}
-
-/// A percentage in parts of a million.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value is clamped before")]
-fn share(percent: f64) -> PerMillion {
-    PerMillion((percent.clamp(0.0, 100.0) * 10_000.0).round() as u32)
+    numbers::share(value)
 }
 
 fn whole_percents(percent: i64) -> PerMillion {
@@ -250,5 +244,5 @@ fn percentage_of_mirror(wire: PercentWire, at: &Path<'_>, reader: &mut Reader<'_
         let message = format!("{value} is not a percentage.");
         reader.report.reject(at.field("value"), message, "Write a number from 0 to 100.");
     }
-    share(value)
+    numbers::share(value)
 }

@@ -118,21 +118,21 @@ fn applies(rule: &CompiledDestinationRule, client: Client<'_>, namespace: &str) 
     }
 }
 
-/// What a client gets for whom no object says anything.
-pub(crate) fn default_policy() -> ClusterPolicy {
-    policy_of(None, &PolicyBlocks::default())
+/// What a client gets for whom no object says anything: the mesh's default (D-21).
+pub(crate) fn default_policy(base: &TrafficPolicy) -> ClusterPolicy {
+    policy_of(None, &base.blocks)
 }
 
 /// The rules of one host by namespace, merged.
-pub(super) fn compile(rules: &[Arc<DestinationRule>]) -> HashMap<Arc<str>, HostRules> {
+pub(super) fn compile(rules: &[Arc<DestinationRule>], base: &TrafficPolicy) -> HashMap<Arc<str>, HostRules> {
     let mut by_namespace = BTreeMap::<Arc<str>, Vec<&DestinationRule>>::new();
     for rule in rules {
         by_namespace.entry(rule.meta.key.namespace.clone()).or_default().push(rule);
     }
-    by_namespace.into_iter().map(|(namespace, rules)| (namespace, merge(rules))).collect()
+    by_namespace.into_iter().map(|(namespace, rules)| (namespace, merge(rules, base))).collect()
 }
 
-fn merge(mut rules: Vec<&DestinationRule>) -> HostRules {
+fn merge(mut rules: Vec<&DestinationRule>, base: &TrafficPolicy) -> HostRules {
     rules.sort_by(|a, b| {
         let first = |rule: &DestinationRule| rule.workload_selector.is_none();
         first(a).cmp(&first(b)).then_with(|| a.meta.precedence().cmp(&b.meta.precedence()))
@@ -149,20 +149,26 @@ fn merge(mut rules: Vec<&DestinationRule>) -> HostRules {
             None => groups.push((visibility, vec![rule])),
         }
     }
-    groups.into_iter().map(|(visibility, members)| Arc::new(compile_group(visibility, &members))).collect()
+    let compiled = groups.into_iter().map(|(visibility, members)| compile_group(visibility, &members, base));
+    compiled.map(Arc::new).collect()
 }
 
 /// `members` are sorted by age: the first policy and the first subset of a name count (D-2).
-fn compile_group(visibility: Visibility, members: &[&DestinationRule]) -> CompiledDestinationRule {
+fn compile_group(
+    visibility: Visibility,
+    members: &[&DestinationRule],
+    base: &TrafficPolicy,
+) -> CompiledDestinationRule {
     let leading = members.iter().find(|rule| rule.policy.is_some()).or(members.first());
     let top = leading.and_then(|rule| rule.policy.clone()).unwrap_or_default();
+    let top = over(&top, base);
     let object = leading.map(|rule| reference(rule));
     let mut subsets = HashMap::new();
     for rule in members {
         for subset in &rule.subsets {
             subsets.entry(subset.name.clone()).or_insert_with(|| CompiledSubset {
                 labels: Arc::new(subset.labels.clone()),
-                policies: subset_policies(&top, subset.policy.as_ref(), &reference(rule)),
+                policies: subset_policies(&top, subset.policy.as_ref(), &reference(rule), &base.blocks),
             });
         }
     }
@@ -178,43 +184,55 @@ fn reference(rule: &DestinationRule) -> ObjectRef {
     ObjectRef::new(Kind::DestinationRule, rule.meta.key.namespace.clone(), rule.meta.key.name.clone())
 }
 
+/// What a rule says, and the mesh's default where it says nothing (D-21). A port's blocks replace the rule's wholesale,
+/// but not the mesh's (D-5); of retries only the whole host speaks.
+fn over(top: &TrafficPolicy, base: &TrafficPolicy) -> TrafficPolicy {
+    let blocks = top.blocks.over(&base.blocks);
+    let budget = blocks.retry_budget;
+    let of_port = |(port, own): &(u16, PolicyBlocks)| {
+        (*port, PolicyBlocks { retry_budget: budget, ..own.over(&base.blocks) })
+    };
+    TrafficPolicy { ports: top.ports.iter().map(of_port).collect(), blocks }
+}
+
 fn policies(top: &TrafficPolicy, object: Option<&ObjectRef>) -> Policies {
     let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(object, blocks));
     Policies {
         default: policy(&top.blocks),
-        // Wholesale: a block that the port leaves out is the default, not the destination's (D-5).
         ports: top.ports.iter().map(|(port, blocks)| (*port, policy(blocks))).collect(),
     }
 }
 
 /// Subset's port before subset before port before top: the subset overrides block by block (D-4).
-fn subset_policies(top: &TrafficPolicy, own: Option<&TrafficPolicy>, object: &ObjectRef) -> Policies {
+fn subset_policies(
+    top: &TrafficPolicy,
+    own: Option<&TrafficPolicy>,
+    object: &ObjectRef,
+    mesh: &PolicyBlocks,
+) -> Policies {
     let Some(own) = own else { return policies(top, Some(object)) };
-    let merged = |base: &PolicyBlocks| {
-        let blocks = PolicyBlocks {
-            load_balancer: own.blocks.load_balancer.clone().or_else(|| base.load_balancer.clone()),
-            connection_pool: own.blocks.connection_pool.clone().or_else(|| base.connection_pool.clone()),
-            outlier_detection: own
-                .blocks
-                .outlier_detection
-                .clone()
-                .or_else(|| base.outlier_detection.clone()),
-            tls: own.blocks.tls.clone().or_else(|| base.tls.clone()),
-        };
-        Arc::new(policy_of(Some(object), &blocks))
-    };
-    let own_ports = own.ports.iter().map(|(port, blocks)| (*port, Arc::new(policy_of(Some(object), blocks))));
+    let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(Some(object), blocks));
+    let default = own.blocks.over(&top.blocks);
+    let budget = default.retry_budget;
+    let own_ports = own.ports.iter().map(|(port, blocks)| {
+        let blocks = PolicyBlocks { retry_budget: budget, ..blocks.over(mesh) };
+        (*port, policy(&blocks))
+    });
     let others = top.ports.iter().filter(|(port, _)| own.ports.iter().all(|(own, _)| own != port));
-    let others = others.map(|(port, blocks)| (*port, merged(blocks)));
-    Policies { default: merged(&top.blocks), ports: own_ports.chain(others).collect() }
+    let others = others.map(|(port, blocks)| (*port, policy(&own.blocks.over(blocks))));
+    Policies { default: policy(&default), ports: own_ports.chain(others).collect() }
 }
 
 fn policy_of(object: Option<&ObjectRef>, blocks: &PolicyBlocks) -> ClusterPolicy {
+    let balancing = blocks.load_balancer.as_ref();
     ClusterPolicy {
         object: object.cloned(),
-        load_balancer: blocks.load_balancer.clone().unwrap_or(LoadBalancer::LeastRequest),
+        load_balancer: balancing.map_or(LoadBalancer::LeastRequest, |balancing| balancing.balancer.clone()),
+        locality: balancing.and_then(|balancing| balancing.locality.clone()),
+        warmup: balancing.and_then(|balancing| balancing.warmup),
         connection_pool: blocks.connection_pool.clone().unwrap_or_default(),
         outlier_detection: blocks.outlier_detection.clone(),
         tls: blocks.tls.clone(),
+        retry_budget: blocks.retry_budget,
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::Snapshot;
 use crate::decide::http::tests::{answers, ask, exact, prefix, rule, uri, virtual_service, vs, with, world};
-use crate::resource::destination_rule::{LoadBalancer, PolicyBlocks, Subset, TrafficPolicy};
+use crate::resource::destination_rule::{Balancing, LoadBalancer, PolicyBlocks, Subset, TrafficPolicy};
 use crate::resource::virtual_service::{ExportTo, HttpMatch, HttpRule, Retries};
 use crate::resource::{Change, Resource, ResourceKey};
 use crate::testing::{compiler, key, labels, meta, pod, upsert};
@@ -61,7 +61,10 @@ pub(crate) fn some_destination_rule() -> impl Strategy<Value = Resource> {
     (names("d"), hosts(), subsets, export(), prop::option::of(0..2_i64), prop::bool::weighted(0.2)).prop_map(
         |(name, host, subsets, export_to, created, selecting)| {
             let policy = TrafficPolicy {
-                blocks: PolicyBlocks { load_balancer: Some(LoadBalancer::Random), ..PolicyBlocks::default() },
+                blocks: PolicyBlocks {
+                    load_balancer: Some(Balancing::of(LoadBalancer::Random)),
+                    ..PolicyBlocks::default()
+                },
                 ports: Vec::new(),
             };
             let subset = |(at, text): (usize, &str)| Subset {

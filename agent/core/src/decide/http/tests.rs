@@ -249,7 +249,7 @@ fn forward_of(decision: &RouteDecision) -> &Forward {
     }
 }
 
-fn cluster_at(decision: &RouteDecision, at: usize) -> &Arc<Cluster> {
+pub(crate) fn cluster_at(decision: &RouteDecision, at: usize) -> &Arc<Cluster> {
     forward_of(decision).targets[at].cluster.as_ref().expect("a cluster")
 }
 

@@ -8,32 +8,54 @@ use super::table::Table;
 pub(super) struct Endpoints<'a> {
     /// How many there are.
     pub(super) len: usize,
+    /// The only ones to choose from; `None` is all.
+    pub(super) among: Option<&'a [u32]>,
     /// Which of them may be chosen; `None` is all of them.
     pub(super) available: Option<&'a dyn Fn(usize) -> bool>,
     /// Requests that an endpoint has not answered.
     pub(super) active: &'a dyn Fn(usize) -> u32,
+    /// The part of its share that an endpoint gets, where some are new (D-9).
+    pub(super) warmth: Option<&'a dyn Fn(usize) -> f64>,
     /// The table of consistent hashing.
     pub(super) table: Option<&'a Table>,
 }
 
 impl Endpoints<'_> {
+    fn may_be_chosen(&self, index: usize) -> bool {
+        let own = |among: &[u32]| u32::try_from(index).is_ok_and(|index| among.binary_search(&index).is_ok());
+        self.is_available(index) && self.among.is_none_or(own)
+    }
+
     fn is_available(&self, index: usize) -> bool {
         self.available.is_none_or(|available| available(index))
     }
 
-    fn count(&self) -> usize {
-        match self.available {
-            None => self.len,
-            Some(available) => (0..self.len).filter(|index| available(*index)).count(),
+    /// Those that there are, whether they may be chosen or not.
+    fn size(&self) -> usize {
+        self.among.map_or(self.len, <[u32]>::len)
+    }
+
+    fn at(&self, place: usize) -> Option<usize> {
+        match self.among {
+            None => (place < self.len).then_some(place),
+            Some(among) => among.get(place).map(|index| *index as usize),
         }
     }
 
-    /// The `at`th of those that are available.
-    fn nth(&self, at: usize) -> Option<usize> {
-        match self.available {
-            None => (at < self.len).then_some(at),
-            Some(available) => (0..self.len).filter(|index| available(*index)).nth(at),
+    fn count(&self) -> usize {
+        if self.available.is_none() {
+            return self.size();
         }
+        (0..self.size()).filter_map(|place| self.at(place)).filter(|index| self.is_available(*index)).count()
+    }
+
+    /// The `place`th of those that are available.
+    fn nth(&self, place: usize) -> Option<usize> {
+        if self.available.is_none() {
+            return self.at(place);
+        }
+        let all = (0..self.size()).filter_map(|place| self.at(place));
+        all.filter(|index| self.is_available(*index)).nth(place)
     }
 }
 
@@ -55,14 +77,11 @@ pub(super) fn choose(
 ) -> Option<usize> {
     match balancer {
         LoadBalancer::LeastRequest => least_request(endpoints, draw),
-        LoadBalancer::RoundRobin => {
-            let count = endpoints.count();
-            endpoints.nth((draw.turn)().checked_rem(count)?)
-        }
+        LoadBalancer::RoundRobin => round_robin(endpoints, draw),
         // PASSTHROUGH has no endpoints to choose from; where it has, any will do.
         LoadBalancer::Random | LoadBalancer::Passthrough => any_of(endpoints, draw),
         LoadBalancer::ConsistentHash { .. } => match (draw.hash, endpoints.table) {
-            (Some(hash), Some(table)) => table.find(hash, &|index| endpoints.is_available(index)),
+            (Some(hash), Some(table)) => table.find(hash, &|index| endpoints.may_be_chosen(index)),
             (Some(_) | None, Some(_) | None) => any_of(endpoints, draw),
         },
     }
@@ -80,17 +99,57 @@ fn any_of(endpoints: &Endpoints<'_>, draw: &mut Draw<'_>) -> Option<usize> {
     endpoints.nth(below(draw, count))
 }
 
+/// One after the other; one that is new lets some of its turns pass.
+fn round_robin(endpoints: &Endpoints<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+    let count = endpoints.count();
+    let next = |draw: &mut Draw<'_>| endpoints.nth((draw.turn)().checked_rem(count)?);
+    warm(endpoints, draw, &next)
+}
+
+/// Draws until one is taken: each as often as it is warm, compared with the warmest.
+fn warm(
+    endpoints: &Endpoints<'_>,
+    draw: &mut Draw<'_>,
+    next: &dyn Fn(&mut Draw<'_>) -> Option<usize>,
+) -> Option<usize> {
+    /// One in so many is the least share that is kept exactly.
+    const DRAWS: usize = 128;
+    let mut chosen = next(draw)?;
+    let Some(warmth) = endpoints.warmth else { return Some(chosen) };
+    let all = (0..endpoints.size()).filter_map(|place| endpoints.at(place));
+    let warmest = all.filter(|index| endpoints.is_available(*index)).map(warmth).fold(0.0, f64::max);
+    for _ in 0..DRAWS {
+        let drawn = u32::try_from((draw.random)(1 << 32)).unwrap_or(u32::MAX);
+        if f64::from(drawn) / f64::from(u32::MAX) * warmest < warmth(chosen) {
+            break;
+        }
+        chosen = next(draw)?;
+    }
+    Some(chosen)
+}
+
 /// Of two different ones the one with fewer open requests.
 fn least_request(endpoints: &Endpoints<'_>, draw: &mut Draw<'_>) -> Option<usize> {
     let count = endpoints.count();
     if count < 2 {
         return endpoints.nth(0);
     }
+    if endpoints.warmth.is_some() {
+        return least_of_warm(endpoints, draw, count);
+    }
     let one = below(draw, count);
     // Skips the first one, so that the two always differ.
     let other = below(draw, count - 1);
     let other = other + usize::from(other >= one);
     let (one, other) = (endpoints.nth(one)?, endpoints.nth(other)?);
+    Some(if (endpoints.active)(other) < (endpoints.active)(one) { other } else { one })
+}
+
+/// Both are drawn by their warmth, and may be the same: an endpoint that gets a tenth of its share is drawn once where
+/// the others are drawn ten times.
+fn least_of_warm(endpoints: &Endpoints<'_>, draw: &mut Draw<'_>, count: usize) -> Option<usize> {
+    let any = |draw: &mut Draw<'_>| endpoints.nth(below(draw, count));
+    let (one, other) = (warm(endpoints, draw, &any)?, warm(endpoints, draw, &any)?);
     Some(if (endpoints.active)(other) < (endpoints.active)(one) { other } else { one })
 }
 
@@ -111,6 +170,10 @@ mod tests {
         }
     }
 
+    fn alike(len: usize) -> Endpoints<'static> {
+        Endpoints { len, among: None, available: None, active: &|_| 0, warmth: None, table: None }
+    }
+
     fn random(mut state: u64) -> impl FnMut(u64) -> u64 {
         move |below| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -129,8 +192,10 @@ mod tests {
         let available = |index: usize| mask & (1 << index) != 0;
         let endpoints = Endpoints {
             len: load.len(),
+            among: None,
             available: Some(&available),
             active: &|index| load[index],
+            warmth: None,
             table: Some(&table),
         };
         let turn = Cell::new(0);
@@ -141,7 +206,7 @@ mod tests {
 
     #[test]
     fn round_robin_is_exact() {
-        let endpoints = Endpoints { len: 3, available: None, active: &|_| 0, table: None };
+        let endpoints = Endpoints { table: None, ..alike(3) };
         let turn = Cell::new(usize::MAX - 1);
         let next = || turn.replace(turn.get().wrapping_add(1));
         let mut counts = [0; 3];
@@ -175,7 +240,7 @@ mod tests {
     #[test]
     fn without_a_hash_any_endpoint_does() {
         let table = Table::new(HashAlgorithm::Ring { minimum_size: 64 }, &[([10, 0, 0, 1], 80).into()]);
-        let endpoints = Endpoints { len: 2, available: None, active: &|_| 0, table: Some(&table) };
+        let endpoints = Endpoints { table: Some(&table), ..alike(2) };
         let mut seen = [false; 2];
         let mut random = random(3);
         for _ in 0..64 {
@@ -183,6 +248,69 @@ mod tests {
             seen[choose(&consistent(), &endpoints, &mut draw).unwrap()] = true;
         }
         assert_eq!(seen, [true, true]);
+    }
+
+    #[test]
+    fn new_endpoints_get_their_part_of_a_share() {
+        for balancer in [LoadBalancer::RoundRobin, LoadBalancer::LeastRequest] {
+            let warmth = |index: usize| if index == 0 { 0.1 } else { 1.0 };
+            let endpoints = Endpoints { warmth: Some(&warmth), ..alike(3) };
+            let turn = Cell::new(0);
+            let next = || turn.replace(turn.get() + 1);
+            let mut random = random(5);
+            let mut counts = [0; 3];
+            for _ in 0..21_000 {
+                let mut draw = Draw { random: &mut random, turn: &next, hash: None };
+                counts[choose(&balancer, &endpoints, &mut draw).unwrap()] += 1;
+            }
+            let near = |count: i32, wanted: i32| (count - wanted).abs() < wanted / 5;
+            let shares = near(counts[0], 1000) && near(counts[1], 10_000) && near(counts[2], 10_000);
+            assert!(shares, "{balancer:?}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn where_all_are_equally_new_all_get_the_same() {
+        let endpoints = Endpoints { warmth: Some(&|_| 0.000_001), ..alike(3) };
+        let turn = Cell::new(0);
+        let next = || turn.replace(turn.get() + 1);
+        let mut counts = [0; 3];
+        for _ in 0..300 {
+            let mut draw = Draw { random: &mut |below| below / 2, turn: &next, hash: None };
+            counts[choose(&LoadBalancer::RoundRobin, &endpoints, &mut draw).unwrap()] += 1;
+        }
+        assert_eq!(counts, [100; 3]);
+    }
+
+    #[test]
+    fn only_members_of_the_group_are_chosen() {
+        let addresses: Vec<_> = (0..6_u8).map(|last| ([10, 0, 0, last], 80).into()).collect();
+        let table = Table::new(HashAlgorithm::Ring { minimum_size: 64 }, &addresses);
+        for balancer in
+            [LoadBalancer::LeastRequest, LoadBalancer::RoundRobin, LoadBalancer::Random, consistent()]
+        {
+            let mut random = random(9);
+            let mut seen = [0; 6];
+            let turn = Cell::new(0);
+            let next = || turn.replace(turn.get() + 1);
+            for user in 0..300_u64 {
+                let available = |index: usize| index != 3;
+                let available: &dyn Fn(usize) -> bool = &available;
+                let endpoints = Endpoints {
+                    among: Some(&[1, 3, 4]),
+                    available: (user % 2 == 0).then_some(available),
+                    table: Some(&table),
+                    ..alike(6)
+                };
+                let hash = Some(user.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let mut draw = Draw { random: &mut random, turn: &next, hash };
+                let chosen = choose(&balancer, &endpoints, &mut draw).unwrap();
+                assert!(chosen != 3 || user % 2 == 1, "{balancer:?}");
+                seen[chosen] += 1;
+            }
+            assert!([1, 3, 4].iter().all(|at| seen[*at] > 0), "{balancer:?}: {seen:?}");
+            assert_eq!(seen.iter().sum::<i32>(), seen[1] + seen[3] + seen[4], "{balancer:?}: {seen:?}");
+        }
     }
 
     proptest! {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use weft_core::Identity;
-use weft_core::decide::http::{Cluster, ClusterPolicy};
+use weft_core::Snapshot;
+use weft_core::decide::http::{Cluster, ClusterPolicy, Group, Layout, layout};
 use weft_core::resource::NamespacedName;
-use weft_core::resource::destination_rule::{HashAlgorithm, LoadBalancer};
+use weft_core::resource::destination_rule::{HashAlgorithm, LoadBalancer, Warmup};
 use weft_core::snapshot::Endpoint;
 
 use super::balance::{self, Draw, Endpoints};
@@ -87,11 +88,24 @@ struct View {
     hosts: Vec<Rc<LocalHost>>,
     /// The algorithm of consistent hashing and its table.
     table: Option<(HashAlgorithm, Arc<Table>)>,
+    /// Which of them are near; `None` where that makes no difference.
+    layout: Option<Layout>,
+    /// The configuration that says so.
+    revision: u64,
 }
 
 impl View {
     fn table(&self) -> Option<&Table> {
         self.table.as_ref().map(|(_, table)| &**table)
+    }
+
+    /// The endpoints of one place, by their indexes, of which `available` accepts at least one.
+    fn near(&self, available: Option<&dyn Fn(usize) -> bool>, draw: u64) -> Option<&[u32]> {
+        let mut count = |group: &Group| match available {
+            None => group.members.len(),
+            Some(available) => group.members.iter().filter(|index| available(**index as usize)).count(),
+        };
+        self.layout.as_ref()?.choose(&mut count, draw).map(|group| group.members.as_slice())
     }
 
     /// The endpoint that the client dialled itself: those of a headless Service are not chosen by us.
@@ -103,10 +117,22 @@ impl View {
         self.hosts.get(at)
     }
 
-    fn is_of(&self, cluster: &Cluster) -> bool {
+    /// Places and labels of endpoints are looked at anew with each configuration, where they matter at all.
+    fn is_of(&self, cluster: &Cluster, snapshot: &Snapshot) -> bool {
+        let placed = self.revision == snapshot.revision()
+            || (self.layout.is_none() && !may_be_laid_out(cluster, snapshot));
         let same = Arc::ptr_eq(&self.endpoints, &cluster.endpoints) || self.endpoints == cluster.endpoints;
-        same && self.table.as_ref().map(|(algorithm, _)| *algorithm) == hash_algorithm(cluster)
+        placed && same && self.table.as_ref().map(|(algorithm, _)| *algorithm) == hash_algorithm(cluster)
     }
+}
+
+/// Whether [`layout`] may answer anything.
+fn may_be_laid_out(cluster: &Cluster, snapshot: &Snapshot) -> bool {
+    let policy = &cluster.policy;
+    policy.locality.is_some()
+        || cluster.service.distribution.is_some()
+        || snapshot.mesh().http.locality.is_some()
+        || (policy.outlier_detection.is_some() && !snapshot.localities().is_empty())
 }
 
 fn hash_algorithm(cluster: &Cluster) -> Option<HashAlgorithm> {
@@ -155,14 +181,15 @@ impl LocalCluster {
     pub(super) fn choose(
         &self,
         worker: &Worker,
+        leg: &Leg<'_>,
         cluster: &Cluster,
-        original: SocketAddr,
         wanted: &Wanted<'_>,
     ) -> Option<Rc<LocalHost>> {
+        let original = leg.original;
         if cluster.policy.load_balancer == LoadBalancer::Passthrough {
             return Some(self.stray(original)).filter(|local| (wanted.suits)(&local.host.addr));
         }
-        let view = self.view(worker, cluster, original.is_ipv4());
+        let view = self.view(worker, leg, cluster);
         if let Some(dialled) = view.dialled(cluster, original) {
             return (wanted.suits)(&original).then(|| dialled.clone());
         }
@@ -191,20 +218,60 @@ impl LocalCluster {
                 !tried && !out && (!ask || (wanted.suits)(&host.addr))
             })
         };
-        let choose = |available: Option<&dyn Fn(usize) -> bool>| {
-            let active = |index: usize| hosts.get(index).map_or(u32::MAX, |local| local.host.active.get());
-            let endpoints = Endpoints { len: hosts.len(), available, active: &active, table: view.table() };
-            let mut random = |below: u64| worker.random() % below.max(1);
-            let turn = || self.state.next_turn();
-            let mut draw = Draw { random: &mut random, turn: &turn, hash: wanted.hash };
-            balance::choose(&cluster.policy.load_balancer, &endpoints, &mut draw)
-        };
         let in_rotation = |index: usize| may(index, false);
         let untried = |index: usize| may(index, true);
         let available: Option<&dyn Fn(usize) -> bool> =
             if any_ejected || ask { Some(&in_rotation) } else { None };
-        let chosen = if wanted.tried.is_empty() { None } else { choose(Some(&untried)) };
-        hosts.get(chosen.or_else(|| choose(available))?).cloned()
+        let choose = |among: Option<&[u32]>, available| {
+            self.choose_among(worker, cluster, view, (among, available), wanted.hash)
+        };
+        let near = |available| view.near(available, wanted.hash.unwrap_or_else(|| worker.random()));
+        let among = match &view.layout {
+            Some(_) => Some(near(available)?),
+            None => None,
+        };
+        let chosen = if wanted.tried.is_empty() { None } else { choose(among, Some(&untried)) };
+        // Rather another place than what has failed already.
+        let elsewhere = || match &view.layout {
+            Some(_) if !wanted.tried.is_empty() => choose(Some(near(Some(&untried))?), Some(&untried)),
+            Some(_) | None => None,
+        };
+        hosts.get(chosen.or_else(elsewhere).or_else(|| choose(among, available))?).cloned()
+    }
+
+    /// Chooses by the policy's balancer, as an index of the view.
+    fn choose_among(
+        &self,
+        worker: &Worker,
+        cluster: &Cluster,
+        view: &View,
+        (among, available): (Option<&[u32]>, Option<&dyn Fn(usize) -> bool>),
+        hash: Option<u64>,
+    ) -> Option<usize> {
+        let hosts = &view.hosts;
+        let active = |index: usize| hosts.get(index).map_or(u32::MAX, |local| local.host.active.get());
+        let warming = cluster.policy.warmup.filter(|warmup| self.state.is_warming(warmup));
+        let now = warming.map(|_| Instant::now());
+        let warmth = warming.zip(now).map(|(warmup, now)| {
+            move |index: usize| hosts.get(index).map_or(1.0, |local| self.warmth(&local.host, &warmup, now))
+        });
+        let endpoints = Endpoints {
+            len: hosts.len(),
+            among,
+            available,
+            active: &active,
+            warmth: warmth.as_ref().map(|warmth| warmth as &dyn Fn(usize) -> f64),
+            table: view.table(),
+        };
+        let mut random = |below: u64| worker.random() % below.max(1);
+        let turn = || self.state.next_turn();
+        let mut draw = Draw { random: &mut random, turn: &turn, hash };
+        balance::choose(&cluster.policy.load_balancer, &endpoints, &mut draw)
+    }
+
+    /// The part of its share that an endpoint gets.
+    fn warmth(&self, host: &Host, warmup: &Warmup, now: Instant) -> f64 {
+        warmup.factor(self.state.age(host, now))
     }
 
     /// Whether ejections are to be looked at: below `minHealthPercent` they are not.
@@ -217,10 +284,11 @@ impl LocalCluster {
         outlier.min_health_percent == 0 || healthy >= hosts as u128 * u128::from(outlier.min_health_percent)
     }
 
-    fn view(&self, worker: &Worker, cluster: &Cluster, ipv4: bool) -> Rc<View> {
+    fn view(&self, worker: &Worker, leg: &Leg<'_>, cluster: &Cluster) -> Rc<View> {
         let [of_ipv6, of_ipv4] = &self.views;
+        let ipv4 = leg.original.is_ipv4();
         let mut view = if ipv4 { of_ipv4 } else { of_ipv6 }.borrow_mut();
-        if let Some(view) = view.as_ref().filter(|view| view.is_of(cluster)) {
+        if let Some(view) = view.as_ref().filter(|view| view.is_of(cluster, leg.snapshot)) {
             return view.clone();
         }
         // A client of one address family may have no route in the other.
@@ -234,11 +302,17 @@ impl LocalCluster {
         };
         let hosts: Vec<_> = self.state.hosts(ready, &cluster.endpoints).into_iter().map(local).collect();
         let endpoints = cluster.endpoints.clone();
+        let addresses = || hosts.iter().map(|local| local.host.addr).collect::<Vec<_>>();
         let table = hash_algorithm(cluster).map(|algorithm| {
-            let addresses: Vec<_> = hosts.iter().map(|local| local.host.addr).collect();
-            (algorithm, worker.shared.http.table(&endpoints, ipv4, algorithm, &addresses))
+            (algorithm, worker.shared.http.table(&endpoints, ipv4, algorithm, &addresses()))
         });
-        view.insert(Rc::new(View { endpoints, hosts, table })).clone()
+        let layout = if may_be_laid_out(cluster, leg.snapshot) {
+            layout(leg.snapshot, &leg.source.workload, cluster, &addresses())
+        } else {
+            None
+        };
+        let revision = leg.snapshot.revision();
+        view.insert(Rc::new(View { endpoints, hosts, table, layout, revision })).clone()
     }
 
     fn stray(&self, addr: SocketAddr) -> Rc<LocalHost> {

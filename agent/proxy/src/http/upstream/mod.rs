@@ -182,7 +182,10 @@ pub(crate) struct Retry(#[expect(dead_code, reason = "held until it is dropped")
 /// Asks whether a request may be tried once more; `None` when too many retries of the cluster are under way.
 pub(crate) fn retry(worker: &Rc<Worker>, leg: &Leg<'_>, cluster: &Cluster) -> Option<Retry> {
     let local = worker.upstreams.cluster(worker, leg, cluster);
-    let limit = Limits::of(&cluster.policy.connection_pool).retries;
+    let limit = match cluster.policy.retry_budget {
+        Some(budget) => budget.limit(local.state.outstanding()),
+        None => Limits::of(&cluster.policy.connection_pool).retries,
+    };
     let permit = local.state.permit(Counted::Retry, limit);
     let event = if permit.is_some() { ClusterEvent::Retry } else { ClusterEvent::RetryOverflow };
     local.state.counters.count(event);
@@ -225,7 +228,7 @@ pub(crate) async fn send(
     let suits =
         |addr: &SocketAddr| mode != Some(ClientTlsMode::IstioMutual) || leg.path(*addr, mode).is_some();
     let wanted = Wanted { hash, tried, suits: &suits };
-    let Some(host) = local.choose(worker, cluster, leg.original, &wanted) else {
+    let Some(host) = local.choose(worker, leg, cluster, &wanted) else {
         let detail = format!("{} has no endpoint that is ready and not ejected", cluster.name);
         return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(request));
     };

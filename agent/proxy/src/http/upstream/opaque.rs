@@ -53,7 +53,7 @@ impl Opaque {
         let suits = |addr: &SocketAddr| leg.path(*addr, mode).is_some();
         let hash = self.cluster.policy.hash_key().map(|_| source_ip_hash(leg.client.ip()));
         let wanted = Wanted { hash, tried, suits: &suits };
-        let host = self.local.choose(worker, &self.cluster, leg.original, &wanted)?;
+        let host = self.local.choose(worker, leg, &self.cluster, &wanted)?;
         let addr = host.host.addr;
         if tried.contains(&addr) {
             return None;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_core::resource::NamespacedName;
-use weft_core::resource::destination_rule::{HashAlgorithm, OutlierDetection};
+use weft_core::resource::destination_rule::{HashAlgorithm, OutlierDetection, Warmup};
 use weft_core::snapshot::Endpoint;
 use weft_telemetry::{ClusterCounters, ClusterEvent};
 
@@ -33,7 +33,12 @@ pub(super) struct Host {
     pub(super) connections: Gauge,
     rows: Rows,
     ejected: AtomicBool,
+    /// When it began to be chosen, in nanoseconds since the cluster's birth; [`AWAY`] while it may not be.
+    since: AtomicU64,
 }
+
+/// No time at all.
+const AWAY: u64 = u64::MAX;
 
 impl Host {
     /// An endpoint without requests.
@@ -44,6 +49,7 @@ impl Host {
             connections: Gauge::default(),
             rows: Rows::default(),
             ejected: AtomicBool::new(false),
+            since: AtomicU64::new(AWAY),
         })
     }
 
@@ -80,6 +86,8 @@ pub(super) struct ClusterState {
     born: Instant,
     /// When the next endpoint returns, in nanoseconds since `born`.
     next_return: AtomicU64,
+    /// When the youngest endpoint came, in nanoseconds since `born`.
+    youngest: AtomicU64,
 }
 
 impl ClusterState {
@@ -100,6 +108,7 @@ impl ClusterState {
             out: AtomicUsize::new(0),
             born: Instant::now(),
             next_return: AtomicU64::new(u64::MAX),
+            youngest: AtomicU64::new(0),
         })
     }
 
@@ -128,6 +137,7 @@ impl ClusterState {
         let hosts: Vec<_> =
             ready.map(|addr| known.entry(addr).or_insert_with(|| Host::new(addr)).clone()).collect();
         known.retain(|addr, host| exists(addr) || Arc::strong_count(host) > 1);
+        self.note_beginnings(&known, &hosts, all);
         drop(known);
         self.ready.store(hosts.len(), Ordering::Relaxed);
         if self.out.load(Ordering::Relaxed) > 0 {
@@ -137,6 +147,38 @@ impl ClusterState {
             self.note_ejections(&ejections);
         }
         hosts
+    }
+
+    /// An endpoint that is ready anew begins anew, as it does where an endpoint that is not ready is none (D-9).
+    fn note_beginnings(&self, known: &HashMap<SocketAddr, Arc<Host>>, ready: &[Arc<Host>], all: &[Endpoint]) {
+        let away = all.iter().filter(|endpoint| !endpoint.ready);
+        for host in away.filter_map(|endpoint| known.get(&endpoint.addr)) {
+            host.since.store(AWAY, Ordering::Relaxed);
+        }
+        let now = u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(AWAY - 1);
+        for host in ready {
+            let began = host.since.compare_exchange(AWAY, now, Ordering::Relaxed, Ordering::Relaxed);
+            if began.is_ok() {
+                self.youngest.fetch_max(now, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether some endpoint has not been chosen from for as long as `warmup` takes.
+    pub(super) fn is_warming(&self, warmup: &Warmup) -> bool {
+        let youngest = Duration::from_nanos(self.youngest.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(youngest) < warmup.duration
+    }
+
+    /// How long an endpoint has been among those to choose from.
+    pub(super) fn age(&self, host: &Host, now: Instant) -> Duration {
+        let since = Duration::from_nanos(host.since.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.born).saturating_sub(since)
+    }
+
+    /// Requests that are under way or wait.
+    pub(super) fn outstanding(&self) -> u32 {
+        self.requests.get().saturating_add(self.pending.get())
     }
 
     fn note_ejections(&self, ejections: &Ejections) {

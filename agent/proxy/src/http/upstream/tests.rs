@@ -3,6 +3,7 @@
 mod carrying;
 mod health;
 mod limits;
+mod places;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -132,6 +133,9 @@ fn policy() -> ClusterPolicy {
     ClusterPolicy {
         object: None,
         load_balancer: LoadBalancer::LeastRequest,
+        locality: None,
+        warmup: None,
+        retry_budget: None,
         connection_pool: ConnectionPool::default(),
         outlier_detection: None,
         tls: None,
@@ -159,6 +163,7 @@ fn cluster(endpoints: &[SocketAddr], policy: ClusterPolicy) -> Arc<Cluster> {
         vips: SmallVec::new(),
         ports: Arc::new([port]),
         alias: None,
+        distribution: None,
     };
     Arc::new(Cluster {
         name: "outbound|80||shop.shop.svc.cluster.local".into(),

@@ -5,7 +5,7 @@ use crate::decide::Path;
 use crate::resource::destination_rule::*;
 
 fn blocks(load_balancer: LoadBalancer) -> PolicyBlocks {
-    PolicyBlocks { load_balancer: Some(load_balancer), ..PolicyBlocks::default() }
+    PolicyBlocks { load_balancer: Some(Balancing::of(load_balancer)), ..PolicyBlocks::default() }
 }
 
 fn balancing(load_balancer: LoadBalancer) -> Option<TrafficPolicy> {
@@ -240,4 +240,52 @@ fn the_way_to_endpoints_follows_the_policy() {
     assert_eq!(ways(mode(ClientTlsMode::IstioMutual)), [line(v1, "hbone"), line(v2, "hbone")]);
     assert_eq!(ways(mode(ClientTlsMode::Disable)), [v1, v2, v3].map(|to| line(to, "plaintext")));
     assert_eq!(ways(balancing(LoadBalancer::Passthrough)), ["10.96.0.2:80 plaintext"]);
+}
+
+/// D-21: block by block, behind rules, behind ports, and where there is no rule.
+#[test]
+fn the_meshs_policy_stands_behind_every_rule() {
+    let base = TrafficPolicy {
+        blocks: PolicyBlocks {
+            connection_pool: Some(ConnectionPool { max_connections: Some(7), ..ConnectionPool::default() }),
+            ..blocks(LoadBalancer::Random)
+        },
+        ports: Vec::new(),
+    };
+    let mesh = |policy: Option<TrafficPolicy>| {
+        Resource::MeshConfig(MeshConfig {
+            key: key("weft-system/weft"),
+            trust_domain: None,
+            trust_domain_aliases: Vec::new(),
+            root_namespace: None,
+            access_log: false,
+            access_log_json: false,
+            registry_only: false,
+            encrypt_same_node: false,
+            http: MeshHttp { traffic_policy: policy.map(Into::into), ..MeshHttp::default() },
+        })
+    };
+    let own = TrafficPolicy {
+        blocks: blocks(LoadBalancer::RoundRobin),
+        ports: vec![(80, PolicyBlocks { tls: None, ..PolicyBlocks::default() })],
+    };
+    let rule = Resource::DestinationRule(DestinationRule {
+        subsets: vec![subset("v1", "version=v1", None)],
+        ..destination_rule("default/r", B, Some(own))
+    });
+    let mut compiler = compiler();
+    compiler.apply(world().into_iter().chain([rule]).map(upsert));
+    let found = |snapshot: &Snapshot, host: &str| {
+        let decision = ask(host, "/").route(snapshot);
+        let policy = &cluster_at(&decision, 0).policy;
+        (policy.load_balancer.clone(), policy.connection_pool.max_connections)
+    };
+    let before = compiler.snapshot();
+    assert_eq!(found(&before, "b.default"), (LoadBalancer::LeastRequest, None), "the port's own blocks");
+    compiler.apply([upsert(mesh(Some(base)))]);
+    let with = compiler.snapshot();
+    assert_eq!(found(&with, "a.default"), (LoadBalancer::Random, Some(7)), "no rule");
+    assert_eq!(found(&with, "b.default"), (LoadBalancer::Random, Some(7)), "a port without blocks");
+    compiler.apply([upsert(mesh(None))]);
+    assert_eq!(found(&compiler.snapshot(), "a.default"), (LoadBalancer::LeastRequest, None));
 }

@@ -13,7 +13,10 @@ use crate::resource::virtual_service::{AbortStatus, CorsPolicy as WrittenCors, F
 
 fn hashing(key: HashKey) -> ClusterPolicy {
     let algorithm = HashAlgorithm::Ring { minimum_size: 1024 };
-    ClusterPolicy { load_balancer: LoadBalancer::ConsistentHash { key, algorithm }, ..default_policy() }
+    ClusterPolicy {
+        load_balancer: LoadBalancer::ConsistentHash { key, algorithm },
+        ..default_policy(&crate::resource::destination_rule::TrafficPolicy::default())
+    }
 }
 
 fn hashed(key: HashKey, ask: &Ask, client: &str, fresh: u64) -> Hash {
