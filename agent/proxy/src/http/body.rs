@@ -1,5 +1,7 @@
 //! The body of a message on its way through the proxy.
 
+use std::error::Error as _;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,6 +17,20 @@ pub(crate) enum BodyError {
     /// We ended it ourselves; the text says why.
     #[error("the body was ended: {0}")]
     Ended(&'static str),
+}
+
+impl BodyError {
+    /// Whether the sender has sent something that is no body, as opposed to having left.
+    pub(crate) fn is_malformed(&self) -> bool {
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<io::Error>() {
+                return matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// A body. Belongs to one worker: what it holds until its end need not be `Send`.

@@ -18,7 +18,10 @@ pub(crate) fn outcome(kind: &SendErrorKind) -> Option<TryOutcome> {
         SendErrorKind::RefusedStream => Some(TryOutcome::RefusedStream),
         SendErrorKind::ResetBeforeRequest => Some(TryOutcome::ResetBeforeRequest),
         SendErrorKind::Reset => Some(TryOutcome::Reset),
-        SendErrorKind::NoHealthyUpstream | SendErrorKind::Overflow | SendErrorKind::Denied(_) => None,
+        SendErrorKind::NoHealthyUpstream
+        | SendErrorKind::Overflow
+        | SendErrorKind::BrokenBody { .. }
+        | SendErrorKind::Denied(_) => None,
     }
 }
 
@@ -47,6 +50,15 @@ pub(crate) fn reply(error: SendError, retried: bool) -> Reply {
             "connection termination",
             "upstream_reset_before_response_started{connection_termination}",
         ),
+        SendErrorKind::BrokenBody { malformed: true } => {
+            let reply = Reply::malformed(400, "", "http1.codec_error");
+            return Reply { failure: Some(error.detail), ..reply };
+        }
+        SendErrorKind::BrokenBody { malformed: false } => {
+            // Nobody will read it.
+            let reply = Reply::flagged(400, "", "downstream_remote_disconnect", Reason::DC);
+            return Reply { failure: Some(error.detail), ..reply };
+        }
         SendErrorKind::Denied(failure) => {
             let reason = Flags::reason_of(failure.flags).unwrap_or(Reason::UF);
             let reply = Reply::flagged(503, "", "upstream_reset_before_response_started", reason);

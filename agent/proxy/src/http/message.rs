@@ -104,6 +104,13 @@ fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Box<Reply
             "http1.content_length_and_chunked_not_allowed",
         )));
     }
+    // The parser has taken `chunked` away, and would lose what else was done to the body.
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        || codings.next().is_some()
+    {
+        return Err(Box::new(Reply::malformed(501, "", "http1.transfer_encoding_not_allowed")));
+    }
     Ok(())
 }
 
@@ -167,6 +174,8 @@ mod tests {
         let both =
             get("/").header("host", "a").header("content-length", "1").header("transfer-encoding", "chunked");
         assert_eq!(refused(both), Some(400));
+        let coded = |coding| refused(get("/").header("host", "a").header("transfer-encoding", coding));
+        assert_eq!((coded("gzip, chunked"), coded("Chunked")), (Some(501), None));
         assert_eq!(refused(get("/").header("host", "a:80")), None);
         assert_eq!(refused(get("/").header("host", "[::1]:80")), None);
     }

@@ -112,6 +112,8 @@ fn improper_requests_are_refused_and_nothing_reaches_the_application() {
             (format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").into(), "400"),
             (format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n").into(), "400"),
             (format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n").into(), "400"),
+            (format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n").into(), "501"),
+            (format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").into(), "501"),
             (format!("GET /a#b HTTP/1.1\r\nHost: {HOST}\r\n\r\n").into(), "400"),
             (format!("GET /%00 HTTP/1.1\r\nHost: {HOST}\r\n\r\n").into(), "400"),
             (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "400"),
@@ -126,7 +128,7 @@ fn improper_requests_are_refused_and_nothing_reaches_the_application() {
             assert_eq!(answer.split(' ').nth(1), Some(status), "{sent:?}: {answer:?}");
         }
         for (reason, count) in
-            [("head_too_large", 2), ("malformed_request", 8), ("http_version", 1), ("connect_method", 1)]
+            [("head_too_large", 2), ("malformed_request", 10), ("http_version", 1), ("connect_method", 1)]
         {
             let line = format!("weft_refused_total{{reason=\"{reason}\",policy=\"\"}} {count}\n");
             let metrics = mesh.bed.metrics();

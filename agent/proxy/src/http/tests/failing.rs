@@ -12,11 +12,11 @@ fn status(status: u16) -> Response<Body> {
     response
 }
 
-fn retries(attempts: u32, on: &str) -> Retries {
+pub(super) fn retries(attempts: u32, on: &str) -> Retries {
     Retries {
         attempts,
         per_try_timeout: None,
-        on: vec![on.into()],
+        on: on.split(',').map(Into::into).collect(),
         ignore_previous_hosts: None,
         backoff: Some(Duration::from_millis(1)),
     }

@@ -1,7 +1,14 @@
 //! Clients that try to be read in two ways, and those that ask for more than their share.
 
-use weft_core::resource::PolicyAction;
+use std::time::Duration;
 
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use weft_core::resource::PolicyAction;
+use weft_core::resource::destination_rule::{DestinationRule, OutlierDetection, PolicyBlocks, TrafficPolicy};
+
+use super::super::body::BodyError;
+use super::failing::retries;
 use super::policy::{of_path, policy};
 use super::*;
 
@@ -65,5 +72,81 @@ fn crumbs_of_cookies_reach_an_http1_application_as_one_line() {
         assert_eq!(reply.status, 200);
         let seen = app.next();
         assert_eq!(seen.head.headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    });
+}
+
+/// A server that says two lengths: only the one that was read is passed on.
+#[test]
+fn an_answer_of_two_lengths_has_one_afterwards() {
+    run(async {
+        for node in ["a", "b"] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let (listener, addr) = bed.application().await;
+            let app = App { addr, seen: Rc::default(), connections: Rc::default() };
+            let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+            let server = async {
+                let mut stream = listener.accept().await.unwrap().0;
+                let mut head = vec![0; 4096];
+                assert!(stream.read(&mut head).await.unwrap() > 0);
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                stream
+            };
+            let (_stream, reply) = futures_util::future::join(server, mesh.get("/")).await;
+            assert_eq!((reply.body.as_str(), reply.header("content-length")), ("hello", None), "{node}");
+        }
+    });
+}
+
+fn ejecting_after_one_failure() -> Change {
+    let outlier_detection = OutlierDetection {
+        consecutive_5xx: 1,
+        consecutive_gateway: 0,
+        consecutive_local_origin: 1,
+        split_local_origin: false,
+        interval: Duration::from_secs(10),
+        base_ejection_time: Duration::from_secs(180),
+        max_ejection_percent: 100,
+        min_health_percent: 0,
+    };
+    let blocks = PolicyBlocks { outlier_detection: Some(outlier_detection), ..PolicyBlocks::default() };
+    Change::Upsert(Box::new(Resource::DestinationRule(DestinationRule {
+        meta: meta(name("eject")),
+        host: HOST.into(),
+        policy: Some(TrafficPolicy { blocks, ports: Vec::new() }),
+        subsets: Vec::new(),
+        export_to: Vec::new(),
+        workload_selector: None,
+    })))
+}
+
+/// What a client does to its own body is its own fault: no endpoint is left out for it, and nothing tried again.
+#[test]
+fn a_body_that_breaks_off_is_the_clients_fault() {
+    run(async {
+        for node in ["a", "b"] {
+            let mut bed = Bed::new(node);
+            bed.serve_tunnels();
+            let app = App::echo(&bed, false).await;
+            bed.change([ejecting_after_one_failure()]);
+            let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+            mesh.route(vec![HttpRule { retries: Some(retries(3, "5xx,reset")), ..to_shop() }]);
+            let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let answer = mesh.raw(format!("{head}5\r\nhello\r\nnonsense\r\n").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400"), "{node}: {answer}");
+            mesh.logged("400 DPE http1.codec_error").await;
+            // One that leaves in the middle, in both versions.
+            let mut gone = mesh.dial().await;
+            gone.write_all(format!("{head}5\r\nhello\r\n").as_bytes()).await.unwrap();
+            drop(gone);
+            mesh.logged("400 DC downstream_remote_disconnect").await;
+            let frames = [Ok(Frame::data(Bytes::from_static(b"hello"))), Err(BodyError::Ended("on purpose"))];
+            let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+            let request = Request::post(format!("http://{HOST}/")).body(body).unwrap();
+            assert!(mesh.http2().await.send_request(request).await.is_err());
+            assert_eq!(mesh.get("/").await.status, 200, "{node}: nobody is ejected");
+            assert!(!mesh.bed.log().contains(" UC "), "{node}: {}", mesh.bed.log());
+        }
     });
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use weft_core::decide::http::ClusterPolicy;
@@ -116,7 +117,7 @@ impl Exchange {
         match &mut self.carrier {
             Carrier::Single(connection) => {
                 let sent = connection.sender.try_send_request(request).await;
-                sent.map(|response| response.map(Body::from)).map_err(send_error)
+                sent.map(|response| framed_once(response).map(Body::from)).map_err(send_error)
             }
             Carrier::Shared(connection) => {
                 let sent = connection.sender.clone().try_send_request(request).await;
@@ -148,13 +149,24 @@ impl Exchange {
     }
 }
 
+/// Of two lengths Transfer-Encoding is the one that was read (RFC 9112 6.3); nobody else is to read the other.
+fn framed_once<B>(mut response: Response<B>) -> Response<B> {
+    let headers = response.headers_mut();
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    response
+}
+
 fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
     let request = error.take_message();
     let error = error.into_error();
-    let kind = match (&request, h2_error(&error)) {
-        (Some(_), _) => SendErrorKind::ResetBeforeRequest,
-        (None, Some(h2)) if is_refusal(h2) => SendErrorKind::RefusedStream,
-        (None, Some(_) | None) => SendErrorKind::Reset,
+    let kind = match (&request, h2_error(&error), broken_body(&error)) {
+        (Some(_), ..) => SendErrorKind::ResetBeforeRequest,
+        (None, _, Some(body)) => SendErrorKind::BrokenBody { malformed: body.is_malformed() },
+        (None, Some(h2), None) if is_refusal(h2) => SendErrorKind::RefusedStream,
+        (None, Some(h2), None) if is_ours(h2) => SendErrorKind::BrokenBody { malformed: false },
+        (None, Some(_) | None, None) => SendErrorKind::Reset,
     };
     let mut detail = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -163,6 +175,17 @@ fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Se
         source = cause.source();
     }
     SendError { kind, detail, endpoint: None, request }
+}
+
+/// Why the body that was to be sent did not come to its end, where that is what went wrong.
+fn broken_body(error: &hyper::Error) -> Option<&BodyError> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// The stream was reset from here. That happens when its body cannot be read to the end, and only then while
+/// somebody waits for the answer.
+fn is_ours(error: &h2::Error) -> bool {
+    error.is_reset() && !error.is_remote() && !error.is_library()
 }
 
 fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {

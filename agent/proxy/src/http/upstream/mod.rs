@@ -138,6 +138,11 @@ pub(crate) enum SendErrorKind {
     ResetBeforeRequest,
     /// The connection broke; nobody knows what the endpoint did with the request.
     Reset,
+    /// The client's body did not come to its end; `malformed` says that it was no body any more.
+    BrokenBody {
+        /// The client does not keep to the protocol, as opposed to having left.
+        malformed: bool,
+    },
     /// The endpoint's policies refuse the connection.
     Denied(Failure),
 }
@@ -156,14 +161,18 @@ impl SendError {
         Self { request: Some(request), ..self }
     }
 
-    /// Whether it counts for outlier detection: what we refuse ourselves is no fault of the endpoint.
+    /// Whether it counts for outlier detection: what we refuse ourselves, and what
+    /// the client does, is no fault of the endpoint.
     fn blames_endpoint(&self) -> bool {
         match self.kind {
             SendErrorKind::ConnectFailure
             | SendErrorKind::RefusedStream
             | SendErrorKind::ResetBeforeRequest
             | SendErrorKind::Reset => true,
-            SendErrorKind::NoHealthyUpstream | SendErrorKind::Overflow | SendErrorKind::Denied(_) => false,
+            SendErrorKind::NoHealthyUpstream
+            | SendErrorKind::Overflow
+            | SendErrorKind::BrokenBody { .. }
+            | SendErrorKind::Denied(_) => false,
         }
     }
 
