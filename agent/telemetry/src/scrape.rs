@@ -33,6 +33,18 @@ pub struct Family {
     pub labels: &'static [&'static str],
 }
 
+impl Family {
+    /// A family of counters.
+    pub const fn counter(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self { name, help, kind: Kind::Counter, labels }
+    }
+
+    /// A family of gauges.
+    pub const fn gauge(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self { name, help, kind: Kind::Gauge, labels }
+    }
+}
+
 /// What a sink wants to know.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Wanted {

@@ -116,10 +116,24 @@ const VALIDATED: &[Wanted] = &[
     custom("TrafficExtension", "trafficextensions", "extensions.istio.io", &["v1alpha1"], None),
 ];
 
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+
+/// Kinds of the Gateway API: the analyzers look at them, and nothing in them is executed.
+const OF_GATEWAY_API: &[Wanted] = &[
+    custom("GatewayClass", "gatewayclasses", GATEWAY_API, &["v1", "v1beta1"], None),
+    custom("Gateway", "gateways", GATEWAY_API, &["v1", "v1beta1"], None),
+    custom("HTTPRoute", "httproutes", GATEWAY_API, &["v1", "v1beta1"], None),
+    custom("GRPCRoute", "grpcroutes", GATEWAY_API, &["v1", "v1alpha2"], None),
+    custom("TLSRoute", "tlsroutes", GATEWAY_API, &["v1", "v1alpha3", "v1alpha2"], None),
+    custom("TCPRoute", "tcproutes", GATEWAY_API, &["v1alpha2"], None),
+    custom("ReferenceGrant", "referencegrants", GATEWAY_API, &["v1", "v1beta1"], None),
+    custom("BackendTLSPolicy", "backendtlspolicies", GATEWAY_API, &["v1", "v1alpha3"], None),
+];
+
 /// Kinds whose definitions may be installed or not.
 pub(super) fn custom_kinds(validated: bool) -> impl Iterator<Item = Wanted> + Clone {
-    let more = if validated { VALIDATED } else { &[] };
-    EXECUTED.iter().chain(more).copied()
+    let more: [&[Wanted]; 2] = if validated { [VALIDATED, OF_GATEWAY_API] } else { [&[], &[]] };
+    EXECUTED.iter().chain(more.into_iter().flatten()).copied()
 }
 
 /// A kind in the version in which the cluster serves it.
@@ -139,6 +153,8 @@ impl Target {
     pub(super) fn label(&self) -> String {
         match self.wanted.only {
             Some((namespace, name)) => format!("{} {namespace}/{name}", self.wanted.kind),
+            // Istio has a kind of the same name.
+            None if self.wanted.group == GATEWAY_API => format!("{}.{GATEWAY_API}", self.wanted.kind),
             None => self.wanted.kind.to_owned(),
         }
     }
@@ -200,6 +216,16 @@ mod tests {
                 assert!(decoded[0].problems.iter().all(|problem| problem.code != "WEFT0004"), "{decoded:?}");
             }
         }
+    }
+
+    #[test]
+    fn no_two_kinds_are_called_the_same() {
+        let all = BUILT_IN.iter().copied().chain(custom_kinds(true)).map(|wanted| Target::of(wanted).label());
+        let mut seen = std::collections::BTreeSet::new();
+        for label in all {
+            assert!(seen.insert(label.clone()), "{label}");
+        }
+        assert!(seen.contains("Gateway") && seen.contains("Gateway.gateway.networking.k8s.io"));
     }
 
     #[test]

@@ -10,13 +10,14 @@ use http::{Method, StatusCode};
 use serde::Serialize;
 use tokio::net::UnixListener;
 use weft_control::writer::Published;
-use weft_core::snapshot::Membership;
+use weft_core::snapshot::{Membership, Workload};
 use weft_identity::CertStore;
 use weft_telemetry::Metrics;
 
 use super::exposition::Exposition;
 use super::http::{Answer, Asked, Handler, text, words};
 use super::node::{NodeState, PodState, SharedDatapath, SharedProxy, lock};
+use super::plan;
 use crate::dump::Dump;
 use crate::explain::{Question, explain};
 use crate::logging::LogLevel;
@@ -71,16 +72,19 @@ impl Facts {
         let connections = lock(&self.proxy).as_ref().map(|proxy| proxy.connections()).unwrap_or_default();
         let open = |key| connections.iter().find(|(pod, _)| pod == key).map_or(0, |(_, open)| *open);
         let local = snapshot.local().iter().map(|local| &local.workload);
-        let in_mesh = local.filter(|workload| workload.membership != Membership::OutOfMesh);
-        in_mesh
+        let is_opted_out = |workload: &Workload| plan::is_opted_out(workload, &snapshot);
+        let shown =
+            local.filter(|workload| workload.membership != Membership::OutOfMesh || is_opted_out(workload));
+        shown
             .map(|workload| {
                 let pod = state.pods.get(&workload.key);
+                let outside = is_opted_out(workload).then_some(("excluded", plan::OPTED_OUT));
                 WorkloadStatus {
                     pod: workload.key.to_string(),
                     ip: workload.ips.iter().map(ToString::to_string).collect(),
                     principal: workload.identity.principal(),
-                    state: self.state_of(pod).into(),
-                    reason: self.reason_of(pod),
+                    state: outside.map_or_else(|| self.state_of(pod), |(state, _)| state).into(),
+                    reason: outside.map_or_else(|| self.reason_of(pod), |(_, why)| Some(why.to_owned())),
                     connections: open(&workload.key),
                 }
             })

@@ -13,6 +13,7 @@ mod node;
 mod older;
 mod options;
 mod outside;
+pub(crate) mod own_files;
 mod places;
 mod plan;
 mod pods_api;
@@ -135,10 +136,9 @@ impl Agent {
 
         let node = &self.options.node;
         let beginning = Beginning::serve(metrics_listener, readiness_listener, admin_listener, node, &config);
+        let mut outside = Outside::begin(&self.options).await?;
         if !beginning::configuration(&config, &mut signals).await? {
-            // Nobody is asked any more.
-            let _ = std::fs::remove_file(&admin_path);
-            return Ok(());
+            return self.end_before_the_beginning(outside, &config).await;
         }
 
         let access_log = AccessLog::stdout();
@@ -167,7 +167,7 @@ impl Agent {
             None => None,
         };
         let reconciler = running.as_ref().map(|running| running.events.clone());
-        let outside = Outside::start(&self.options, &facts, (places, changes), reconciler.clone()).await?;
+        outside.start(&self.options, &facts, (places, changes), reconciler.clone())?;
         tokio::spawn(follow(config, access_log.clone(), reconciler));
         tracing::info!(node = self.options.node, admin = %admin_path.display(), "the agent runs");
 
@@ -176,7 +176,8 @@ impl Agent {
             () = signals.next() => {}
             () = ended(running.as_mut()) => bail!("the reconciler panicked: ending, so that a new agent takes over"),
         }
-        if outside.is_removed().await {
+        let removed = outside.is_removed().await;
+        if removed {
             self.leave_for_good(running, outside, signals).await;
         } else {
             self.stop(running, &facts.proxy, signals).await;
@@ -185,6 +186,24 @@ impl Agent {
         access_log.flush(FLUSH);
         // Nobody is asked any more.
         let _ = std::fs::remove_file(&admin_path);
+        if removed {
+            own_files::remove(&self.options);
+        }
+        Ok(())
+    }
+
+    /// Nothing was begun; what an earlier agent left stays in force, unless this one is removed for good.
+    async fn end_before_the_beginning(&self, outside: Outside, config: &Published) -> anyhow::Result<()> {
+        let removed = outside.is_removed().await;
+        if removed {
+            tracing::info!("this node is leaving the mesh: what an earlier agent left is removed");
+            outside.undo_earlier(&self.options, config).await;
+        }
+        // Nobody is asked any more.
+        let _ = std::fs::remove_file(self.options.admin_socket());
+        if removed {
+            own_files::remove(&self.options);
+        }
         Ok(())
     }
 
@@ -285,7 +304,7 @@ impl Agent {
     async fn leave_for_good(&self, running: Option<Running>, mut outside: Outside, mut signals: Signals) {
         /// The kubelet kills after its grace period; without open connections all is done long before.
         const LIMIT: Duration = Duration::from_secs(15);
-        tracing::info!("the DaemonSet is being removed: all pods leave the mesh");
+        tracing::info!("the agent is being removed from this node: all pods leave the mesh");
         outside.remove_plugin();
         if let Some(running) = running {
             let until = Instant::now() + self.options.drain().min(LIMIT);

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
-use weft_kernel::CleanupReport;
+use weft_control::writer::Published;
+use weft_kernel::{CleanupReport, Datapath};
 
 use super::admin::{self, Facts};
 use super::cgroups::Kubelet;
 use super::cni::{self, Installation, Server};
+use super::handover::Keeper;
 use super::node::Event;
 use super::options::Options;
 use super::places::Places;
@@ -24,29 +26,43 @@ pub(super) struct Shared {
     pub(super) changed: watch::Sender<()>,
     /// The kubelet that is to be followed.
     pub(super) kubelet: Option<Kubelet>,
+    /// Who keeps listening sockets while the agent is started again.
+    pub(super) keeper: Keeper,
 }
 
 /// What was started, to be ended.
 #[derive(Default)]
 pub(super) struct Outside {
+    /// The API server, where it is the source.
+    client: Option<kube::Client>,
     plugin: Option<(Installation, oneshot::Sender<()>)>,
     annotations: Option<oneshot::Sender<pods_api::Farewell>>,
     daemonset: Option<OwnDaemonSet>,
 }
 
 impl Outside {
+    /// What is to be known before there is a configuration: whether the agent belongs to a DaemonSet.
+    pub(super) async fn begin(options: &Options) -> anyhow::Result<Self> {
+        let Some(client) = options.source.client() else { return Ok(Self::default()) };
+        let client = weft_control::kubernetes::client(&client).await?;
+        let daemonset = OwnDaemonSet::of_this_pod(client.clone(), &options.node);
+        if let Some(daemonset) = daemonset.clone() {
+            tokio::spawn(daemonset.notice());
+        }
+        Ok(Self { client: Some(client), daemonset, ..Self::default() })
+    }
+
     /// Starts what the options ask for. `reconciler` is `None` in break-glass.
-    pub(super) async fn start(
+    pub(super) fn start(
+        &mut self,
         options: &Options,
         facts: &Facts,
         shared: (Arc<Mutex<Places>>, watch::Receiver<()>),
         reconciler: Option<Sender<Event>>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<()> {
         let (places, changed) = shared;
-        let mut outside = Self::default();
-        if let Some(client) = options.source.client() {
-            let client = weft_control::kubernetes::client(&client).await?;
-            outside.tell_api_server(client, facts, changed.clone());
+        if let Some(client) = self.client.clone() {
+            self.tell_api_server(client, facts, changed.clone());
         }
         if let Some(socket) = options.cni.socket() {
             let listener = admin::bind(&socket).context("weft-cni could not ask")?;
@@ -61,29 +77,20 @@ impl Outside {
             tokio::spawn(cni::serve(listener, Arc::new(server)));
         }
         // Only now: a plugin that nobody answers would hold pods back.
-        outside.plugin = options.cni.installation().map(|installation| {
+        self.plugin = options.cni.installation().map(|installation| {
             let (stop, stopped) = oneshot::channel();
             tokio::spawn(cni::follow(installation.clone(), facts.config.clone(), stopped));
             (installation, stop)
         });
-        Ok(outside)
+        Ok(())
     }
 
     fn tell_api_server(&mut self, client: kube::Client, facts: &Facts, changed: watch::Receiver<()>) {
         let (farewell, asked) = oneshot::channel();
-        let api = PodsApi::new(
-            client.clone(),
-            facts.node.clone(),
-            facts.config.clone(),
-            facts.state.clone(),
-            changed,
-        );
+        let api =
+            PodsApi::new(client, facts.node.clone(), facts.config.clone(), facts.state.clone(), changed);
         tokio::spawn(api.follow(asked));
         self.annotations = Some(farewell);
-        self.daemonset = OwnDaemonSet::of_this_pod(client);
-        if let Some(daemonset) = self.daemonset.clone() {
-            tokio::spawn(daemonset.notice());
-        }
     }
 
     /// Whether the agent is being taken out of the cluster.
@@ -99,11 +106,25 @@ impl Outside {
         let Some((installation, stop)) = self.plugin.take() else { return };
         // It has ended already if nobody listens.
         let _ = stop.send(());
-        for failure in installation.uninstall() {
-            tracing::error!(
-                failure,
-                "weft-cni could not be removed completely; see `weft cleanup --cni-conf-dir`"
-            );
+        uninstall(&installation);
+    }
+
+    /// Removes what an earlier agent left, for one that is removed before it has begun.
+    pub(super) async fn undo_earlier(self, options: &Options, config: &Published) {
+        if let Some(installation) = options.cni.installation() {
+            uninstall(&installation);
+        }
+        let settings = options.datapath.resolve(&options.node, self.client.is_some());
+        let undone = settings.and_then(|settings| Ok(Datapath::cleanup(&settings.config, None)?));
+        match undone {
+            Ok(report) => tell(&report),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "what an earlier agent left could not be removed; see `weft cleanup`"
+            ),
+        }
+        if let Some(client) = self.client {
+            PodsApi::clear(client, options.node.as_str().into(), config.clone()).await;
         }
     }
 
@@ -115,6 +136,15 @@ impl Outside {
             // It limits itself; an end without a word is one as well.
             let _ = over.await;
         }
+    }
+}
+
+fn uninstall(installation: &Installation) {
+    for failure in installation.uninstall() {
+        tracing::error!(
+            failure,
+            "weft-cni could not be removed completely; see `weft cleanup --cni-conf-dir`"
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use weft_core::Snapshot;
 use weft_core::resource::NamespacedName;
-use weft_core::snapshot::{LocalWorkload, Membership};
+use weft_core::snapshot::{LocalWorkload, Membership, Workload};
 
 use super::places::Places;
 
@@ -45,6 +45,15 @@ pub(crate) enum Failure {
     NotYet(String),
     /// Something is wrong.
     Wrong(String),
+}
+
+/// Why a pod is outside of the mesh while its namespace is in it.
+pub(crate) const OPTED_OUT: &str = "its own label keeps it out of the mesh (weft.dev/mesh: disabled)";
+
+/// Whether a pod, and not its namespace, says that it is outside.
+pub(crate) fn is_opted_out(workload: &Workload, snapshot: &Snapshot) -> bool {
+    workload.membership == Membership::OutOfMesh
+        && snapshot.opted_namespaces().contains(&workload.key.namespace)
 }
 
 /// What the configuration wants of one pod.

@@ -9,6 +9,7 @@ use weft_kernel::{CleanupReport, Datapath};
 use super::{Ended, OutputOption};
 use crate::agent::cni::InstallOptions;
 use crate::agent::datapath_options::DatapathOptions;
+use crate::agent::own_files;
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -44,6 +45,9 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Ended> {
     let CleanupReport { links, maps, namespaces, mut failures } =
         Datapath::cleanup(&config, pod.as_ref()).context("nothing could be removed")?;
     failures.append(&mut kept);
+    if pod.is_none() {
+        own_files::remove_directories(options.datapath.proc(), &[]);
+    }
     let cleaned = Cleaned { links, maps, namespaces, failures };
     let bad = !cleaned.failures.is_empty();
     output::print(options.output.output, &cleaned, render)?;

@@ -2,32 +2,28 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use weft_telemetry::{Family, Kind, ScrapeSink};
+use weft_telemetry::{Family, ScrapeSink};
 
-const LEADER: Family = Family {
-    name: "weft_controller_leader",
-    help: "1 on the controller that holds the Lease and writes, else 0.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
-const WRITES: Family = Family {
-    name: "weft_controller_status_writes_total",
-    help: "Statuses of objects that were written, by result.",
-    kind: Kind::Counter,
-    labels: &["result"],
-};
-const OBJECTS: Family = Family {
-    name: "weft_controller_objects",
-    help: "Objects of the mesh that the leader has judged, by what became of them.",
-    kind: Kind::Gauge,
-    labels: &["standing"],
-};
-const REVIEWS: Family = Family {
-    name: "weft_controller_admission_reviews_total",
-    help: "Objects that the API server asked about before it stored them, by decision.",
-    kind: Kind::Counter,
-    labels: &["decision"],
-};
+const LEADER: Family = Family::gauge(
+    "weft_controller_leader",
+    "1 on the controller that holds the Lease and writes, else 0.",
+    &[],
+);
+const WRITES: Family = Family::counter(
+    "weft_controller_status_writes_total",
+    "Statuses of objects that were written, by result.",
+    &["result"],
+);
+const OBJECTS: Family = Family::gauge(
+    "weft_controller_objects",
+    "Objects of the mesh that the leader has judged, by what became of them.",
+    &["standing"],
+);
+const REVIEWS: Family = Family::counter(
+    "weft_controller_admission_reviews_total",
+    "Objects that the API server asked about before it stored them, by decision.",
+    &["decision"],
+);
 
 /// What came of writing a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

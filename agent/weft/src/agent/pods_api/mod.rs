@@ -4,6 +4,7 @@
 //! pace is limited: many nodes may have reason to write at the same moment.
 
 pub(super) mod removal;
+mod selection;
 mod wanted;
 
 use std::collections::BTreeMap;
@@ -46,10 +47,17 @@ pub(super) struct PodsApi {
     changed: watch::Receiver<()>,
     recorder: Recorder,
     /// What the API server has, as far as known.
-    written: BTreeMap<NamespacedName, Annotations>,
+    written: BTreeMap<NamespacedName, Written>,
     /// When an Event was last written, and about what.
     told: BTreeMap<NamespacedName, (Instant, String)>,
     pace: Pace,
+}
+
+/// What was written, on which pod of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Written {
+    uid: Option<String>,
+    annotations: Annotations,
 }
 
 impl PodsApi {
@@ -83,10 +91,22 @@ impl PodsApi {
         };
         // Without a word it is an ordinary end: what is pinned goes on to be true.
         let Ok(done) = done else { return };
-        if timeout(FAREWELL, self.remove_all()).await.is_err() {
-            tracing::warn!("not all annotations of pods could be removed in time");
-        }
+        in_time(self.remove_all()).await;
         let _ = done.send(());
+    }
+
+    /// Removes what earlier agents wrote, for one that ends before it has begun.
+    pub(super) async fn clear(client: Client, node: Arc<str>, config: Published) {
+        let (_, unchanged) = watch::channel(());
+        let mut api = Self::new(client, node, config, Arc::default(), unchanged);
+        in_time(async {
+            match api.read().await {
+                Ok(written) => api.written = written,
+                Err(error) => return tracing::warn!(%error, "the annotations of pods cannot be read"),
+            }
+            api.remove_all().await;
+        })
+        .await;
     }
 
     async fn write_for_ever(&mut self) {
@@ -118,30 +138,44 @@ impl PodsApi {
     }
 
     /// What earlier agents wrote.
-    async fn read(&self) -> Result<BTreeMap<NamespacedName, Annotations>, Error> {
+    async fn read(&self) -> Result<BTreeMap<NamespacedName, Written>, Error> {
         let of_node = ListParams::default().fields(&format!("spec.nodeName={}", self.node));
         let pods = Api::<Pod>::all(self.client.clone()).list_metadata(&of_node).await?;
         let written = pods.items.iter().filter_map(|pod| {
             let key = NamespacedName::new(pod.namespace()?, pod.name_any());
-            let annotations = Annotations::of(pod.annotations());
-            (!annotations.is_empty()).then_some((key, annotations))
+            let written = Written { uid: pod.uid(), annotations: Annotations::of(pod.annotations()) };
+            (!written.annotations.is_empty()).then_some((key, written))
         });
         Ok(written.collect())
     }
 
     async fn write(&mut self) -> Result<(), Error> {
         let wanted = Wanted::all(&self.config.snapshot(), &self.state.load());
-        // Pods that are gone need nothing, and have nothing any more.
-        self.written.retain(|key, _| wanted.contains_key(key));
         self.told.retain(|key, _| wanted.contains_key(key));
+        self.clear_ended(&wanted).await?;
         for (key, wanted) in wanted {
             let Some(annotations) = &wanted.annotations else { continue };
-            if self.written.get(&key).cloned().unwrap_or_default() != *annotations {
+            let written = Written { uid: wanted.uid.clone(), annotations: annotations.clone() };
+            let known = self.written.get(&key);
+            if known.map_or(!annotations.is_empty(), |known| *known != written) {
                 self.patch(&key, wanted.uid.as_deref(), annotations).await?;
-                self.written.insert(key.clone(), annotations.clone());
+                self.written.insert(key.clone(), written);
             }
             if let Some(event) = wanted.event {
                 self.tell(&key, wanted.uid.as_deref(), event).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pods that have ended, or are gone altogether, are in the mesh no more.
+    async fn clear_ended(&mut self, wanted: &BTreeMap<NamespacedName, Wanted>) -> Result<(), Error> {
+        let is_over = |key: &&NamespacedName| !wanted.contains_key(*key);
+        let over: Vec<_> = self.written.keys().filter(is_over).cloned().collect();
+        for key in over {
+            let Some(Written { uid, annotations }) = self.written.remove(&key) else { continue };
+            if !annotations.is_empty() {
+                self.patch(&key, uid.as_deref(), &Annotations::default()).await?;
             }
         }
         Ok(())
@@ -209,12 +243,18 @@ impl PodsApi {
     }
 
     async fn remove_all(&mut self) {
-        for key in std::mem::take(&mut self.written).into_keys() {
-            if let Err(error) = self.patch(&key, None, &Annotations::default()).await {
+        for (key, Written { uid, .. }) in std::mem::take(&mut self.written) {
+            if let Err(error) = self.patch(&key, uid.as_deref(), &Annotations::default()).await {
                 tracing::warn!(pod = %key, %error, "its annotations cannot be removed");
                 return;
             }
         }
+    }
+}
+
+async fn in_time(removal: impl Future<Output = ()>) {
+    if timeout(FAREWELL, removal).await.is_err() {
+        tracing::warn!("not all annotations of pods could be removed in time");
     }
 }
 

@@ -8,6 +8,7 @@ use weft_core::resource::NamespacedName;
 use weft_core::snapshot::{LocalWorkload, Membership};
 
 use crate::agent::node::{NodeState, PodState};
+use crate::agent::plan::{OPTED_OUT, is_opted_out};
 
 /// All annotations that the agent writes.
 pub(super) const KEYS: [&str; 3] = [names::STATE, names::STATE_REASON, names::ISTIO_REDIRECTION];
@@ -64,9 +65,19 @@ impl Wanted {
         let local = snapshot.local().iter();
         let all = local.map(|local| {
             let key = &local.workload.key;
-            (key.clone(), Self::of(local, state.pods.get(key)))
+            let wanted = if is_opted_out(&local.workload, snapshot) {
+                Self::opted_out(local)
+            } else {
+                Self::of(local, state.pods.get(key))
+            };
+            (key.clone(), wanted)
         });
         all.collect()
+    }
+
+    fn opted_out(local: &LocalWorkload) -> Self {
+        let annotations = Some(Annotations::because(names::STATE_EXCLUDED, OPTED_OUT));
+        Self { uid: local.uid.as_deref().map(str::to_owned), annotations, event: None }
     }
 
     fn of(local: &LocalWorkload, state: Option<&PodState>) -> Self {
@@ -126,6 +137,10 @@ apiVersion: v1
 kind: Pod
 metadata: {name: host, namespace: shop}
 spec: {hostNetwork: true}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: elsewhere}
 ";
 
     fn wanted(states: &[(&str, &'static str)]) -> BTreeMap<String, Wanted> {
@@ -170,6 +185,15 @@ spec: {hostNetwork: true}
     }
 
     #[test]
+    fn a_pod_that_keeps_out_of_its_namespaces_mesh_says_so() {
+        let wanted = wanted(&[]);
+        assert_eq!(state_of(&wanted["out"]), Some("excluded"));
+        let reason = wanted["out"].annotations.as_ref().unwrap().get(names::STATE_REASON).unwrap();
+        assert!(reason.contains("weft.dev/mesh: disabled"), "{reason}");
+        assert_eq!(wanted["out"].event, None);
+    }
+
+    #[test]
     fn break_glass_is_loud() {
         let wanted = wanted(&[("bypassed", "enrolled")]);
         assert_eq!(state_of(&wanted["bypassed"]), Some("excluded"));
@@ -178,8 +202,8 @@ spec: {hostNetwork: true}
 
     #[test]
     fn pods_outside_have_nothing_and_undecided_ones_what_they_have() {
-        let wanted = wanted(&[("web", "enrolling"), ("out", "excluded")]);
-        assert_eq!(wanted["out"].annotations, Some(Annotations::default()));
+        let wanted = wanted(&[("web", "enrolling"), ("far", "excluded")]);
+        assert_eq!(wanted["far"].annotations, Some(Annotations::default()));
         assert_eq!(wanted["web"].annotations, None);
         assert_eq!(wanted["bypassed"].annotations, None);
     }

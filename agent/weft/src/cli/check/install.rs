@@ -4,13 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::Api;
 use kube::api::ListParams;
 use x509_parser::pem::Pem;
 
 use super::super::cluster::{AGENT, CONTROLLER, Cluster, is_forbidden, reading};
 use super::report::{Check, Group};
+use super::webhook;
 
 /// Roots are replaced by hand, by people who want to be told in time.
 const ROOT_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -26,13 +27,16 @@ pub(super) async fn group(cluster: &Cluster, set: Option<&DaemonSet>) -> Group {
         return Group::new("Installation", vec![not_installed(cluster.system())]);
     };
     let mut checks = vec![daemon_set(set)];
+    let (bundle, roots) = root(cluster).await;
     // With another authority there may be no controller, and the root is that authority's own.
     if uses_own_ca(set) {
-        checks.push(controller(cluster).await);
+        let (deployment, check) = controller(cluster).await;
+        checks.push(check);
         checks.push(endpoints(cluster).await);
         checks.push(ca_secret(cluster).await);
+        checks.extend(webhook::check(cluster, deployment.as_ref(), bundle.as_deref()).await);
     }
-    checks.extend(root(cluster).await);
+    checks.extend(roots);
     Group::new("Installation", checks)
 }
 
@@ -100,18 +104,20 @@ fn daemon_set(set: &DaemonSet) -> Check {
     Check::ok(NAME, format!("All {wanted} agents are ready."))
 }
 
-async fn controller(cluster: &Cluster) -> Check {
+async fn controller(cluster: &Cluster) -> (Option<Deployment>, Check) {
     const NAME: &str = "controller";
     let system = cluster.system();
     let deployments: Api<Deployment> = Api::namespaced(cluster.client().clone(), system);
     match deployments.get_opt(CONTROLLER).await {
-        Ok(Some(deployment)) => deployment_ready(&deployment),
-        Ok(None) => Check::error(
-            NAME,
-            format!("There is no Deployment {CONTROLLER} in {system}: nobody signs certificates."),
-            "Run `weft install` again.",
-        ),
-        Err(error) => Check::skipped(NAME, format!("{:#}.", reading("the controller", &error))),
+        Ok(Some(deployment)) => {
+            let check = deployment_ready(&deployment);
+            (Some(deployment), check)
+        }
+        Ok(None) => {
+            let text = format!("There is no Deployment {CONTROLLER} in {system}: nobody signs certificates.");
+            (None, Check::error(NAME, text, "Run `weft install` again."))
+        }
+        Err(error) => (None, Check::skipped(NAME, format!("{:#}.", reading("the controller", &error)))),
     }
 }
 
@@ -138,28 +144,33 @@ fn deployment_ready(deployment: &Deployment) -> Check {
 /// Whether the name that agents dial leads anywhere.
 async fn endpoints(cluster: &Cluster) -> Check {
     const NAME: &str = "ca-service";
-    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client().clone(), cluster.system());
-    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={CONTROLLER}"));
-    let slices = match slices.list(&of_service).await {
-        Ok(slices) => slices,
-        Err(error) => {
-            return Check::skipped(NAME, format!("{:#}.", reading("the endpoints of the Service", &error)));
-        }
-    };
-    let endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
-    let is_ready = |endpoint: &&k8s_openapi::api::discovery::v1::Endpoint| {
-        endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
-    };
-    match endpoints.filter(is_ready).count() {
-        0 => Check::error(
+    match ready_endpoints(cluster, cluster.system(), CONTROLLER).await {
+        Err(error) => Check::skipped(NAME, format!("{:#}.", reading("the endpoints of the Service", &error))),
+        Ok(0) => Check::error(
             NAME,
             format!(
                 "The Service {CONTROLLER} has no ready endpoint: agents cannot reach the certificate authority."
             ),
             format!("Run `kubectl get endpointslices,pods --namespace {}`.", cluster.system()),
         ),
-        ready => Check::ok(NAME, format!("The certificate authority has {ready} ready endpoints.")),
+        Ok(ready) => Check::ok(NAME, format!("The certificate authority has {ready} ready endpoints.")),
     }
+}
+
+/// So many pods answer behind a Service.
+pub(super) async fn ready_endpoints(
+    cluster: &Cluster,
+    namespace: &str,
+    service: &str,
+) -> Result<usize, kube::Error> {
+    let slices: Api<EndpointSlice> = Api::namespaced(cluster.client().clone(), namespace);
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+    let slices = slices.list(&of_service).await?;
+    let endpoints = slices.items.iter().flat_map(|slice| &slice.endpoints);
+    let is_ready = |endpoint: &&Endpoint| {
+        endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+    };
+    Ok(endpoints.filter(is_ready).count())
 }
 
 /// Only that it is there: what is in it is nobody's business.
@@ -181,24 +192,34 @@ async fn ca_secret(cluster: &Cluster) -> Check {
     }
 }
 
-async fn root(cluster: &Cluster) -> Vec<Check> {
+/// The roots that agents trust, and what there is to say of them.
+async fn root(cluster: &Cluster) -> (Option<String>, Vec<Check>) {
     const NAME: &str = "root-certificate";
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client().clone(), cluster.system());
-    match maps.get_opt(ROOT_CONFIG_MAP).await {
-        Ok(Some(map)) => match map.data.unwrap_or_default().get(ROOT_KEY) {
-            Some(pem) => roots(pem, SystemTime::now()),
-            None => vec![Check::error(
-                NAME,
-                format!("The ConfigMap {ROOT_CONFIG_MAP} has no key {ROOT_KEY}: agents trust nobody."),
-                "Restart the controller: it writes the key.",
-            )],
-        },
-        Ok(None) => vec![Check::error(
-            NAME,
-            format!("There is no ConfigMap {ROOT_CONFIG_MAP} in {}: agents trust nobody.", cluster.system()),
-            format!("Run `kubectl logs --namespace {} deployment/{CONTROLLER}`.", cluster.system()),
-        )],
-        Err(error) => vec![Check::skipped(NAME, format!("{:#}.", reading("the root certificate", &error)))],
+    let map = match maps.get_opt(ROOT_CONFIG_MAP).await {
+        Ok(Some(map)) => map,
+        Ok(None) => {
+            let text = format!(
+                "There is no ConfigMap {ROOT_CONFIG_MAP} in {}: agents trust nobody.",
+                cluster.system()
+            );
+            let fix = format!("Run `kubectl logs --namespace {} deployment/{CONTROLLER}`.", cluster.system());
+            return (None, vec![Check::error(NAME, text, fix)]);
+        }
+        Err(error) => {
+            let text = format!("{:#}.", reading("the root certificate", &error));
+            return (None, vec![Check::skipped(NAME, text)]);
+        }
+    };
+    match map.data.unwrap_or_default().remove(ROOT_KEY) {
+        Some(pem) => {
+            let checks = roots(&pem, SystemTime::now());
+            (Some(pem), checks)
+        }
+        None => {
+            let text = format!("The ConfigMap {ROOT_CONFIG_MAP} has no key {ROOT_KEY}: agents trust nobody.");
+            (None, vec![Check::error(NAME, text, "Restart the controller: it writes the key.")])
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod api;
 mod install;
 mod node;
 mod report;
+mod webhook;
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;

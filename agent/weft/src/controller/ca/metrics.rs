@@ -3,46 +3,39 @@
 use std::time::SystemTime;
 
 use weft_identity::csr_api::Outcome;
-use weft_telemetry::{Family, Kind, ScrapeSink};
+use weft_telemetry::{Family, ScrapeSink};
 
 use super::Readings;
 
-const REQUESTS: Family = Family {
-    name: "weft_ca_requests_total",
-    help: "Requests for certificates, by how they ended.",
-    kind: Kind::Counter,
-    labels: &["result"],
-};
-const REVIEWS: Family = Family {
-    name: "weft_ca_token_reviews_total",
-    help: "Tokens that were looked at, by who knew them: the API server or our memory of it.",
-    kind: Kind::Counter,
-    labels: &["source"],
-};
-const HANDSHAKES: Family = Family {
-    name: "weft_ca_handshake_failures_total",
-    help: "Connections to the CA that ended before TLS stood; an agent that does not know our root looks like this.",
-    kind: Kind::Counter,
-    labels: &[],
-};
-const EXPIRY: Family = Family {
-    name: "weft_ca_expiry_seconds",
-    help: "Seconds until the first certificate between a leaf and its root expires.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
-const ROOTS: Family = Family {
-    name: "weft_ca_roots",
-    help: "Roots that are handed out; more than one during a rotation.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
-const SECRET: Family = Family {
-    name: "weft_ca_secret_failed",
-    help: "1 while the CA's Secret is missing or damaged and an earlier CA serves on.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
+const REQUESTS: Family =
+    Family::counter("weft_ca_requests_total", "Requests for certificates, by how they ended.", &["result"]);
+const REVIEWS: Family = Family::counter(
+    "weft_ca_token_reviews_total",
+    "Tokens that were looked at, by who knew them: the API server or our memory of it.",
+    &["source"],
+);
+const HANDSHAKES: Family = Family::counter(
+    "weft_ca_handshake_failures_total",
+    "Connections to the CA that ended before TLS stood; an agent that does not know our root looks like this.",
+    &[],
+);
+const EXPIRY: Family = Family::gauge(
+    "weft_ca_expiry_seconds",
+    "Seconds until the first certificate between a leaf and its root expires.",
+    &[],
+);
+const ROOTS: Family =
+    Family::gauge("weft_ca_roots", "Roots that are handed out; more than one during a rotation.", &[]);
+const SECRET: Family = Family::gauge(
+    "weft_ca_secret_failed",
+    "1 while the CA's Secret is missing or damaged and an earlier CA serves on.",
+    &[],
+);
+const RESTORED: Family = Family::counter(
+    "weft_ca_secret_restored_total",
+    "Times that this controller put the CA's Secret back after it was deleted.",
+    &[],
+);
 
 impl Readings {
     /// Adds all samples.
@@ -59,5 +52,6 @@ impl Readings {
         sink.set(&EXPIRY, &[], left.as_secs_f64());
         sink.set(&ROOTS, &[], ca.root_pem().matches("BEGIN CERTIFICATE").count() as f64);
         sink.set(&SECRET, &[], f64::from(u8::from(self.state.failed())));
+        sink.set(&RESTORED, &[], self.state.restored() as f64);
     }
 }

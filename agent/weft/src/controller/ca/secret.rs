@@ -1,24 +1,26 @@
-//! The Secret with the CA's key: read, created once, followed, never overwritten.
+//! The Secret with the CA's key: read, created once, followed, never overwritten, put back when it is deleted.
 //!
 //! Istio's names (`ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem`) and those of a Secret of type
 //! `kubernetes.io/tls` (`tls.crt`, `tls.key`, `ca.crt`), which is what cert-manager makes of a Certificate with `isCA`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt, TryStreamExt};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ObjectReference, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, PostParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, Error};
+use kube::{Client, Error, Resource};
+use tokio::time::{Instant, sleep_until};
 use weft_identity::{Ca, CaMaterial, LiveCa};
 
-use crate::controller::MANAGER;
+use crate::controller::{MANAGER, lease};
 use crate::output;
 
 const CERT: &str = "ca-cert.pem";
@@ -31,17 +33,27 @@ const TLS_CA: &str = "ca.crt";
 
 /// Pause before the API server is asked again at the start.
 const RETRY: Duration = Duration::from_secs(2);
+/// Pause before a deleted Secret is put back again.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Whoever replaces the Secret by deleting it first has so long to make the new one.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Whether the Secret, as it is at the moment, is the CA that serves.
 #[derive(Debug, Default)]
 pub(in crate::controller) struct State {
     failed: AtomicBool,
+    restored: AtomicU64,
 }
 
 impl State {
     /// The Secret is missing or damaged, and an earlier CA serves on.
     pub(in crate::controller) fn failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// How often this process has put the Secret back.
+    pub(in crate::controller) fn restored(&self) -> u64 {
+        self.restored.load(Ordering::Relaxed)
     }
 
     fn set_failed(&self, failed: bool) {
@@ -52,26 +64,37 @@ impl State {
 /// The one Secret.
 pub(in crate::controller) struct Secrets {
     api: Api<Secret>,
+    recorder: Recorder,
     /// For messages.
     place: String,
+    namespace: String,
     name: String,
     trust_domain: String,
     max_lifetime: Duration,
     state: Arc<State>,
-    /// What serves.
-    taken: Option<CaMaterial>,
+    /// What serves, and the Secret that it is from.
+    taken: Option<(CaMaterial, Secret)>,
+    /// The list that is being read has it.
+    listed: bool,
+    /// It was deleted, and is put back then.
+    restore_at: Option<Instant>,
 }
 
 impl Secrets {
     pub(super) fn new(client: &Client, (namespace, name): (&str, &str), trust_domain: &str) -> Self {
+        let reporter = Reporter { controller: MANAGER.to_owned(), instance: Some(lease::identity()) };
         Self {
             api: Api::namespaced(client.clone(), namespace),
+            recorder: Recorder::new(client.clone(), reporter),
             place: format!("{namespace}/{name}"),
+            namespace: namespace.to_owned(),
             name: name.to_owned(),
             trust_domain: trust_domain.to_owned(),
             max_lifetime: Duration::from_hours(24),
             state: Arc::default(),
             taken: None,
+            listed: false,
+            restore_at: None,
         }
     }
 
@@ -91,7 +114,7 @@ impl Secrets {
             match self.read_or_create().await {
                 Ok(secret) => {
                     let (material, ca) = self.ca(&secret)?;
-                    self.taken = Some(material);
+                    self.taken = Some((material, secret));
                     return Ok(ca);
                 }
                 Err(error) if is_passing(&error) => {
@@ -141,14 +164,19 @@ impl Secrets {
             ])),
             ..Secret::default()
         };
+        self.store(&secret).await
+    }
+
+    async fn store(&self, secret: &Secret) -> Result<Secret, Error> {
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        self.api.create(&params, &secret).await
+        self.api.create(&params, secret).await
     }
 
     fn ca(&self, secret: &Secret) -> anyhow::Result<(CaMaterial, Ca)> {
         let unusable = || {
             format!(
-                "the CA's Secret {} is not usable; it is never replaced: repair it, or delete it to begin with a new root",
+                "the CA's Secret {} is not usable; it is never replaced: repair it, or delete it while no controller runs \
+                 to begin with a new root",
                 self.place
             )
         };
@@ -157,39 +185,104 @@ impl Secrets {
         Ok((material, ca.with_max_lifetime(self.max_lifetime)))
     }
 
-    /// Exchanges the CA whenever the Secret has another one, for ever.
+    /// Exchanges the CA whenever the Secret has another one, and puts back one that is deleted, for ever.
     pub(super) async fn follow(mut self, live: Arc<LiveCa>) {
         let only = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
         let mut events = watcher(self.api.clone(), only).default_backoff().boxed();
         loop {
-            match events.try_next().await {
-                Ok(Some(watcher::Event::Apply(secret) | watcher::Event::InitApply(secret))) => {
-                    self.take(&secret, &live);
+            let restore_at = self.restore_at;
+            let due = async {
+                match restore_at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
                 }
-                Ok(Some(watcher::Event::Delete(_))) => self.tell_deleted(),
-                Ok(Some(watcher::Event::Init | watcher::Event::InitDone)) => {}
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(secret = self.place, error = %output::chain(&error), "the CA's Secret is not being followed");
-                }
+            };
+            tokio::select! {
+                event = events.try_next() => match event {
+                    Ok(Some(event)) => self.notice(&event, &live),
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::debug!(secret = self.place, error = %output::chain(&error), "the CA's Secret is not being followed");
+                    }
+                },
+                () = due => self.restore().await,
             }
+        }
+    }
+
+    fn notice(&mut self, event: &watcher::Event<Secret>, live: &LiveCa) {
+        match event {
+            watcher::Event::Apply(secret) | watcher::Event::InitApply(secret) => {
+                (self.listed, self.restore_at) = (true, None);
+                self.take(secret, live);
+            }
+            watcher::Event::Init => self.listed = false,
+            watcher::Event::InitDone if self.listed => {}
+            watcher::Event::InitDone | watcher::Event::Delete(_) => self.missed(),
         }
     }
 
     fn take(&mut self, secret: &Secret, live: &LiveCa) {
         match self.ca(secret) {
             Ok((material, ca)) => {
-                if self.taken.as_ref() != Some(&material) {
+                if self.taken.as_ref().map(|(taken, _)| taken) != Some(&material) {
                     tracing::info!(
                         secret = self.place,
                         "the CA's Secret has changed: what it holds now signs and is trusted"
                     );
                     live.replace(ca);
-                    self.taken = Some(material);
                 }
+                self.taken = Some((material, secret.clone()));
                 self.state.set_failed(false);
             }
             Err(error) => self.tell_damaged(&format!("{error:#}")),
+        }
+    }
+
+    /// It is not there any more.
+    fn missed(&mut self) {
+        tracing::error!(
+            secret = self.place,
+            "the CA's Secret was deleted: its key is now in the running controllers only, which put it back"
+        );
+        self.state.set_failed(true);
+        self.restore_at = Some(Instant::now() + GRACE);
+    }
+
+    /// Makes it again as it was: another key would be one that no agent trusts. Of several controllers one succeeds.
+    async fn restore(&mut self) {
+        self.restore_at = None;
+        let Some((_, taken)) = &self.taken else { return };
+        match self.store(&copy_of(taken)).await {
+            Ok(secret) => {
+                self.state.restored.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(secret = self.place, "the CA's Secret is back, with the same key and root");
+                self.tell_restored(&secret).await;
+            }
+            // Somebody else was quicker, and the watch brings what he made.
+            Err(Error::Api(status)) if status.is_already_exists() => {}
+            Err(error) => {
+                tracing::error!(secret = self.place, error = %output::chain(&error), "the CA's Secret cannot be put back yet");
+                self.restore_at = Some(Instant::now() + PAUSE);
+            }
+        }
+    }
+
+    async fn tell_restored(&self, secret: &Secret) {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "Restored".to_owned(),
+            note: Some(
+                "The Secret was deleted; a running controller has put it back with the same key and root. \
+                        To begin with a new root, see \"Rotate the root\" in the README."
+                    .to_owned(),
+            ),
+            action: "Restore".to_owned(),
+            secondary: None,
+        };
+        let reference = ObjectReference { namespace: Some(self.namespace.clone()), ..secret.object_ref(&()) };
+        if let Err(error) = self.recorder.publish(&event, &reference).await {
+            tracing::debug!(error = %output::chain(&error), "an event about the CA's Secret could not be written");
         }
     }
 
@@ -201,13 +294,17 @@ impl Secrets {
         );
         self.state.set_failed(true);
     }
+}
 
-    fn tell_deleted(&self) {
-        tracing::error!(
-            secret = self.place,
-            "the CA's Secret was deleted: its key is now in this process only, and a restart will make a new root"
-        );
-        self.state.set_failed(true);
+/// What a Secret is made of, without what the API server adds.
+fn copy_of(secret: &Secret) -> Secret {
+    let ObjectMeta { name, labels, annotations, .. } = secret.metadata.clone();
+    Secret {
+        metadata: ObjectMeta { name, labels, annotations, ..ObjectMeta::default() },
+        data: secret.data.clone(),
+        type_: secret.type_.clone(),
+        immutable: secret.immutable,
+        string_data: None,
     }
 }
 

@@ -157,6 +157,8 @@ pub(super) struct Part {
     conditions: Vec<Value>,
     /// `None`: not ours to write.
     messages: Option<Vec<Value>>,
+    /// Nothing of Istio's part that we wrote is there, where it is not to be.
+    cleared: bool,
 }
 
 impl Part {
@@ -180,11 +182,12 @@ impl Part {
         if istio {
             conditions.push(condition(ISTIO_CONDITION));
         }
-        Some(Self { conditions, messages: istio.then(|| verdict.messages()) })
+        Some(Self { conditions, messages: istio.then(|| verdict.messages()), cleared: mode == Mode::Own })
     }
 
     /// What the status says now, of the things that this part says.
-    pub(super) fn standing(&self, status: &Value) -> Self {
+    pub(super) fn standing(&self, current: &Current) -> Self {
+        let status = &current.status;
         let kinds: Vec<&Value> = self.conditions.iter().map(kind).collect();
         let conditions = kinds.iter().filter_map(|of| {
             let mut found = conditions(status).iter().find(|condition| kind(condition) == *of)?.clone();
@@ -193,15 +196,23 @@ impl Part {
             Some(found)
         });
         let messages = || status.get(MESSAGES).and_then(Value::as_array).cloned().unwrap_or_default();
-        Self { conditions: conditions.collect(), messages: self.messages.as_ref().map(|_| messages()) }
+        Self {
+            conditions: conditions.collect(),
+            messages: self.messages.as_ref().map(|_| messages()),
+            cleared: self.cleared && !has_former(current),
+        }
     }
 
     /// A JSON merge patch that brings the status there. `version` keeps it from meeting another object than the
     /// one that was looked at.
-    pub(super) fn patch(&self, status: &Value, version: &str, now: Timestamp) -> Value {
-        let before = conditions(status);
-        let ours = |condition: &&Value| self.conditions.iter().any(|own| kind(own) == kind(condition));
-        let mut all: Vec<Value> = before.iter().filter(|condition| !ours(condition)).cloned().collect();
+    pub(super) fn patch(&self, current: &Current, version: &str, now: Timestamp) -> Value {
+        let before = conditions(&current.status);
+        let clears = self.cleared && has_former(current);
+        let replaced = |condition: &&Value| {
+            (clears && kind(condition) == ISTIO_CONDITION)
+                || self.conditions.iter().any(|own| kind(own) == kind(condition))
+        };
+        let mut all: Vec<Value> = before.iter().filter(|condition| !replaced(condition)).cloned().collect();
         all.extend(self.conditions.iter().map(|condition| with_moment(condition, before, now)));
         let mut patched = Map::new();
         patched.insert("conditions".to_owned(), Value::Array(all));
@@ -209,12 +220,20 @@ impl Part {
             let value = if messages.is_empty() { Value::Null } else { Value::Array(messages.clone()) };
             patched.insert(MESSAGES.to_owned(), value);
         }
+        if clears {
+            patched.insert(MESSAGES.to_owned(), Value::Null);
+        }
         json!({"metadata": {"resourceVersion": version}, "status": patched})
     }
 }
 
 fn conditions(status: &Value) -> &[Value] {
     status.get("conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Whether Istio's part of the status is there and from us: under another setting we wrote it.
+fn has_former(current: &Current) -> bool {
+    !current.foreign && conditions(&current.status).iter().any(|condition| kind(condition) == ISTIO_CONDITION)
 }
 
 fn kind(condition: &Value) -> &Value {

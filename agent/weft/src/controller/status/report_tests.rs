@@ -51,7 +51,7 @@ fn current(generation: i64, status: Value) -> Current {
 fn a_broken_object_gets_condition_and_message() {
     let object = current(3, Value::Null);
     let part = Part::wanted(&invalid(), &object, Mode::Istio).unwrap();
-    let patch = part.patch(&object.status, "77", now());
+    let patch = part.patch(&object, "77", now());
     let text = "The object is not in force:\n[IST0106] spec.http[0].timeout: It is no time. Correct it.";
     let condition = |kind: &str| {
         json!({"type": kind, "status": "False", "reason": "Invalid", "message": text,
@@ -77,10 +77,11 @@ fn a_status_that_says_it_already_equals_what_is_wanted() {
     for verdict in [invalid(), fine()] {
         for mode in [Mode::Own, Mode::Istio] {
             let part = Part::wanted(&verdict, &object, mode).unwrap();
-            assert_ne!(part.standing(&object.status), part);
-            let written = apply(&object.status, &part.patch(&object.status, "1", now()));
+            assert_ne!(part.standing(&object), part);
+            let written = apply(&object.status, &part.patch(&object, "1", now()));
+            let written = current(1, written);
             assert_eq!(part.standing(&written), part, "{mode:?}");
-            let newer = Part::wanted(&verdict, &current(2, written.clone()), mode).unwrap();
+            let newer = Part::wanted(&verdict, &current(2, written.status.clone()), mode).unwrap();
             assert_ne!(newer.standing(&written), newer, "a new generation is observed");
         }
     }
@@ -90,13 +91,13 @@ fn a_status_that_says_it_already_equals_what_is_wanted() {
 fn a_corrected_object_loses_its_messages_and_the_moment_changes_with_the_status_only() {
     let broken = current(1, Value::Null);
     let part = Part::wanted(&invalid(), &broken, Mode::Istio).unwrap();
-    let first = apply(&Value::Null, &part.patch(&Value::Null, "1", now()));
+    let first = apply(&Value::Null, &part.patch(&Current::default(), "1", now()));
     let still = Part::wanted(&invalid(), &current(2, first.clone()), Mode::Istio).unwrap();
     let later: Timestamp = "2026-02-02T00:00:00Z".parse().unwrap();
-    let second = apply(&first, &still.patch(&first, "2", later));
+    let second = apply(&first, &still.patch(&current(1, first.clone()), "2", later));
     assert_eq!(second["conditions"][0]["lastTransitionTime"], NOW);
     let corrected = Part::wanted(&fine(), &current(3, second.clone()), Mode::Istio).unwrap();
-    let third = apply(&second, &corrected.patch(&second, "3", later));
+    let third = apply(&second, &corrected.patch(&current(2, second.clone()), "3", later));
     assert_eq!(third["conditions"][0]["lastTransitionTime"], "2026-02-02T00:00:00Z");
     assert_eq!(third["conditions"][0]["status"], "True");
     assert!(third.get(MESSAGES).is_none());
@@ -111,13 +112,38 @@ fn what_others_write_stays() {
     });
     let foreign = Current { generation: 1, status: status.clone(), foreign: true };
     let part = Part::wanted(&invalid(), &foreign, Mode::Istio).unwrap();
-    let written = apply(&status, &part.patch(&status, "1", now()));
+    let written = apply(&status, &part.patch(&foreign, "1", now()));
     assert_eq!(written["conditions"][0], status["conditions"][0]);
     assert_eq!(written["conditions"][1], status["conditions"][1]);
     assert_eq!(written["conditions"][2]["type"], CONDITION);
     assert_eq!(written[MESSAGES], status[MESSAGES]);
     assert_eq!(written["addresses"], status["addresses"]);
     assert_eq!(Part::wanted(&invalid(), &foreign, Mode::Off), None);
+}
+
+#[test]
+fn a_change_of_style_removes_what_we_wrote_in_the_other_one() {
+    let object = current(1, Value::Null);
+    let istio = Part::wanted(&invalid(), &object, Mode::Istio).unwrap();
+    let both = apply(&Value::Null, &istio.patch(&object, "1", now()));
+    assert!(both["conditions"].as_array().unwrap().len() == 2 && both[MESSAGES].is_array());
+
+    let object = current(1, both);
+    let own = Part::wanted(&invalid(), &object, Mode::Own).unwrap();
+    assert_ne!(own.standing(&object), own, "the former style is still there");
+    let written = apply(&object.status, &own.patch(&object, "2", now()));
+    let kinds: Vec<_> = written["conditions"].as_array().unwrap().iter().map(|one| &one["type"]).collect();
+    assert_eq!(kinds, [CONDITION]);
+    assert!(written.get(MESSAGES).is_none());
+    assert_eq!(own.standing(&current(1, written)), own);
+
+    // What looks the same and is another controller's stays.
+    let theirs = Current { foreign: true, ..object };
+    let own = Part::wanted(&invalid(), &theirs, Mode::Own).unwrap();
+    assert_eq!(own.standing(&theirs), own);
+    let written = apply(&theirs.status, &own.patch(&theirs, "2", now()));
+    assert_eq!(written["conditions"].as_array().unwrap().len(), 2);
+    assert!(written[MESSAGES].is_array());
 }
 
 #[test]
@@ -183,9 +209,9 @@ fn the_status_of_another_controller_stays_his_when_we_have_written_beside_it() {
     assert!(is_foreign(&Value::Null, &theirs, "weft-controller"));
     let object = Current { generation: 1, status: theirs.clone(), foreign: true };
     let beside = Part::wanted(&fine(), &object, Mode::Istio).unwrap();
-    let written = apply(&theirs, &beside.patch(&theirs, "1", now()));
+    let written = apply(&theirs, &beside.patch(&object, "1", now()));
     assert!(is_foreign(&Value::Null, &written, "weft-controller"));
     let ours = Part::wanted(&fine(), &current(1, Value::Null), Mode::Istio).unwrap();
-    let written = apply(&Value::Null, &ours.patch(&Value::Null, "1", now()));
+    let written = apply(&Value::Null, &ours.patch(&Current::default(), "1", now()));
     assert!(!is_foreign(&Value::Null, &written, "weft-controller"));
 }

@@ -14,7 +14,7 @@ use weft_control::writer::Published;
 
 use super::findings::{Context, Judged, Key, judge};
 use super::objects::{self, Store, Tracked, View};
-use super::report::{Mode, Part, Standing, Verdict, says_rejected};
+use super::report::{Current, Mode, Part, Standing, Verdict, says_rejected};
 use super::surroundings;
 use crate::controller::MANAGER;
 use crate::controller::counters::{Counters, Write};
@@ -243,7 +243,7 @@ impl<'w> Term<'w> {
     /// What the status does not say yet.
     fn missing(&self, key: &Key, tracked: &Tracked, verdict: &Verdict) -> Option<Part> {
         let part = Part::wanted(verdict, &tracked.current, self.options.mode)?;
-        let standing = part.standing(tracked.status());
+        let standing = part.standing(&tracked.current);
         let known = self.written.get(key).and_then(|written| written.part.as_ref());
         let as_written = known.is_some_and(|(wanted, stood)| *wanted == part && *stood == standing);
         (standing != part && !as_written).then_some(part)
@@ -261,14 +261,15 @@ impl<'w> Term<'w> {
         }
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.options.client.clone(), &key.namespace, &served.resource);
-        let patch = part.patch(tracked.status(), &tracked.version, Timestamp::now());
+        let patch = part.patch(&tracked.current, &tracked.version, Timestamp::now());
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let patch = Patch::Merge(&patch);
         let request = api.patch_status(&key.name, &params, &patch);
         match tokio::time::timeout(self.options.leadership.terms().request(), request).await {
             Ok(Ok(object)) => {
                 self.options.counters.wrote(Write::Done);
-                self.note(key, part, &object);
+                let status = object.data.get("status").cloned().unwrap_or_default();
+                self.note(key, part, part.standing(&Current { status, ..tracked.current.clone() }));
                 self.store.answered(key.kind, object);
                 None
             }
@@ -280,8 +281,7 @@ impl<'w> Term<'w> {
         }
     }
 
-    fn note(&mut self, key: &Key, part: &Part, object: &DynamicObject) {
-        let stood = part.standing(object.data.get("status").unwrap_or(&serde_json::Value::Null));
+    fn note(&mut self, key: &Key, part: &Part, stood: Part) {
         let written = self.written.entry(key.clone()).or_default();
         let same = written.part.as_ref().is_some_and(|(before, _)| before == part);
         written.again = if same { written.again.saturating_add(1) } else { 0 };
