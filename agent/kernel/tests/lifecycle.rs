@@ -4,7 +4,7 @@
 mod lab;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,9 @@ use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use lab::{Lab, accept, counter, eventually, is_idle, pins};
 use weft_core::kernel_view::{DirectPair, KernelView};
 use weft_core::resource::NamespacedName;
-use weft_kernel::{CleanupReport, Datapath, EnrolError, KernelError, PodToEnrol};
+use weft_kernel::{
+    CleanupReport, Datapath, DatapathConfig, EnrolError, Inheritance, KernelError, Listeners, PodToEnrol,
+};
 
 /// A process that ends with the test.
 struct Sleeper(Child);
@@ -472,6 +474,94 @@ fn cleanup_leaves_nothing() {
     );
     assert_eq!(Datapath::cleanup(&lab.config, None).unwrap(), CleanupReport::default());
     assert!(is_idle(&there));
+}
+
+/// The listeners of pods as another agent would get them.
+fn shared(pods: &[(&NamespacedName, &weft_kernel::Enrolled)]) -> Vec<(NamespacedName, Listeners)> {
+    let clones = |sockets: &[TcpListener]| sockets.iter().map(|socket| socket.try_clone().unwrap()).collect();
+    let shared = |(key, pod): &(&NamespacedName, &weft_kernel::Enrolled)| {
+        ((*key).clone(), Listeners { inbound: clones(&pod.inbound), outbound: clones(&pod.outbound) })
+    };
+    pods.iter().map(shared).collect()
+}
+
+#[test]
+fn an_agent_goes_on_with_the_sockets_of_another_one() {
+    let lab = Lab::new();
+    let before = [lab.a.state(), lab.b.state()];
+    let (mut first, a, b) = lab.enrolled(&lab.direct_view(&[81]));
+    let at = |pod: &weft_kernel::Enrolled| pod.inbound[0].local_addr().unwrap();
+    let listening = at(&b);
+    // In the queue of the first agent, who does not accept it.
+    let waiting = lab.c.connect(lab.b.at(80)).unwrap();
+    let direct = lab.b.listen("0.0.0.0:81".parse().unwrap());
+    let _direct = lab.a.connect(lab.b.at(81)).unwrap();
+    accept(&direct);
+
+    let listeners = shared(&[(&lab.a.key, &a), (&lab.b.key, &b)]);
+    let inheritance = Inheritance { lock: Some(first.share_lock().unwrap()), listeners };
+    let config = DatapathConfig { agent_cgroup: lab.config.cgroup.join("other"), ..lab.config.clone() };
+    let mut second = Datapath::inherit(config, inheritance).unwrap();
+    lab.be_pod();
+    let (a2, b2) = (second.enrol(&lab.a.to_enrol()).unwrap(), second.enrol(&lab.b.to_enrol()).unwrap());
+    second.apply(&lab.direct_view(&[81])).unwrap();
+    assert_eq!(at(&b2), listening, "it is the same socket");
+    assert_eq!(second.older_connections(&lab.b.key).unwrap(), [], "what agents accepted was decided on");
+    first.retire();
+    assert!(first.is_retired() && first.share_lock().is_err());
+    drop((first, a, b));
+    accept(&b2.inbound[0]);
+    drop(waiting);
+    let error = Datapath::open(lab.config.clone()).unwrap_err();
+    assert!(error.to_string().contains("another process uses"), "the lock went with the hand-over: {error}");
+
+    // Connections of both agents are left alone, until the first one has ended.
+    let there = lab.c.listen("0.0.0.0:82".parse().unwrap());
+    for cgroup in ["agent", "other"] {
+        lab.be_in(cgroup);
+        let _mine = lab.a.connect(lab.c.at(82)).unwrap();
+        accept(&there);
+    }
+    second.predecessor_ended().unwrap();
+    lab.be_in("agent");
+    let _captured = lab.a.connect(lab.c.at(82)).unwrap();
+    accept(&a2.outbound[0]);
+    assert!(is_idle(&there));
+
+    lab.be_pod();
+    for pod in [&lab.a.key, &lab.b.key] {
+        second.unenrol(pod).unwrap();
+    }
+    assert_eq!([lab.a.state(), lab.b.state()], before);
+}
+
+#[test]
+fn an_agent_goes_on_when_its_successor_fails() {
+    let lab = Lab::new();
+    let view = lab.direct_view(&[81]);
+    let (mut first, a, b) = lab.enrolled(&view);
+    let server = lab.b.listen("0.0.0.0:81".parse().unwrap());
+    for enrols in [false, true] {
+        let listeners = shared(&[(&lab.a.key, &a), (&lab.b.key, &b)]);
+        let inheritance = Inheritance { lock: Some(first.share_lock().unwrap()), listeners };
+        let mut second = Datapath::inherit(lab.config.clone(), inheritance).unwrap();
+        lab.be_pod();
+        let enrolled = enrols.then(|| second.enrol(&lab.b.to_enrol()).unwrap());
+        second.apply(&lab.view()).unwrap();
+        drop((second, enrolled));
+
+        first.resume(&shared(&[(&lab.a.key, &a), (&lab.b.key, &b)])).unwrap();
+        first.apply(&view).unwrap();
+        assert!(first.leftovers().is_empty());
+        let _direct = lab.a.connect(lab.b.at(81)).unwrap();
+        accept(&server);
+        let _proxied = lab.c.connect(lab.b.at(80)).unwrap();
+        accept(&b.inbound[0]);
+        let _outbound = lab.a.connect(lab.c.at(80)).unwrap();
+        accept(&a.outbound[0]);
+    }
+    let error = Datapath::open(lab.config.clone()).unwrap_err();
+    assert!(error.to_string().contains("another process uses"), "{error}");
 }
 
 #[test]

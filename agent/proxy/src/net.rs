@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
+use weft_core::resource::destination_rule;
 use weft_ebpf_common::{CAPTURE_MARK, TUPLE_LIFETIME_NS};
 
 use crate::pod::Pod;
@@ -100,6 +101,24 @@ pub(crate) struct Dialled {
     pub(crate) lease: Lease,
 }
 
+/// Has the kernel probe an idle connection as a policy asks (D-12). What it refuses stays as it is.
+pub(crate) fn keep_alive(stream: &TcpStream, asked: Option<destination_rule::TcpKeepalive>) {
+    let Some(asked) = asked else { return };
+    let mut settings = TcpKeepalive::new();
+    if let Some(time) = asked.time {
+        settings = settings.with_time(time);
+    }
+    if let Some(interval) = asked.interval {
+        settings = settings.with_interval(interval);
+    }
+    if let Some(probes) = asked.probes {
+        settings = settings.with_retries(probes);
+    }
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&settings) {
+        tracing::debug!(%error, "tcpKeepalive is not what the policy asks for");
+    }
+}
+
 /// Opens a connection to an application in its pod's namespace, in the name of `client`.
 ///
 /// `own` says that `client` is one of the pod's own addresses: then a plain socket does.
@@ -122,9 +141,12 @@ pub(crate) async fn onward(
         let lease = pod.ports.lease(client, destination).ok_or(DialError::NoPort(client))?;
         match onward_from(pod, kernel, SocketAddr::new(client, lease.port()), destination, limit).await {
             // The application listens on this port on all addresses, or a connection with this four-tuple
-            // still exists, for example in TIME_WAIT: the next port.
+            // still exists, in TIME_WAIT or with an agent that was replaced: another port.
             Err(DialError::Io { source, .. })
-                if matches!(source.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse) => {}
+                if matches!(source.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse) =>
+            {
+                pod.ports.leap(client);
+            }
             other => return Ok(Dialled { stream: other?, lease }),
         }
     }

@@ -14,6 +14,9 @@ use smallvec::SmallVec;
 pub(crate) const FIRST: u16 = 2000;
 /// Last port of the range.
 pub(crate) const LAST: u16 = 32767;
+/// How far to go on from a port that the kernel refuses. Those after it may be in use as well, by connections of an agent
+/// that was replaced and still serves them; no multiple of it is the length of the range.
+const LEAP: u16 = 4397;
 /// Clients without a connection whose place in the round is remembered.
 const REMEMBERED: usize = 1024;
 
@@ -49,6 +52,15 @@ impl Ports {
     pub(crate) fn lease(self: &Arc<Self>, client: IpAddr, destination: SocketAddr) -> Option<Lease> {
         let port = self.with(|clients| clients.entry(client).or_default().choose(destination))?;
         Some(Lease { ports: self.clone(), client, port, kind: Kind::Ours(destination) })
+    }
+
+    /// The kernel has refused a port: the next one is to be found somewhere else.
+    pub(crate) fn leap(&self, client: IpAddr) {
+        self.with(|clients| {
+            if let Some(client) = clients.get_mut(&client) {
+                client.next = (client.next + LEAP) % (LAST - FIRST + 1);
+            }
+        });
     }
 
     /// Marks the port of an accepted connection as one that must not be leased. `None` outside the range.
@@ -167,6 +179,19 @@ mod tests {
             drop(ports.lease(client(1), app()).unwrap());
         }
         assert_eq!(ports.lease(client(1), app()).unwrap().port(), FIRST);
+    }
+
+    #[test]
+    fn leaps_over_what_others_use() {
+        let ports = Arc::new(Ports::default());
+        let mut tried = std::collections::BTreeSet::new();
+        for _ in 0..32 {
+            tried.insert(ports.lease(client(1), app()).unwrap().port());
+            ports.leap(client(1));
+        }
+        assert_eq!(tried.len(), 32);
+        let far = |port: &u16| *port > FIRST + 2 * LEAP;
+        assert!(tried.iter().filter(|port| far(port)).count() > 16, "a block of them is soon left: {tried:?}");
     }
 
     #[test]

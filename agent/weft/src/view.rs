@@ -19,6 +19,12 @@ pub(crate) struct Status {
     pub(crate) not_ready: Option<String>,
     /// Capture is switched off for the whole node (ruling 12).
     pub(crate) break_glass: bool,
+    /// The agent that this one has replaced while it ran.
+    #[serde(default)]
+    pub(crate) took_over_from: Option<String>,
+    /// The agent that has replaced this one; connections that are open end here.
+    #[serde(default)]
+    pub(crate) handed_over_to: Option<String>,
     pub(crate) config: ConfigStatus,
     pub(crate) workloads: Vec<WorkloadStatus>,
     pub(crate) certificates: Vec<CertificateStatus>,

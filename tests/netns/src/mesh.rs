@@ -172,6 +172,25 @@ impl Mesh {
         self.agents.insert(node.to_owned(), agent);
     }
 
+    /// Starts another agent beside the one of a node and waits until it has taken over. Gives the old one.
+    pub fn replace_agent(&mut self, node: &str, options: &AgentOptions) -> Agent {
+        let agent = self.lab.spawn_agent(node, options).expect("the agent can be started");
+        let old = self.agents.insert(node.to_owned(), agent).expect("an agent runs");
+        let before = format!("process {} ", old.pid());
+        eventually("the new agent has taken over", || {
+            let status = self.try_status(node);
+            let from = status.as_ref().and_then(|status| status.get("took_over_from")?.as_str());
+            from.is_some_and(|from| from.starts_with(&before))
+        });
+        let pods = self.lab.pods().iter().filter(|pod| pod.node() == node);
+        pods.for_each(|pod| self.wait_state(node, &pod.key(), "enrolled"));
+        old
+    }
+
+    fn try_status(&self, node: &str) -> Option<Value> {
+        self.agent(node).status().ok()
+    }
+
     /// The cgroup of a node's agent.
     pub fn agent_cgroup(&self, node: &str) -> PathBuf {
         self.lab.node(node).expect("the lab has the node").cgroup().join("agent")

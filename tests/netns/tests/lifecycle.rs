@@ -6,12 +6,13 @@
     reason = "helpers of tests fail as tests do"
 )]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use weft_lab::{AgentOptions, LabSpec, Pod, PodSpec, within};
+use weft_lab::{AgentOptions, LabSpec, Pod, PodSpec, Process, within};
 use weft_netns_tests::puppet::{Connect, Puppet, Role};
 use weft_netns_tests::yaml::{self, from_account, policy};
 use weft_netns_tests::{Family, Mesh, NetnsState, Path, descriptors, eventually, usual_spec};
@@ -124,31 +125,100 @@ fn a_killed_agent_comes_back_to_its_pins() {
     drop(servers);
 }
 
+/// What a `lab-peer watch` has seen, whenever that changed.
+fn outcomes(process: &Process) -> BTreeSet<String> {
+    let lines = process.stdout();
+    let outcome = |line: &str| {
+        let event: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(event["outcome"].as_str()?.to_owned())
+    };
+    lines.lines().filter_map(outcome).collect()
+}
+
 #[test]
-fn the_first_sigterm_drains_and_the_second_ends() {
+fn with_a_holder_connections_wait_for_the_next_agent() {
+    let Some(mut mesh) = Mesh::prepare(PUPPET, &usual_spec()) else { return };
+    mesh.write(
+        "strict.yaml",
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: shop}\nspec: \
+         {mtls: {mode: STRICT}}\n",
+    );
+    let socket = mesh.lab().dir().join("hold.sock").display().to_string();
+    let place = mesh.lab().node("a").unwrap().place();
+    let args = ["hold", "--socket", &socket, "--patience-seconds", "5"];
+    let _holder = Process::spawn(&place, "hold", &mesh.lab().weft(), &args).unwrap();
+    mesh.start_controller(&[]);
+    let options =
+        AgentOptions { args: vec!["--holder-socket".to_owned(), socket.clone()], ..AgentOptions::default() };
+    let start = |mesh: &mut Mesh| {
+        mesh.start_agent_with("a", &options);
+        mesh.wait_enrolled("a", &["client", "other", "near", "seven"]);
+    };
+    eventually("the holder is there", || FilePath::new(&socket).exists());
+    start(&mut mesh);
+    mesh.start_agent("b");
+    let servers = [mesh.serve("near", Role::Greet), mesh.serve("far", Role::Silent)];
+    let mut client = mesh.puppet("client");
+    let direct = mesh.connect_by(&mut client, &Connect::to(mesh.target(Family::V4, "near")), Path::Direct);
+    let watch = |from: &Pod, to: SocketAddr| {
+        from.spawn(&["watch", &to.to_string(), "--seconds", "120", "--timeout-ms", "20000"]).unwrap()
+    };
+    let new = watch(mesh.pod("client"), mesh.target(Family::V4, "far"));
+    let stranger = watch(mesh.lab().outside(), mesh.target(Family::V4, "near"));
+    for connections in [&new, &stranger] {
+        eventually("connections are tried", || !outcomes(connections).is_empty());
+    }
+    for _ in 0..3 {
+        mesh.agent_mut("a").kill();
+        assert!(client.echoes(direct), "a direct flow needs no agent");
+        start(&mut mesh);
+        assert!(mesh.agent("a").process().stderr().contains("were held"), "it went on with the sockets");
+        assert!(client.echoes(direct));
+        mesh.connect_by(&mut client, &Connect::to(mesh.target(Family::V4, "near")), Path::Direct);
+    }
+    // Those that the killed agent had accepted end with it; all others wait.
+    let of = |ended: &[&str]| ended.iter().map(|&outcome| outcome.to_owned()).collect::<BTreeSet<_>>();
+    let seen = outcomes(&new);
+    assert!(seen.contains("ok") && seen.is_subset(&of(&["ok", "reset", "closed"])), "{seen:?}");
+    assert!(!outcomes(&stranger).contains("ok"), "somebody got in without identity");
+
+    mesh.agent_mut("a").kill();
+    let mut outside = mesh.outside();
+    let to = Connect { wait_ms: 2_000, ..Connect::to(mesh.target(Family::V4, "near")) };
+    assert!(outside.try_connect(to.clone()).is_ok(), "it waits");
+    eventually("without another agent they are refused in the end", || {
+        outside
+            .try_connect(to.clone())
+            .is_err_and(|failure| failure.is(std::io::ErrorKind::ConnectionRefused))
+    });
+    drop(servers);
+}
+
+#[test]
+fn the_first_sigterm_lets_connections_end_and_the_second_ends_them() {
     let Some(mut mesh) = Mesh::usual(PUPPET) else { return };
     let (_far, _) = mesh.serve("far", Role::Greet);
     let mut client = mesh.puppet("client");
     let far = Connect::to(mesh.target(Family::V4, "far"));
     let patience = Duration::from_secs(25);
+    let stop = |mesh: &Mesh| {
+        mesh.agent("a").process().signal(TERM).unwrap();
+        eventually("it says that it stops", || mesh.agent("a").process().stderr().contains("stopping"));
+    };
 
     let connection = mesh.connect_by(&mut client, &far, Path::Proxied);
-    mesh.agent("a").process().signal(TERM).unwrap();
-    eventually("new connections are refused", || {
-        client.try_connect(Connect { wait_ms: 1_000, ..far.clone() }).is_err()
-    });
+    stop(&mesh);
     assert!(client.echoes(connection), "an established connection goes on");
+    assert!(mesh.reaches(&mut client, far.to), "new ones are served as long as it has to be there");
     assert!(mesh.agent_mut("a").process_mut().is_running());
     client.close(connection);
     let status = mesh.agent_mut("a").process_mut().wait(patience).unwrap();
     assert!(status.success(), "it ends with its last connection: {status}");
+    assert!(client.try_connect(Connect { wait_ms: 1_000, ..far.clone() }).is_err(), "nobody is there");
 
     mesh.start_agent("a");
     let connection = mesh.connect_by(&mut client, &far, Path::Proxied);
-    mesh.agent("a").process().signal(TERM).unwrap();
-    eventually("new connections are refused", || {
-        client.try_connect(Connect { wait_ms: 1_000, ..far.clone() }).is_err()
-    });
+    stop(&mesh);
     assert!(client.echoes(connection));
     mesh.agent("a").process().signal(TERM).unwrap();
     mesh.agent_mut("a").process_mut().wait(patience).expect("the second signal ends it at once");

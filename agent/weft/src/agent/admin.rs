@@ -18,6 +18,7 @@ use super::exposition::Exposition;
 use super::http::{Answer, Asked, Handler, text, words};
 use super::node::{NodeState, PodState, SharedDatapath, SharedProxy, lock};
 use super::plan;
+use super::standing::Standing;
 use crate::dump::Dump;
 use crate::explain::{Question, explain};
 use crate::logging::LogLevel;
@@ -40,6 +41,7 @@ pub(super) struct Facts {
     pub(super) datapath: Option<SharedDatapath>,
     pub(super) proxy: SharedProxy,
     pub(super) log: LogLevel,
+    pub(super) standing: Standing,
 }
 
 impl Facts {
@@ -59,6 +61,8 @@ impl Facts {
             ready: not_ready.is_none(),
             not_ready,
             break_glass: self.datapath.is_none(),
+            took_over_from: self.standing.predecessor(),
+            handed_over_to: self.standing.successor(),
             config: config.as_ref().into(),
             workloads: self.workloads(),
             certificates: self.certificates(),
@@ -245,26 +249,44 @@ pub(super) fn json(value: &impl Serialize) -> Answer {
     }
 }
 
-/// Binds the admin socket for ourselves alone (ruling 10). A socket that nobody serves any more is replaced.
+/// Binds a socket for ourselves alone (ruling 10). One that nobody serves any more is replaced.
 pub(super) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(parent) = path.parent() {
-        crate::controller::make_private_directory(parent)?;
-    }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         anyhow::bail!("another agent answers at the admin socket {}", path.display());
     }
-    match std::fs::remove_file(path) {
+    replace(path)
+}
+
+/// The same in place of an agent that still serves those who have reached it.
+pub(super) fn replace(path: &Path) -> anyhow::Result<UnixListener> {
+    bind_in_place(path, |path| UnixListener::bind(path))
+}
+
+/// Binds a socket for ourselves alone and puts it in the place of another one, if there is any: whoever connects
+/// finds one of them at any time.
+pub(super) fn bind_in_place<T>(
+    path: &Path,
+    bind: impl FnOnce(&Path) -> std::io::Result<T>,
+) -> anyhow::Result<T> {
+    if let Some(parent) = path.parent() {
+        crate::controller::make_private_directory(parent)?;
+    }
+    let staged = path.with_extension("new");
+    match std::fs::remove_file(&staged) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error)
-                .with_context(|| format!("the old admin socket {} cannot be removed", path.display()));
+                .with_context(|| format!("the old socket {} cannot be removed", staged.display()));
         }
         Ok(()) | Err(_) => {}
     }
     // The mask makes the socket 0600 from its first moment.
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
+    let listener = bind(&staged);
     rustix::process::umask(before);
-    listener.with_context(|| format!("the admin socket {} cannot be made", path.display()))
+    let listener = listener.with_context(|| format!("the socket {} cannot be made", path.display()))?;
+    std::fs::rename(&staged, path)
+        .with_context(|| format!("the socket {} cannot be made", path.display()))?;
+    Ok(listener)
 }
 
 #[cfg(test)]

@@ -53,6 +53,7 @@ impl Bed {
             datapath: None,
             proxy: Arc::default(),
             log: logging::LogLevel::detached(),
+            standing: Standing::default(),
         };
         let listener = bind(&dir.path().join("admin.sock")).unwrap();
         tokio::spawn(serve_unix(listener, admin_handler(facts.clone())));

@@ -3,20 +3,20 @@
 use std::sync::{Arc, OnceLock};
 
 use http::StatusCode;
-use tokio::net::{TcpListener, UnixListener};
 use weft_control::writer::{Published, Status};
 use weft_core::Severity;
 
 use super::admin::{self, Facts};
-use super::http::{Asked, Handler, serve_tcp, serve_unix, words};
+use super::http::{Asked, Handler, words};
 use crate::shutdown::Signals;
 use crate::view;
 
-/// The servers, from the first moment on.
+/// What the servers answer, from the first moment on.
 pub(super) struct Beginning {
     metrics: Staged,
     readiness: Staged,
     admin: Staged,
+    waiting: Handler,
 }
 
 /// A handler that is replaced once.
@@ -39,25 +39,33 @@ impl Staged {
 }
 
 impl Beginning {
-    /// Begins to serve. Must be called on the runtime.
-    pub(super) fn serve(
-        metrics: TcpListener,
-        readiness: TcpListener,
-        admin: UnixListener,
-        node: &str,
-        config: &Published,
-    ) -> Self {
-        let stages =
-            Self { metrics: Staged::default(), readiness: Staged::default(), admin: Staged::default() };
-        let waiting = handler(node, config);
-        tokio::spawn(serve_tcp(metrics, stages.metrics.handler(waiting.clone())));
-        tokio::spawn(serve_tcp(readiness, stages.readiness.handler(waiting.clone())));
-        tokio::spawn(serve_unix(admin, stages.admin.handler(waiting)));
-        stages
+    /// Answers that there is no configuration yet.
+    pub(super) fn new(node: &str, config: &Published) -> Self {
+        Self {
+            metrics: Staged::default(),
+            readiness: Staged::default(),
+            admin: Staged::default(),
+            waiting: handler(node, config),
+        }
+    }
+
+    /// What answers about metrics.
+    pub(super) fn metrics(&self) -> Handler {
+        self.metrics.handler(self.waiting.clone())
+    }
+
+    /// What answers about readiness.
+    pub(super) fn readiness(&self) -> Handler {
+        self.readiness.handler(self.waiting.clone())
+    }
+
+    /// What answers at the admin socket.
+    pub(super) fn admin(&self) -> Handler {
+        self.admin.handler(self.waiting.clone())
     }
 
     /// From now on everything is answered.
-    pub(super) fn goes_on(self, facts: &Facts) {
+    pub(super) fn goes_on(&self, facts: &Facts) {
         self.metrics.replace(admin::metrics_handler(facts.clone()));
         self.readiness.replace(admin::readiness_handler(facts.clone()));
         self.admin.replace(admin::admin_handler(facts.clone()));
@@ -104,6 +112,8 @@ fn waiting(node: &str, config: &Status) -> view::Status {
         ready: false,
         not_ready: Some(why(config)),
         break_glass: false,
+        took_over_from: None,
+        handed_over_to: None,
         config: config.into(),
         workloads: Vec::new(),
         certificates: Vec::new(),

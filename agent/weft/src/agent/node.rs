@@ -3,8 +3,12 @@
 //! One thread of its own, because entering namespaces and loading programs blocks. It is the only one that
 //! changes the data path; others read it (metrics, status) between its steps.
 
+mod denials;
+mod replaced;
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,20 +16,20 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use weft_control::writer::Published;
 use weft_core::Snapshot;
-use weft_core::decide::inbound::inbound;
-use weft_core::decide::{AuthorizationDecision, InboundConnection, InboundDecision, Verdict};
 use weft_core::kernel_view::{LearnedPorts, kernel_view};
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
-use weft_kernel::{CleanupReport, Cut, Datapath, EnrolError, Enrolled, FlowRecord, PodToEnrol, Processes};
+use weft_kernel::{CleanupReport, Datapath, EnrolError, Enrolled, PodToEnrol, Processes};
 use weft_proxy::Proxy;
-use weft_telemetry::{AccessLog, Direction, Metrics};
+use weft_telemetry::{AccessLog, Metrics};
 
+pub(crate) use self::state::{NodeState, PodState};
 use super::cgroups::Kubelet;
-use super::direct_metrics::{self, Cuts, DirectAccounting, Ending};
-use super::older::{self, Older};
+use super::direct_metrics::{Cuts, DirectAccounting};
+use super::handover::{Keeper, Take};
+use super::older::Older;
 use super::places::Places;
-use super::plan::{Failure, GRACE, Place, Plan, Pod, Pods, Stage, Target, Wanted};
+use super::plan::{Failure, GRACE, Place, Plan, Pods, Stage, Target, Wanted};
 use crate::output;
 
 /// How often a sign of life is given; the kernel believes in it for 30 s.
@@ -54,6 +58,10 @@ pub(crate) enum Event {
     Uninstall(Farewell),
     /// End: connections are being drained, pins stay.
     Stop,
+    /// Another agent wants to take over.
+    Successor(Take),
+    /// The agent from which this one has taken over has ended.
+    PredecessorEnded,
 }
 
 /// The data path, shared between the reconciler, which changes it step by step, and scrapes, which read it in
@@ -66,29 +74,6 @@ pub(crate) type SharedProxy = Arc<Mutex<Option<Arc<Proxy>>>>;
 /// Locks, whatever happened to an earlier holder: both types are consistent between calls.
 pub(crate) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One pod for status and metrics.
-#[derive(Debug, Clone)]
-pub(crate) struct PodState {
-    /// `enrolled`, `enrolling`, `excluded` or `failed`.
-    pub(crate) state: &'static str,
-    pub(crate) reason: Option<String>,
-    /// Since when it has been waiting to be enrolled.
-    pub(crate) pending_since: Option<Instant>,
-    /// Path of the network namespace, where it was named.
-    pub(crate) netns: Option<PathBuf>,
-}
-
-/// What the reconciler has achieved.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct NodeState {
-    /// Revision of the snapshot that kernel and proxy follow; `None` before the first one.
-    pub(crate) revision: Option<u64>,
-    pub(crate) pods: BTreeMap<NamespacedName, PodState>,
-    pub(crate) learned: LearnedPorts,
-    /// The last failure to write the kernel's maps.
-    pub(crate) failure: Option<String>,
 }
 
 /// How the mesh is left for good.
@@ -116,6 +101,8 @@ pub(crate) struct Node {
     /// Told of every new state.
     pub(crate) changed: tokio::sync::watch::Sender<()>,
     pub(crate) places: Arc<Mutex<Places>>,
+    /// Who keeps listening sockets while this agent is started again.
+    pub(crate) keeper: Keeper,
     /// Whose probes are let through, where it is looked for.
     pub(crate) kubelet: Option<Kubelet>,
     pub(crate) farewell: Option<Farewell>,
@@ -123,6 +110,14 @@ pub(crate) struct Node {
     pub(crate) learned: LearnedPorts,
     pub(crate) older: Older,
     pub(crate) clocks: Clocks,
+    /// Told once the first pass is over.
+    pub(crate) began: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Held while events of direct flows are read.
+    pub(crate) reading: Arc<Mutex<()>>,
+    /// Who waits for this agent's place.
+    pub(crate) successor: Option<Take>,
+    /// A successor has failed: what it did is to be looked through.
+    pub(crate) resumed: bool,
 }
 
 /// When what is due.
@@ -143,6 +138,8 @@ impl Node {
     /// Runs until told to stop.
     pub(crate) fn run(mut self, events: &Receiver<Event>) {
         self.reconcile();
+        // Nobody may wait for it.
+        let _ = self.began.take().map(|began| began.send(()));
         while !self.has_left() {
             match events.recv_timeout(self.next_wake().saturating_duration_since(Instant::now())) {
                 Ok(first) => {
@@ -151,10 +148,13 @@ impl Node {
                         changed |= !matches!(event, Event::Namespaces);
                         stop |= self.take(event);
                     }
+                    if self.successor.take().is_some_and(|take| self.make_room(&take, events)) {
+                        return;
+                    }
                     if stop {
                         return self.beat_until_closed(events);
                     }
-                    if changed {
+                    if changed || std::mem::take(&mut self.resumed) {
                         self.reconcile();
                     }
                     // Events may follow one another faster than they are dealt with.
@@ -187,6 +187,18 @@ impl Node {
                 false
             }
             Event::Stop => true,
+            Event::Successor(take) => {
+                // When the node leaves the mesh there is nothing to take over.
+                self.successor = self.farewell.is_none().then_some(take);
+                false
+            }
+            Event::PredecessorEnded => {
+                tracing::info!("the agent that was replaced has ended");
+                if let Err(error) = lock(&self.datapath).predecessor_ended() {
+                    tracing::warn!(error = %output::chain(&error), "the agent that was replaced cannot be forgotten");
+                }
+                false
+            }
         }
     }
 
@@ -194,8 +206,8 @@ impl Node {
     fn has_left(&mut self) -> bool {
         let over = |farewell: &mut Farewell| self.pods.0.is_empty() || farewell.until <= Instant::now();
         let Some(Farewell { done, .. }) = self.farewell.take_if(over) else { return false };
-        for pod in self.pods.0.keys() {
-            self.with_proxy(|proxy| proxy.remove_pod(pod, Duration::ZERO));
+        for pod in self.pods.0.keys().cloned().collect::<Vec<_>>() {
+            self.close(&pod, Duration::ZERO);
         }
         self.account();
         self.pods = Pods::default();
@@ -216,6 +228,9 @@ impl Node {
                 Ok(first) => {
                     for event in std::iter::once(first).chain(events.try_iter()) {
                         self.take(event);
+                    }
+                    if self.successor.take().is_some_and(|take| self.make_room(&take, events)) {
+                        return;
                     }
                     self.enforce();
                 }
@@ -257,6 +272,7 @@ impl Node {
             self.clocks.heartbeat = now + HEARTBEAT;
             self.heartbeat();
             self.follow_kubelet();
+            self.look_for_holder();
             self.forget_vanished();
             self.metrics.sweep(now);
         }
@@ -267,19 +283,6 @@ impl Node {
             }
         }
         self.sweep();
-    }
-
-    /// Cuts direct flows that were being opened during the last revocation, when they are due.
-    fn sweep(&mut self) {
-        if self.clocks.sweep.is_none_or(|due| due > Instant::now()) {
-            return;
-        }
-        self.clocks.sweep = None;
-        let late = lock(&self.datapath).sweep();
-        match late {
-            Ok(flows) => self.cut_denied(&self.config.snapshot(), &flows),
-            Err(error) => tracing::warn!(error = %output::chain(&error), "cannot look at direct flows"),
-        }
     }
 
     fn heartbeat(&mut self) {
@@ -335,6 +338,12 @@ impl Node {
         }
     }
 
+    /// Closes a pod's listeners. Its connections live on for at most `grace`.
+    fn close(&mut self, pod: &NamespacedName, grace: Duration) {
+        self.with_proxy(|proxy| proxy.remove_pod(pod, grace));
+        self.keeper.forget(pod);
+    }
+
     /// Pods in another place: the kernel keeps them captured while nobody listens. Before the maps are written,
     /// which would set them free.
     fn hand_over(&mut self, pods: &[NamespacedName]) {
@@ -346,7 +355,7 @@ impl Node {
         for pod in pods {
             tracing::info!(%pod, "has other addresses or another network namespace");
             lock(&self.datapath).hand_over(pod);
-            self.with_proxy(|proxy| proxy.remove_pod(pod, Duration::ZERO));
+            self.close(pod, Duration::ZERO);
             self.forget_learned(pod);
         }
     }
@@ -359,7 +368,7 @@ impl Node {
     fn take_out(&mut self, plan: &Plan) {
         for pod in &plan.leave {
             tracing::info!(%pod, "leaves the mesh");
-            self.with_proxy(|proxy| proxy.remove_pod(pod, GRACE));
+            self.close(pod, GRACE);
         }
         if !plan.undo.is_empty() {
             // Their counts go with them.
@@ -371,7 +380,7 @@ impl Node {
     }
 
     fn undo(&mut self, pod: &NamespacedName) {
-        self.with_proxy(|proxy| proxy.remove_pod(pod, Duration::ZERO));
+        self.close(pod, Duration::ZERO);
         match lock(&self.datapath).unenrol(pod) {
             Ok(()) => tracing::info!(%pod, "is out of the mesh"),
             Err(error) => {
@@ -389,13 +398,14 @@ impl Node {
             tracing::error!(%error, "the processes of this machine cannot be listed");
             Arc::default()
         });
+        let mut listening = Vec::new();
         for key in pods {
             let Some(target) = self.pods.0.get(key).and_then(|pod| pod.target.clone()) else { continue };
             let result = match self.enrol_somewhere(key, &target, &processes) {
                 Ok(enrolled) => {
                     tracing::info!(pod = %key, "is in the mesh");
                     self.find_older(key);
-                    self.with_proxy(|proxy| proxy.add_pod(key.clone(), enrolled));
+                    listening.push((key.clone(), enrolled));
                     Ok(())
                 }
                 Err(failure) => {
@@ -406,6 +416,11 @@ impl Node {
                 }
             };
             self.pods.enrolled(key, result, Instant::now());
+        }
+        // When all are known: one of them may have a connection for another in its queue.
+        for (key, enrolled) in listening {
+            self.keeper.keep(&key, &enrolled.inbound, &enrolled.outbound);
+            self.with_proxy(|proxy| proxy.add_pod(key, enrolled));
         }
     }
 
@@ -503,72 +518,6 @@ impl Node {
         self.state.store(Arc::new(state));
     }
 
-    fn cut_denied(&self, snapshot: &Snapshot, flows: &[FlowRecord]) {
-        for flow in flows {
-            let Some(decision) = denial(snapshot, flow) else { continue };
-            // Flows have events, and so lines of their own, only where an access log was asked for.
-            let logged = self.flow_events;
-            if logged {
-                self.cuts.announce(flow, ending(&decision));
-            }
-            let cut = lock(&self.datapath).cut(flow);
-            match cut {
-                Ok(Cut::Done) => self.tell_cut(snapshot, flow, &decision, logged),
-                Ok(Cut::AlreadyGone) => drop(self.cuts.take(flow)),
-                Err(error) => {
-                    drop(self.cuts.take(flow));
-                    tracing::error!(
-                        source = %flow.source,
-                        destination = %flow.destination,
-                        error = %output::chain(&error),
-                        "a direct flow that policy denies could not be cut"
-                    );
-                }
-            }
-        }
-    }
-
-    /// What the pod's applications have accepted already. Before the proxy accepts, and before flows go direct.
-    fn find_older(&mut self, pod: &NamespacedName) {
-        let found = lock(&self.datapath).older_connections(pod);
-        match found {
-            Ok(connections) => self.older.found(pod, connections),
-            Err(error) => {
-                let error = output::chain(&error);
-                tracing::error!(%pod, error, "its open connections stay, whatever policy says of them");
-            }
-        }
-    }
-
-    fn cut_older(&mut self, snapshot: &Snapshot) {
-        for (connection, decision) in self.older.take_denied(snapshot) {
-            let cut = lock(&self.datapath).cut_older(&connection);
-            match cut {
-                Ok(Cut::Done) => {
-                    let ending = ending(&decision);
-                    self.metrics.policy_cut();
-                    self.metrics.refused("policy_change", ending.policy.as_deref());
-                    self.access_log.write(older::line(&connection, &ending, snapshot));
-                }
-                Ok(Cut::AlreadyGone) => {}
-                Err(error) => {
-                    let (client, error) = (connection.client, output::chain(&error));
-                    tracing::error!(pod = %connection.pod, %client, error, "a connection that policy denies could not be cut");
-                }
-            }
-        }
-    }
-
-    fn tell_cut(&self, snapshot: &Snapshot, flow: &FlowRecord, decision: &InboundDecision, logged: bool) {
-        let ending = ending(decision);
-        self.metrics.policy_cut();
-        self.metrics.refused("policy_change", ending.policy.as_deref());
-        if !logged {
-            let facts = (Duration::ZERO, (0, 0));
-            self.access_log.write(direct_metrics::line(flow, Direction::Inbound, facts, &ending, snapshot));
-        }
-    }
-
     /// Pods of an earlier agent that nobody wants any more.
     fn remove_leftovers(&mut self) {
         let leftovers = lock(&self.datapath).leftovers();
@@ -608,44 +557,6 @@ impl Node {
         };
         self.metrics.retain(|labels| lives(&labels.source) && lives(&labels.destination));
     }
-
-    fn publish(&self, snapshot: &Snapshot) {
-        let pods = self.pods.0.iter().map(|(key, pod)| (key.clone(), PodState::of(pod))).collect();
-        let state = NodeState {
-            revision: Some(snapshot.revision()),
-            pods,
-            learned: self.learned.clone(),
-            failure: self.state.load().failure.clone(),
-        };
-        self.state.store(Arc::new(state));
-        self.changed.send_replace(());
-    }
-}
-
-impl PodState {
-    fn of(pod: &Pod) -> Self {
-        let netns = pod.target.as_ref().and_then(|target| match &target.place {
-            Place::Path(path) => Some(path.clone()),
-            Place::Processes => None,
-        });
-        let new = |state, reason: Option<&str>| Self {
-            state,
-            reason: reason.map(Into::into),
-            pending_since: None,
-            netns: netns.clone(),
-        };
-        match &pod.stage {
-            Stage::Pending(since) => Self { pending_since: Some(*since), ..new("enrolling", None) },
-            Stage::Beginning { reason, since, retry, .. } => {
-                // Without an address it is the kubelet's turn.
-                Self { pending_since: retry.map(|_| *since), ..new("enrolling", Some(reason)) }
-            }
-            Stage::Enrolled => new("enrolled", None),
-            Stage::Leaving(_) => new("excluded", Some("it leaves the mesh; open connections may end")),
-            Stage::Failed { reason, .. } => new("failed", Some(reason)),
-            Stage::Excluded(reason) => new("excluded", Some(reason)),
-        }
-    }
 }
 
 fn name_of(labels: Arc<weft_core::snapshot::WorkloadLabels>) -> (Arc<str>, Arc<str>) {
@@ -661,7 +572,11 @@ pub(crate) fn account(
 ) {
     // Both locks at once: two accounts must not overtake each other.
     let mut direct = lock(direct);
-    let totals = lock(datapath).totals();
+    let mut datapath = lock(datapath);
+    if datapath.is_retired() {
+        return;
+    }
+    let totals = datapath.totals();
     match totals {
         Ok(totals) => direct.update(&totals, snapshot, metrics),
         Err(error) => {
@@ -677,36 +592,4 @@ fn identities(
 ) -> BTreeSet<weft_core::Identity> {
     let enrol = wanted.iter().filter(|(_, wanted)| matches!(wanted, Wanted::Enrol(_)));
     enrol.filter_map(|(key, _)| Some((*snapshot.workload(key)?.identity).clone())).collect()
-}
-
-/// The decision, if it is that the flow must not be. Its identity is the kernel's word (ruling 4).
-fn denial(snapshot: &Snapshot, flow: &FlowRecord) -> Option<InboundDecision> {
-    let destination = snapshot.local_workload(&flow.destination)?;
-    let source = snapshot.workload(&flow.source)?;
-    let connection = InboundConnection {
-        identity: Some(&source.identity),
-        source_ip: flow.source_addr.ip(),
-        destination: flow.destination_addr,
-        sni: None,
-    };
-    let decision = inbound(destination, &connection);
-    (decision.verdict != Verdict::Allow).then_some(decision)
-}
-
-/// What the log says of a flow that is cut.
-fn ending(decision: &InboundDecision) -> Ending {
-    let by = match (decision.verdict, &decision.authorization.object, &decision.peer_authentication.object) {
-        (Verdict::DenyPeerAuthentication, _, Some(object)) => object.to_string(),
-        (_, Some(object), _) => object.to_string(),
-        (_, None, _) => "no ALLOW policy matches".into(),
-    };
-    let details = Some(format!("closed due to policy change: {by}"));
-    Ending { flags: "DENY", details, policy: policy_name(&decision.authorization) }
-}
-
-/// The policy that decided, as metrics and logs name it.
-fn policy_name(decision: &AuthorizationDecision) -> Option<String> {
-    let object = decision.object.as_ref()?;
-    let rule = decision.rule.map(|rule| format!("-rule[{rule}]")).unwrap_or_default();
-    Some(format!("ns[{}]-policy[{}]{rule}", object.namespace, object.name))
 }

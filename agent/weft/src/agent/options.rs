@@ -41,9 +41,16 @@ pub(crate) struct Options {
     /// directory admin.sock in that].
     #[arg(long, value_name = "PATH")]
     admin_socket: Option<PathBuf>,
+    /// Socket of `weft hold`, which keeps connections waiting while the agent is started again after a crash.
+    #[arg(long, value_name = "PATH")]
+    pub(super) holder_socket: Option<PathBuf>,
     /// Threads that move bytes [default: one for each CPU, at most 8].
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Directory of the certificates that DestinationRules name: file /a of namespace b is DIR/b/a. Without it no
+    /// TLS with certificates is begun for applications.
+    #[arg(long, value_name = "DIR")]
+    pub(super) tls_files: Option<PathBuf>,
     /// Capture nothing at all, and undo the capture that an earlier agent left.
     #[arg(long)]
     pub(super) break_glass: bool,

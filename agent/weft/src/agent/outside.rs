@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
+use tokio::task::AbortHandle;
 use weft_control::writer::Published;
 use weft_kernel::{CleanupReport, Datapath};
 
@@ -38,6 +39,8 @@ pub(super) struct Outside {
     plugin: Option<(Installation, oneshot::Sender<()>)>,
     annotations: Option<oneshot::Sender<pods_api::Farewell>>,
     daemonset: Option<OwnDaemonSet>,
+    /// Answers the plugin.
+    answering: Option<AbortHandle>,
 }
 
 impl Outside {
@@ -65,7 +68,7 @@ impl Outside {
             self.tell_api_server(client, facts, changed.clone());
         }
         if let Some(socket) = options.cni.socket() {
-            let listener = admin::bind(&socket).context("weft-cni could not ask")?;
+            let listener = admin::replace(&socket).context("weft-cni could not ask")?;
             let server = Server {
                 config: facts.config.clone(),
                 state: facts.state.clone(),
@@ -74,7 +77,7 @@ impl Outside {
                 reconciler,
                 proc: options.datapath.proc().to_owned(),
             };
-            tokio::spawn(cni::serve(listener, Arc::new(server)));
+            self.answering = Some(tokio::spawn(cni::serve(listener, Arc::new(server))).abort_handle());
         }
         // Only now: a plugin that nobody answers would hold pods back.
         self.plugin = options.cni.installation().map(|installation| {
@@ -107,6 +110,15 @@ impl Outside {
         // It has ended already if nobody listens.
         let _ = stop.send(());
         uninstall(&installation);
+    }
+
+    /// Another agent has taken over: it answers the plugin, keeps it installed and tells the API server.
+    pub(super) fn retire(&mut self) {
+        // What is dropped ends what it belongs to without another word.
+        drop((self.plugin.take(), self.annotations.take()));
+        if let Some(answering) = self.answering.take() {
+            answering.abort();
+        }
     }
 
     /// Removes what an earlier agent left, for one that is removed before it has begun.

@@ -29,6 +29,7 @@ pub(super) fn register(facts: &Facts, direct: Arc<Mutex<DirectAccounting>>, acce
         workloads(&shared, sink);
         proxy(&shared, sink);
         configuration(&shared, sink);
+        shared.standing.measure(sink);
         certificates(&shared, sink);
         if let Some(datapath) = &shared.datapath {
             account(datapath, &direct, &shared.config.snapshot(), &shared.metrics);
@@ -112,6 +113,10 @@ fn seconds(now: SystemTime, moment: SystemTime) -> f64 {
 
 fn kernel(datapath: &SharedDatapath, sink: &mut ScrapeSink) {
     let datapath = lock(datapath);
+    if datapath.is_retired() {
+        // The successor tells.
+        return;
+    }
     for counter in datapath.counters() {
         sink.set(&families::KERNEL_EVENTS, &[counter.program, counter.reason], counter.value as f64);
     }

@@ -43,6 +43,8 @@ struct Cli {
 enum Command {
     /// Run the agent of one node.
     Agent(Box<crate::agent::Options>),
+    /// Keep the agent's listening sockets open while it is started again after a crash.
+    Hold(crate::agent::handover::HoldOptions),
     /// Run the certificate authority, one socket for each node.
     Controller(crate::controller::Options),
     /// Install Weft on a cluster, and wait until it is ready.
@@ -170,6 +172,7 @@ fn end(result: anyhow::Result<Ended>) -> ExitCode {
 fn run(command: Command) -> anyhow::Result<Ended> {
     match command {
         Command::Agent(options) => crate::agent::run(*options).map(|()| Ended::Fine),
+        Command::Hold(options) => crate::agent::handover::hold(&options).map(|()| Ended::Fine),
         Command::Controller(options) => crate::controller::run(options).map(|()| Ended::Fine),
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),

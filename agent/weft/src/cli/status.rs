@@ -79,6 +79,9 @@ fn render(status: &Status) -> String {
     if status.break_glass {
         let _ = writeln!(out, "BREAK-GLASS: nothing is captured on this node");
     }
+    if let Some(successor) = &status.handed_over_to {
+        let _ = writeln!(out, "Handed over to {successor}: the last connections end here");
+    }
     let config = &status.config;
     let objects: usize = config.objects.values().sum();
     let away = if config.connected == Some(false) { ", NOT CONNECTED" } else { "" };
@@ -153,6 +156,8 @@ mod tests {
             ready: false,
             not_ready: Some("Pod shop/stock has been enrolling for 31 s".into()),
             break_glass: false,
+            took_over_from: None,
+            handed_over_to: None,
             config: ConfigStatus {
                 source: "directory".into(),
                 revision: "7".into(),

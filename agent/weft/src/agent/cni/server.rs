@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use weft_cni::protocol::{Answer, Command, MESSAGE_LIMIT, Outcome, Request};
 use weft_control::writer::Published;
@@ -45,12 +46,15 @@ pub(crate) struct Server {
 /// Serves for ever.
 pub(crate) async fn serve(listener: UnixListener, server: Arc<Server>) {
     let permits = Arc::new(Semaphore::new(CONCURRENCY));
+    // They end with this task: a plugin that gets no answer asks again, and the agent's successor then.
+    let mut conversations = JoinSet::new();
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        while conversations.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
                 let server = server.clone();
-                tokio::spawn(async move {
+                conversations.spawn(async move {
                     if let Err(error) = server.converse(stream).await {
                         tracing::debug!(%error, "a call of weft-cni broke off");
                     }
