@@ -201,3 +201,79 @@ proptest! {
         }
     }
 }
+
+fn mesh_config(settings: &str) -> Vec<Decoded> {
+    let settings = settings.replace('\n', "\n    ");
+    let text = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: weft, namespace: weft-system}}\ndata:\n  mesh: |\n    {settings}\n"
+    );
+    common::decode(text.as_bytes(), Format::Yaml)
+}
+
+/// L-5: a format that is not understood as a whole prints what it can, and says what it cannot.
+#[test]
+fn log_formats_name_what_nobody_knows() {
+    for (settings, findings) in [
+        ("accessLogFormat: '[%START_TIME%] %REQ(X-A?:PATH)% 100%%'", &[][..]),
+        ("accessLogFormat: '%WEATHER% %WEATHER% %PROTOCOL%'", &["There is no operator `%WEATHER%`"][..]),
+        ("accessLogFormat: '%CEL(a.b)%'", &["`%CEL%` is not applied"]),
+        ("accessLogFormat: '50% of it'", &["A `%` begins no operator"]),
+        (
+            "accessLogEncoding: JSON\naccessLogFormat: '{\"a\": \"%PROTOCOL%\", \"b\": [1, \"%DEW%\"]}'",
+            &["`%DEW%`"],
+        ),
+        ("accessLogEncoding: JSON\naccessLogFormat: '%PROTOCOL%'", &["not JSON"]),
+    ] {
+        let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
+        let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{settings}: {decoded:?}") };
+        let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+        let told: Vec<_> = decoded.problems.iter().map(|problem| problem.message.as_str()).collect();
+        assert_eq!(told.len(), findings.len(), "{settings}: {told:?}");
+        assert!(told.iter().zip(findings).all(|(told, wanted)| told.contains(wanted)), "{told:?}");
+        assert_eq!(mesh.access_log_format.is_none(), findings == ["not JSON"], "{settings}");
+    }
+}
+
+/// D-10, D-21: what holds where no DestinationRule says otherwise, as strictly as there.
+#[test]
+fn the_mesh_has_a_policy_of_its_own() {
+    let settings = "localityLbSetting: {distribute: [{from: 'a/*', to: {'a/b': 20, c: 80}}], enabled: false}\n\
+                    defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}, retryBudget: {percent: 5}}";
+    let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
+    let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{decoded:?}") };
+    let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    let locality = mesh.http.locality.as_ref().unwrap();
+    assert!(!locality.enabled && locality.distribute.len() == 1 && locality.distribute[0].to.len() == 2);
+    let blocks = &mesh.http.traffic_policy.as_ref().unwrap().blocks;
+    assert_eq!(blocks.connection_pool.as_ref().unwrap().max_connections, Some(7));
+    assert_eq!(blocks.retry_budget.unwrap().share.0, 50_000);
+    let wrong = mesh_config("defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}");
+    assert!(matches!(wrong[0].outcome, Outcome::Rejected(_)), "{wrong:?}");
+}
+
+/// D-11: the field, else Istio's older annotation.
+#[test]
+fn services_say_which_endpoints_they_prefer() {
+    use weft_core::resource::{Resource, TrafficDistribution};
+    for (metadata, spec, expected) in [
+        ("", "trafficDistribution: PreferClose", Some(TrafficDistribution::SameZone)),
+        ("", "trafficDistribution: PreferSameZone", Some(TrafficDistribution::SameZone)),
+        ("", "trafficDistribution: PreferSameNode", Some(TrafficDistribution::SameNode)),
+        ("", "trafficDistribution: Anything", None),
+        ("PreferClose", "{}", Some(TrafficDistribution::SameZone)),
+        ("PreferClose", "trafficDistribution: PreferSameNode", Some(TrafficDistribution::SameNode)),
+        ("", "{}", None),
+    ] {
+        let annotations = match metadata {
+            "" => String::new(),
+            value => format!(", annotations: {{networking.istio.io/traffic-distribution: {value}}}"),
+        };
+        let spec = spec.trim_matches(['{', '}']);
+        let text =
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a{annotations}}}\nspec: {{{spec}}}\n");
+        let decoded = common::decode(text.as_bytes(), Format::Yaml);
+        let Outcome::Accepted(resource) = &decoded[0].outcome else { panic!("{text}: {decoded:?}") };
+        let Resource::Service(service) = &**resource else { panic!("a Service") };
+        assert_eq!(service.distribution, expected, "{text}");
+    }
+}

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod access_format;
 pub mod analyze;
 pub mod compile;
 pub mod decide;

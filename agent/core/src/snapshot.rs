@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+use crate::access_format::AccessFormat;
 use crate::compile::policy::PolicySet;
 use crate::compile::routing::Routing;
 use crate::compile::sharded::{IpMap, Named, Registry};
@@ -34,6 +35,8 @@ pub struct MeshSettings {
     pub access_log: bool,
     /// Log lines as JSON.
     pub access_log_json: bool,
+    /// A format of the user's own for them (L-5).
+    pub access_log_format: Option<Arc<AccessFormat>>,
     /// Unknown destinations are refused instead of passed through.
     pub registry_only: bool,
     /// Same-node flows use TLS as well, mesh-wide (ruling 4).

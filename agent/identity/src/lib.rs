@@ -17,6 +17,7 @@ pub mod csr_api;
 mod embedded;
 mod fingerprint;
 pub mod jwt;
+pub mod origination;
 mod random;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

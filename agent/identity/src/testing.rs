@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateSigningRequestDer, PrivateKeyDer};
@@ -17,6 +17,9 @@ use weft_core::Identity;
 
 use crate::tls::Parts;
 use crate::{CaClient, Hbone, IdentityError, SignedCertificate};
+
+/// The serial number of certificates from [`TestCa::issue_named`].
+pub const SERIAL: u64 = 7;
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -120,6 +123,40 @@ impl TestCa {
         issued(&certificate, &key)
     }
 
+    /// A certificate of a server, or of its client, with host names, addresses and URIs. Its serial number is
+    /// [`SERIAL`]; it is valid for an hour, or expired an hour ago.
+    pub fn issue_named(&self, names: &[&str], expired: bool) -> Issued {
+        let key = KeyPair::generate().expect("a P-256 key can be generated");
+        let now = SystemTime::now();
+        let end = if expired { now - HOUR } else { now + HOUR };
+        let mut params = leaf("", end - 2 * HOUR, end);
+        params.serial_number = Some(SERIAL.into());
+        params.subject_alt_names = names.iter().map(|name| any_name(name)).collect();
+        let certificate = params.signed_by(&key, &self.root).expect("a leaf can be signed");
+        issued(&certificate, &key)
+    }
+
+    /// A list that revokes a serial number, PEM.
+    pub fn revoking(&self, serial: u64) -> String {
+        let now = SystemTime::now();
+        let revoked = RevokedCertParams {
+            serial_number: serial.into(),
+            revocation_time: (now - HOUR).into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: (now - HOUR).into(),
+            next_update: (now + HOUR).into(),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.root).expect("a list can be signed");
+        list.pem().expect("a list can be written")
+    }
+
     /// A certificate for `identity` that is wrong in one way.
     pub fn issue_wrong(&self, identity: &Identity, wrong: Wrong) -> Issued {
         let key = KeyPair::generate().expect("a P-256 key can be generated");
@@ -208,6 +245,14 @@ fn issued(certificate: &Certificate, key: &KeyPair) -> Issued {
 
 fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("the URI is ASCII"))
+}
+
+fn any_name(text: &str) -> SanType {
+    match text.parse() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) if text.contains("://") => uri(text),
+        Err(_) => SanType::DnsName(text.try_into().expect("the name is ASCII")),
+    }
 }
 
 fn leaf(name: &str, not_before: SystemTime, not_after: SystemTime) -> CertificateParams {

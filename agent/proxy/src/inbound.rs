@@ -13,6 +13,7 @@ use weft_core::decide::inbound::{self as decide, inbound};
 use weft_core::snapshot::{LocalWorkload, Workload};
 
 use crate::account::{Account, Facts, Failure, Route, Side};
+use crate::early::{Early, How, Purpose, Upstream};
 use crate::http::detect::{self, Heard, Speaks};
 use crate::http::inbound::Arrival;
 use crate::http::io::Transport;
@@ -31,6 +32,8 @@ use crate::worker::Worker;
 pub(crate) struct Application {
     /// The connection; drop before the rest.
     pub(crate) dialled: Dialled,
+    /// In whose name it was opened.
+    pub(crate) client: IpAddr,
     /// Reaches the connection when policy changes.
     pub(crate) live: Registered,
     /// Looks at the first bytes.
@@ -111,12 +114,13 @@ async fn set_up(
     let heard = hear(&worker, &pod, &mut client, &mut facts).await;
     let Transport::Tcp(stream, ahead) = client else { return None };
     match heard {
-        Ok((Heard::Http, arrival)) => {
+        Ok((Heard::Http(early), arrival)) => {
+            keep_for_requests(&worker, &arrival, early);
             let live = worker.live.tunnel(&pod);
             let transport = Transport::Tcp(stream, ahead);
             Some(Next::Http(Box::new(Http { transport, arrival, live, port })))
         }
-        Ok((Heard::Opaque(Application { dialled, live, learning }), _)) => {
+        Ok((Heard::Opaque(Application { dialled, client: _, live, learning }), _)) => {
             let Dialled { stream: application, lease } = dialled;
             let account = Account::open(&worker, facts, learning);
             let ahead = Ahead { socket: ahead, stream: Bytes::new() };
@@ -154,7 +158,7 @@ async fn hear(
     let heard = match Speaks::inbound(local, facts.addressed.port()) {
         Speaks::Http => {
             authenticated(local, facts, &admission)?;
-            Heard::Http
+            Heard::Http(None)
         }
         Speaks::Opaque => Heard::Opaque(open_application(worker, pod, local, facts, admission).await?),
         Speaks::Unknown => {
@@ -235,7 +239,22 @@ pub(crate) async fn open_application(
         .map_err(|error| refused_by_application(destination, &error))?;
     facts.upstream = Some((destination, dialled.stream.local_addr().ok()));
     let learning = worker.learned.wanted(local, destination.port());
-    Ok(Application { dialled, live, learning })
+    Ok(Application { dialled, client, live, learning })
+}
+
+impl Application {
+    /// What else the connection is good for.
+    pub(crate) fn purpose(&self, pod: &Pod, endpoint: SocketAddr) -> Purpose {
+        Purpose { pod: pod.key.clone(), endpoint, how: How::Onward(self.client) }
+    }
+}
+
+/// Keeps a connection to an application for the first request (see [`Early`]).
+pub(crate) fn keep_for_requests(worker: &Rc<Worker>, arrival: &Arrival, application: Option<Application>) {
+    if let Some(application) = application {
+        let purpose = application.purpose(&arrival.pod, arrival.destination);
+        Early::keep(worker, purpose, Upstream::Socket(application.dialled));
+    }
 }
 
 fn refused_by_application(destination: SocketAddr, error: &DialError) -> Failure {

@@ -9,6 +9,7 @@ mod account;
 mod buffers;
 mod counters;
 mod drain;
+mod early;
 mod hbone;
 mod hello;
 mod http;
@@ -75,6 +76,9 @@ pub struct ProxyConfig {
     pub tunnel_timeout: Duration,
     /// Tunnels without a stream are closed after this.
     pub tunnel_idle: Duration,
+    /// Certificates that DestinationRules name (D-18) are read below this directory, each namespace's in one of its
+    /// own; `None` reads none, and what asks for some is not connected.
+    pub tls_files: Option<std::path::PathBuf>,
 }
 
 impl Default for ProxyConfig {
@@ -88,6 +92,7 @@ impl Default for ProxyConfig {
             handshake_timeout: Duration::from_secs(10),
             tunnel_timeout: Duration::from_secs(15),
             tunnel_idle: Duration::from_secs(300),
+            tls_files: None,
         }
     }
 }
@@ -136,6 +141,7 @@ impl Proxy {
         let (workers, receivers) = worker::channels(count);
         let loads = Arc::new(Loads::new(count));
         let Context { snapshot, certs, onward, tuples, metrics, access_log, learned } = context;
+        let originations = http::upstream::Originations::new(config.tls_files.clone());
         let shared = Shared {
             config,
             context: Services { snapshot, certs, metrics, access_log, learned },
@@ -144,6 +150,7 @@ impl Proxy {
             counters: Counters::default(),
             connections: Arc::default(),
             http: http::upstream::State::default(),
+            originations,
             workers,
         };
         let shared = Arc::new(shared);

@@ -6,7 +6,6 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Context;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -20,6 +19,7 @@ use weft_core::resource::PortProtocol;
 use weft_core::snapshot::{LocalWorkload, Workload};
 
 use crate::account::{Account, Facts, Failure, Route, Side};
+use crate::early::{Early, How, Purpose, Upstream};
 use crate::hbone::client::{self, TunnelStream};
 use crate::hbone::pool::Permit;
 use crate::hello;
@@ -33,7 +33,7 @@ use crate::inbound::{self, Application};
 use crate::labels::Service;
 use crate::learn::Learning;
 use crate::listener::Accepted;
-use crate::net::{self, Dialled, Purpose};
+use crate::net::{self, Dialled};
 use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::registry::{Admission, Registered};
@@ -43,25 +43,11 @@ use crate::worker::{EndpointLoad, Worker};
 /// Endpoints that are tried for one connection.
 const ATTEMPTS: usize = 5;
 
-/// The server's side of a connection.
-enum Upstream {
-    Socket(Dialled),
-    Tunnel(TunnelIo, Permit),
-}
-
-impl Upstream {
-    /// Whether the server has sent something, or has left.
-    fn has_spoken(&mut self, cx: &mut Context<'_>) -> bool {
-        match self {
-            Self::Socket(dialled) => dialled.stream.poll_read_ready(cx).is_ready(),
-            Self::Tunnel(tunnel, _) => tunnel.poll_receive(cx).is_ready(),
-        }
-    }
-}
-
 /// A way that is open.
 struct Way {
     upstream: Upstream,
+    /// What else it is good for.
+    purpose: Purpose,
     live: Registered,
     learning: Option<Box<Learning>>,
 }
@@ -134,7 +120,10 @@ async fn set_up(
     let heard = hear(&worker, &pod, &mut client, &mut facts).await;
     let Transport::Tcp(stream, ahead) = client else { return None };
     match heard {
-        Ok(Heard::Http) => {
+        Ok(Heard::Http(early)) => {
+            if let Some((Way { upstream, purpose, .. }, _)) = early {
+                Early::keep(&worker, purpose, upstream);
+            }
             let live = worker.live.tunnel(&pod);
             let outbound = Outbound { pod, client: peer, original: local };
             Some(Next::Http(Box::new((Transport::Tcp(stream, ahead), outbound, live))))
@@ -148,7 +137,7 @@ async fn set_up(
                     return None;
                 }
             };
-            let Way { upstream, live, learning } = way;
+            let Way { upstream, purpose: _, live, learning } = way;
             let account = Account::open(&worker, facts, learning);
             let mut ahead = Ahead { socket: ahead, stream: Bytes::new() };
             let (pair, held) = match upstream {
@@ -213,7 +202,7 @@ async fn hear(
     }
     facts.ends.source_principal = Some(source.workload.labels.principal.clone());
     match Speaks::outbound(&snapshot, facts.addressed) {
-        Speaks::Http => Ok(Heard::Http),
+        Speaks::Http => Ok(Heard::Http(None)),
         Speaks::Opaque => {
             let sni = if is_tls(&snapshot, facts.addressed) {
                 hello::server_name(client, &worker.shared.config).await
@@ -355,12 +344,13 @@ async fn plain(
     addr: SocketAddr,
     facts: &mut Facts,
 ) -> Result<Way, Failure> {
-    let dialled = net::dial(pod, addr, Purpose::Plain, worker.shared.config.connect_timeout)
+    let dialled = net::dial(pod, addr, net::Purpose::Plain, worker.shared.config.connect_timeout)
         .await
         .map_err(|error| Failure::new("UF", "connect", format!("{addr} cannot be reached: {error}")))?;
     facts.upstream = Some((addr, dialled.stream.local_addr().ok()));
     let live = worker.live.connection(pod, None);
-    Ok(Way { upstream: Upstream::Socket(dialled), live, learning: None })
+    let purpose = Purpose { pod: pod.key.clone(), endpoint: addr, how: How::Plain };
+    Ok(Way { upstream: Upstream::Socket(dialled), purpose, live, learning: None })
 }
 
 /// Tries endpoints until one does, as long as no byte has moved and time is left.
@@ -408,7 +398,11 @@ async fn one_endpoint(
                 client::open(worker, pod, &source.workload, destination, (candidate.addr, facts)).await?;
             let live = worker.live.connection(pod, None);
             let TunnelStream { stream, permit } = tunnel;
-            Ok(Way { upstream: Upstream::Tunnel(TunnelIo::new(stream), permit), live, learning: None })
+            let upstream = Upstream::Tunnel(TunnelIo::new(stream), permit);
+            let identities = (source.workload.identity.clone(), destination.identity.clone());
+            let how = How::Tunnel(identities.0, identities.1);
+            let purpose = Purpose { pod: pod.key.clone(), endpoint: candidate.addr, how };
+            Ok(Way { upstream, purpose, live, learning: None })
         }
         Path::Plaintext => {
             facts.route = Route::Plaintext;
@@ -436,10 +430,13 @@ async fn same_node(
     };
     // The listener's network namespace says who speaks (ruling 2).
     let identity = Some(source.workload.identity.clone());
-    let admission = Admission { pod: destination, identity, source: facts.client.ip(), destination: addr };
+    let admission =
+        Admission { pod: destination.clone(), identity, source: facts.client.ip(), destination: addr };
     match inbound::open_application(worker, pod, local, facts, admission).await {
-        Ok(Application { dialled, live, learning }) => {
-            Ok(Way { upstream: Upstream::Socket(dialled), live, learning })
+        Ok(application) => {
+            let purpose = application.purpose(&destination, addr);
+            let Application { dialled, client: _, live, learning } = application;
+            Ok(Way { upstream: Upstream::Socket(dialled), purpose, live, learning })
         }
         Err(failure) if failure.flags == "DENY" => Err(Setback::Final(failure)),
         Err(failure) => Err(Setback::Endpoint(failure)),

@@ -163,6 +163,7 @@ impl Bed {
             access_log: AccessLog::to(Box::new(lines.clone())),
             learned: sender,
         };
+        let originations = crate::http::upstream::Originations::new(config.tls_files.clone());
         let shared = Arc::new(Shared {
             config,
             context,
@@ -171,6 +172,7 @@ impl Bed {
             counters: Counters::default(),
             connections: Arc::default(),
             http: crate::http::upstream::State::default(),
+            originations,
             workers: channels(1).0,
         });
         let worker = Worker::new(0, shared);

@@ -27,6 +27,7 @@ use weft_kernel::{AttestedPeer, OnwardTuples, Tuples};
 use weft_telemetry::{AccessLog, Metrics};
 
 use crate::counters::Counters;
+use crate::early::Early;
 use crate::hbone::{Baggage, Pool};
 use crate::http::inbound::Vouchers;
 use crate::http::keys::Keys;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) connections: Arc<AtomicUsize>,
     /// Limits, load and ejections of the clusters of each client workload (D-14).
     pub(crate) http: upstream::State,
+    /// TLS that the mesh begins for applications.
+    pub(crate) originations: upstream::Originations,
     pub(crate) workers: Vec<UnboundedSender<Command>>,
 }
 
@@ -128,6 +131,8 @@ pub(crate) struct Worker {
     pub(crate) requests: RequestCache,
     pub(crate) keys: Keys,
     pub(crate) vouchers: Vouchers,
+    /// Connections that wait for their first request.
+    pub(crate) early: Early,
     pub(crate) learned: Rc<Learned>,
     pub(crate) baggage: Baggage,
     pods: RefCell<HashMap<NamespacedName, Arc<Pod>>>,
@@ -169,6 +174,7 @@ impl Worker {
             requests: RequestCache::default(),
             keys: Keys::default(),
             vouchers: Vouchers::new(shared.context.certs.subscribe()),
+            early: Early::default(),
             learned: Rc::new(Learned::new(shared.context.learned.clone())),
             baggage: Baggage::default(),
             pods: RefCell::default(),

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use weft_core::access_format::AccessFormat;
+
+use crate::custom::WantedHeaders;
 use crate::format::{self, Fields};
 
 /// Lines that wait to be written before ordinary ones are lost.
@@ -24,12 +27,29 @@ const BATCH: usize = 64;
 const GATHER: Duration = Duration::from_millis(10);
 
 /// How lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccessLogFormat {
     /// Istio's default text format (L-2).
     Text,
     /// One JSON object per line (L-3), with source and destination principal, path and policy beside.
     Json,
+    /// As the user wrote it (L-5).
+    Custom(Arc<AccessFormat>),
+}
+
+/// Headers of a request and of its answer that the format prints, by their names in lower case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotedHeaders {
+    /// Of the request.
+    pub request: Vec<(Arc<str>, String)>,
+    /// Of the answer.
+    pub response: Vec<(Arc<str>, String)>,
+}
+
+impl NotedHeaders {
+    fn bytes(&self) -> usize {
+        self.request.iter().chain(&self.response).map(|(_, value)| value.len()).sum()
+    }
 }
 
 /// Which side of the connection the line is about.
@@ -158,6 +178,10 @@ pub struct RequestLog {
     pub destination_pod: Option<String>,
     /// The policy that decided.
     pub policy: Option<String>,
+    /// The gRPC status, where the caller speaks gRPC.
+    pub grpc_status: Option<u8>,
+    /// What [`AccessLog::wanted_headers`] asks for.
+    pub headers: Option<Box<NotedHeaders>>,
     /// The AUDIT policies that matched, with a comma between them: the line is written even where no access log was
     /// asked for.
     pub audit: Option<String>,
@@ -183,7 +207,8 @@ impl RequestLog {
             &self.transport_failure,
         ];
         let optional: usize = optional.into_iter().flatten().map(String::len).sum();
-        self.method.len() + self.path.len() + optional
+        let headers = self.headers.as_ref().map_or(0, |headers| headers.bytes());
+        self.method.len() + self.path.len() + optional + headers
     }
 }
 
@@ -216,7 +241,7 @@ impl Line {
         }
     }
 
-    fn format(&self, format: AccessLogFormat, out: &mut String) {
+    fn format(&self, format: &AccessLogFormat, out: &mut String) {
         match self {
             Self::Connection(line) => format::line(&Fields::of_connection(line), format, out),
             Self::Request(line) => format::line(&Fields::of_request(line), format, out),
@@ -242,7 +267,11 @@ struct Shared {
     changed: Condvar,
     written: Condvar,
     everything: AtomicBool,
-    json: AtomicBool,
+    /// Locked by the writer once for each batch.
+    format: Mutex<AccessLogFormat>,
+    /// Whether `headers` holds any, to ask without the lock.
+    wants_headers: AtomicBool,
+    headers: Mutex<Option<Arc<WantedHeaders>>>,
     lost: AtomicU64,
 }
 
@@ -252,7 +281,7 @@ impl Shared {
     }
 
     fn format(&self) -> AccessLogFormat {
-        if self.json.load(Ordering::Relaxed) { AccessLogFormat::Json } else { AccessLogFormat::Text }
+        self.format.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -294,7 +323,9 @@ impl AccessLog {
             changed: Condvar::new(),
             written: Condvar::new(),
             everything: AtomicBool::new(false),
-            json: AtomicBool::new(false),
+            format: Mutex::new(AccessLogFormat::Text),
+            wants_headers: AtomicBool::new(false),
+            headers: Mutex::default(),
             lost: AtomicU64::new(0),
         });
         let theirs = shared.clone();
@@ -307,10 +338,26 @@ impl AccessLog {
         Self { handle: Arc::new(Handle { shared }) }
     }
 
-    /// Writes only failures and what is audited, or everything; as text or JSON. Takes effect at once.
+    /// Writes only failures and what is audited, or everything, in a format. Takes effect at once.
     pub fn configure(&self, everything: bool, format: AccessLogFormat) {
-        self.handle.shared.everything.store(everything, Ordering::Relaxed);
-        self.handle.shared.json.store(format == AccessLogFormat::Json, Ordering::Relaxed);
+        let shared = &self.handle.shared;
+        shared.everything.store(everything, Ordering::Relaxed);
+        let headers = match &format {
+            AccessLogFormat::Text | AccessLogFormat::Json => None,
+            AccessLogFormat::Custom(format) => WantedHeaders::of(format),
+        };
+        shared.wants_headers.store(headers.is_some(), Ordering::Relaxed);
+        *shared.headers.lock().unwrap_or_else(PoisonError::into_inner) = headers.map(Arc::new);
+        *shared.format.lock().unwrap_or_else(PoisonError::into_inner) = format;
+    }
+
+    /// Headers that the format prints and that lines have to bring along.
+    pub fn wanted_headers(&self) -> Option<Arc<WantedHeaders>> {
+        let shared = &self.handle.shared;
+        if !shared.wants_headers.load(Ordering::Relaxed) {
+            return None;
+        }
+        shared.headers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether lines of ordinary connections are written at all, so that the caller need not make them.
@@ -377,7 +424,7 @@ fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
         }
         let format = shared.format();
         buffer.clear();
-        lines.iter().for_each(|line| line.format(format, &mut buffer));
+        lines.iter().for_each(|line| line.format(&format, &mut buffer));
         if output.write_all(buffer.as_bytes()).and_then(|()| output.flush()).is_err() {
             shared.lost.fetch_add(lines.len() as u64, Ordering::Relaxed);
         }
@@ -413,4 +460,4 @@ fn gather<'a>(shared: &Shared, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'
 
 #[cfg(test)]
 #[path = "access_tests.rs"]
-mod tests;
+pub(crate) mod tests;

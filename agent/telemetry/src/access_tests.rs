@@ -79,7 +79,7 @@ fn pipe() -> (AccessLog, mpsc::Receiver<Vec<u8>>) {
 fn rendered(format: AccessLogFormat) -> String {
     let mut out = String::new();
     for entry in [line(), denied(), unidentified()] {
-        Line::Connection(Box::new(entry)).format(format, &mut out);
+        Line::Connection(Box::new(entry)).format(&format, &mut out);
     }
     out
 }
@@ -142,17 +142,17 @@ proptest! {
         let entry = Line::Connection(Box::new(ConnectionLog { details: Some(details.clone()), ..denied() }));
         for format in [AccessLogFormat::Text, AccessLogFormat::Json] {
             let mut out = String::new();
-            entry.format(format, &mut out);
+            entry.format(&format, &mut out);
             prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
         }
         let mut out = String::new();
-        entry.format(AccessLogFormat::Json, &mut out);
+        entry.format(&AccessLogFormat::Json, &mut out);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["upstream_transport_failure_reason"].as_str(), Some(details.as_str()));
     }
 }
 
-fn request() -> RequestLog {
+pub(crate) fn request() -> RequestLog {
     RequestLog {
         start: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123),
         duration: Duration::from_micros(7_003_999),
@@ -186,6 +186,8 @@ fn request() -> RequestLog {
         destination_pod: Some("books/reviews-v2-1".into()),
         policy: None,
         audit: None,
+        grpc_status: None,
+        headers: None,
         refused: false,
     }
 }
@@ -219,7 +221,7 @@ fn rendered_requests(format: AccessLogFormat) -> String {
     };
     let mut out = String::new();
     for entry in [request(), forbidden(), timeout] {
-        Line::Request(Box::new(entry)).format(format, &mut out);
+        Line::Request(Box::new(entry)).format(&format, &mut out);
     }
     out
 }
@@ -287,10 +289,10 @@ proptest! {
         let entry = RequestLog { path: value.clone(), user_agent: Some(value.clone()), ..forbidden() };
         let line = Line::Request(Box::new(entry));
         let mut out = String::new();
-        line.format(AccessLogFormat::Text, &mut out);
+        line.format(&AccessLogFormat::Text, &mut out);
         prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
         out.clear();
-        line.format(AccessLogFormat::Json, &mut out);
+        line.format(&AccessLogFormat::Json, &mut out);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["user_agent"].as_str(), Some(value.as_str()));
         prop_assert_eq!(json["path"].as_str(), Some(value.as_str()));

@@ -33,6 +33,8 @@ pub enum ClusterEvent {
     ConnectionOverflow,
     /// `upstream_cx_connect_fail`: a connection could not be made.
     ConnectFailure,
+    /// `ssl_connection_error`: TLS that a policy asks for did not come about (S-56).
+    TlsFailure,
     /// `outlier_detection_ejections_overflow`: not ejected, because too many are.
     EjectionOverflow,
 }
@@ -50,6 +52,7 @@ struct ClusterCells {
     connections: AtomicU64,
     connection_overflow: AtomicU64,
     connect_failure: AtomicU64,
+    tls_failure: AtomicU64,
     ejections: AtomicU64,
     ejection_overflow: AtomicU64,
     completed: AtomicU64,
@@ -59,7 +62,7 @@ struct ClusterCells {
 }
 
 impl ClusterCells {
-    fn counters(&self) -> [(&'static Family, &AtomicU64); 14] {
+    fn counters(&self) -> [(&'static Family, &AtomicU64); 15] {
         [
             (&families::CLUSTER_REQUESTS, &self.requests),
             (&families::CLUSTER_PENDING, &self.pending),
@@ -72,6 +75,7 @@ impl ClusterCells {
             (&families::CLUSTER_CONNECTIONS, &self.connections),
             (&families::CLUSTER_CONNECTION_OVERFLOW, &self.connection_overflow),
             (&families::CLUSTER_CONNECT_FAILURE, &self.connect_failure),
+            (&families::CLUSTER_TLS_FAILURE, &self.tls_failure),
             (&families::CLUSTER_EJECTIONS, &self.ejections),
             (&families::CLUSTER_EJECTION_OVERFLOW, &self.ejection_overflow),
             (&families::CLUSTER_COMPLETED, &self.completed),
@@ -91,6 +95,7 @@ impl ClusterCells {
             ClusterEvent::Connection => &self.connections,
             ClusterEvent::ConnectionOverflow => &self.connection_overflow,
             ClusterEvent::ConnectFailure => &self.connect_failure,
+            ClusterEvent::TlsFailure => &self.tls_failure,
             ClusterEvent::EjectionOverflow => &self.ejection_overflow,
         }
     }

@@ -176,6 +176,8 @@ shared_label_families! { CLUSTER_LABELS;
     CLUSTER_CONNECTION_OVERFLOW Counter "envoy_cluster_upstream_cx_overflow"
         "Times that a connection was wanted beyond the limit (maxConnections).";
     CLUSTER_CONNECT_FAILURE Counter "envoy_cluster_upstream_cx_connect_fail" "Connections that could not be made.";
+    CLUSTER_TLS_FAILURE Counter "envoy_cluster_ssl_connection_error"
+        "Times that TLS which a policy asks for did not come about.";
     CLUSTER_EJECTED Gauge "envoy_cluster_outlier_detection_ejections_active" "Endpoints that are ejected now.";
     CLUSTER_EJECTIONS Counter "envoy_cluster_outlier_detection_ejections_enforced_total" "Ejections of endpoints.";
     CLUSTER_EJECTION_OVERFLOW Counter "envoy_cluster_outlier_detection_ejections_overflow"

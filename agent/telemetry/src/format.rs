@@ -3,15 +3,18 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
 
 use crate::access::{AccessLogFormat, ConnectionLog, Direction, RequestLog};
+use crate::custom;
 
 /// Appends one line, its end included.
-pub(crate) fn line(fields: &Fields<'_>, format: AccessLogFormat, out: &mut String) {
+pub(crate) fn line(fields: &Fields<'_>, format: &AccessLogFormat, out: &mut String) {
     match format {
+        AccessLogFormat::Custom(format) => custom::line(fields, format, out),
         AccessLogFormat::Text => text(fields, out),
         // Strings and numbers always serialise.
         AccessLogFormat::Json => out.push_str(&serde_json::to_string(fields).unwrap_or_default()),
@@ -23,41 +26,47 @@ pub(crate) fn line(fields: &Fields<'_>, format: AccessLogFormat, out: &mut Strin
 #[derive(Debug, Serialize)]
 pub(crate) struct Fields<'a> {
     #[serde(serialize_with = "as_time")]
-    start_time: SystemTime,
-    method: Option<&'a str>,
-    path: Option<&'a str>,
-    protocol: Option<&'a str>,
-    response_code: u16,
-    response_flags: &'a str,
-    response_code_details: Option<&'a str>,
-    connection_termination_details: Option<Cow<'a, str>>,
-    upstream_transport_failure_reason: Option<&'a str>,
-    bytes_received: u64,
-    bytes_sent: u64,
+    pub(crate) start_time: SystemTime,
+    pub(crate) method: Option<&'a str>,
+    pub(crate) path: Option<&'a str>,
+    pub(crate) protocol: Option<&'a str>,
+    pub(crate) response_code: u16,
+    pub(crate) response_flags: &'a str,
+    pub(crate) response_code_details: Option<&'a str>,
+    pub(crate) connection_termination_details: Option<Cow<'a, str>>,
+    pub(crate) upstream_transport_failure_reason: Option<&'a str>,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
     #[serde(serialize_with = "as_milliseconds")]
-    duration: Duration,
+    pub(crate) duration: Duration,
     #[serde(serialize_with = "as_header")]
-    upstream_service_time: Option<Duration>,
-    x_forwarded_for: Option<&'a str>,
-    user_agent: Option<&'a str>,
-    request_id: Option<&'a str>,
-    authority: Option<&'a str>,
-    upstream_host: Option<SocketAddr>,
-    upstream_cluster: Option<&'a str>,
-    upstream_local_address: Option<SocketAddr>,
-    downstream_local_address: SocketAddr,
-    downstream_remote_address: SocketAddr,
-    requested_server_name: Option<&'a str>,
-    route_name: Option<&'a str>,
-    direction: &'static str,
+    pub(crate) upstream_service_time: Option<Duration>,
+    pub(crate) x_forwarded_for: Option<&'a str>,
+    pub(crate) user_agent: Option<&'a str>,
+    pub(crate) request_id: Option<&'a str>,
+    pub(crate) authority: Option<&'a str>,
+    pub(crate) upstream_host: Option<SocketAddr>,
+    pub(crate) upstream_cluster: Option<&'a str>,
+    pub(crate) upstream_local_address: Option<SocketAddr>,
+    pub(crate) downstream_local_address: SocketAddr,
+    pub(crate) downstream_remote_address: SocketAddr,
+    pub(crate) requested_server_name: Option<&'a str>,
+    pub(crate) route_name: Option<&'a str>,
+    pub(crate) direction: &'static str,
     mesh_path: &'a str,
-    source_principal: Option<&'a str>,
-    destination_principal: Option<&'a str>,
+    pub(crate) source_principal: Option<&'a str>,
+    pub(crate) destination_principal: Option<&'a str>,
     source_pod: Option<&'a str>,
     destination_pod: Option<&'a str>,
     policy: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<&'a str>,
+    #[serde(skip)]
+    pub(crate) grpc_status: Option<u8>,
+    #[serde(skip)]
+    pub(crate) request_headers: &'a [(Arc<str>, String)],
+    #[serde(skip)]
+    pub(crate) response_headers: &'a [(Arc<str>, String)],
 }
 
 impl<'a> Fields<'a> {
@@ -96,7 +105,15 @@ impl<'a> Fields<'a> {
             destination_pod: entry.destination_pod.as_deref(),
             policy: entry.policy.as_deref(),
             audit: entry.audit.as_deref(),
+            grpc_status: None,
+            request_headers: &[],
+            response_headers: &[],
         }
+    }
+
+    /// Whether the server's side speaks.
+    pub(crate) fn is_inbound(&self) -> bool {
+        self.direction == direction(Direction::Inbound)
     }
 
     /// Of a request.
@@ -134,6 +151,9 @@ impl<'a> Fields<'a> {
             destination_pod: entry.destination_pod.as_deref(),
             policy: entry.policy.as_deref(),
             audit: entry.audit.as_deref(),
+            grpc_status: entry.grpc_status,
+            request_headers: entry.headers.as_ref().map_or(&[], |headers| &headers.request),
+            response_headers: entry.headers.as_ref().map_or(&[], |headers| &headers.response),
         }
     }
 }
@@ -194,7 +214,7 @@ fn addresses(fields: &Fields<'_>, out: &mut String) {
     let _ = write!(out, " {}", fields.route_name.unwrap_or("-"));
 }
 
-fn start_time(start: SystemTime) -> String {
+pub(crate) fn start_time(start: SystemTime) -> String {
     jiff::Timestamp::try_from(start)
         .map_or_else(|_| "-".to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
 }
@@ -209,7 +229,7 @@ fn optional(value: Option<impl std::fmt::Display>, out: &mut String) {
 }
 
 /// Whatever a peer or an object's name put there, the line stays one line and its quotes stay balanced.
-fn escaped(text: Option<&str>, out: &mut String) {
+pub(crate) fn escaped(text: Option<&str>, out: &mut String) {
     for c in text.unwrap_or("-").chars() {
         match c {
             '"' => out.push_str("\\\""),

@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod cluster;
+mod custom;
 pub mod families;
 mod format;
 pub mod http;
@@ -20,8 +21,9 @@ mod scrape;
 mod table;
 mod unknown_hosts;
 
-pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, RequestLog};
+pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, NotedHeaders, RequestLog};
 pub use cluster::{ClusterCounters, ClusterEvent};
+pub use custom::WantedHeaders;
 pub use http::{RequestLabels, RequestProtocol, RequestSample, RequestSeries};
 pub use metrics::{Limits, Metrics, Pieces, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
 pub use scrape::{Family, Kind, ScrapeSink};

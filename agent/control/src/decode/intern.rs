@@ -90,12 +90,27 @@ impl Interner {
         if self.len() < self.sweep_at.max(SWEEP_FLOOR) {
             return;
         }
+        self.let_go();
+        self.sweep_at = 2 * self.len();
+    }
+
+    /// Lets go of what nothing else holds, and of the room that it took: after very much was decoded.
+    pub(crate) fn shrink(&mut self) {
+        self.let_go();
+        let Self { hasher, texts, labels, owners, ports, .. } = self;
+        texts.shrink_to_fit(|known| hasher.hash_one(&**known));
+        labels.shrink_to_fit(|known| hash_all(hasher, known.iter()));
+        owners.shrink_to_fit(|known| hasher.hash_one((&*known.kind, &*known.name)));
+        ports.shrink_to_fit(|known| hash_all(hasher, known.iter().map(written)));
+        self.sweep_at = 2 * self.len();
+    }
+
+    fn let_go(&mut self) {
         // Labels, owners and ports hold texts, so they go first.
         self.labels.retain(|labels| Arc::strong_count(labels) > 1);
         self.owners.retain(|owner| Arc::strong_count(owner) > 1);
         self.ports.retain(|ports| Arc::strong_count(ports) > 1);
         self.texts.retain(|text| Arc::strong_count(text) > 1);
-        self.sweep_at = 2 * self.len();
     }
 
     fn len(&self) -> usize {
@@ -144,5 +159,8 @@ mod tests {
         }
         interner.sweep();
         assert_eq!((interner.len(), &*held), (1, "held"));
+        drop(interner.labels(&pairs("web"), |_| true));
+        interner.shrink();
+        assert_eq!((interner.len(), &*interner.text("held")), (1, "held"));
     }
 }

@@ -207,6 +207,11 @@ impl Decoder {
         self.interner.sweep();
     }
 
+    /// Gives back memory that decoding very many objects took.
+    pub(crate) fn settle(&mut self) {
+        self.interner.shrink();
+    }
+
     /// Decodes one object (or List) that is parsed already.
     pub fn value(&mut self, value: &Value, origin: Option<&Origin>, out: &mut Vec<Decoded>) {
         self.parsed(value, ("", ""), Place { prefix: "", origin }, out);

@@ -34,6 +34,7 @@ pub(super) fn settings(config: Option<&MeshConfig>, istio_namespace_exists: bool
             .unwrap_or_else(|| default_root.into()),
         access_log: config.is_some_and(|config| config.access_log),
         access_log_json: config.is_some_and(|config| config.access_log_json),
+        access_log_format: config.and_then(|config| config.access_log_format.clone()),
         registry_only: config.is_some_and(|config| config.registry_only),
         encrypt_same_node: config.is_some_and(|config| config.encrypt_same_node),
         http: config.map(|config| Arc::new(config.http.clone())).unwrap_or_default(),

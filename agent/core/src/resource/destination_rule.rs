@@ -244,6 +244,8 @@ pub struct ConnectionPool {
     pub max_connection_duration: Option<Duration>,
     /// `tcp.idleTimeout`; 1 h by default, zero is never.
     pub tcp_idle_timeout: Option<Duration>,
+    /// `tcp.tcpKeepalive`.
+    pub tcp_keepalive: Option<TcpKeepalive>,
     /// `http.http1MaxPendingRequests`.
     pub max_pending_requests: Option<u32>,
     /// `http.http2MaxRequests`: for HTTP/1.1 as well (E27).
@@ -260,6 +262,8 @@ pub struct ConnectionPool {
     pub use_client_protocol: bool,
     /// `http.maxConcurrentStreams`.
     pub max_concurrent_streams: Option<u32>,
+    /// `http.http2KeepAlive`: interval and timeout.
+    pub http2_keep_alive: Option<(Duration, Duration)>,
 }
 
 /// `outlierDetection` with its defaults filled in (D-15).
@@ -281,6 +285,26 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// `minHealthPercent`, 0.
     pub min_health_percent: u32,
+    /// `outlierDetectionHttpErrorCodes`: the statuses that are errors; empty is every 5xx (D-17).
+    pub error_codes: Vec<u16>,
+}
+
+impl OutlierDetection {
+    /// Whether an answer with this status is an error.
+    pub fn is_error(&self, status: u16) -> bool {
+        if self.error_codes.is_empty() { status >= 500 } else { self.error_codes.contains(&status) }
+    }
+}
+
+/// `tcp.tcpKeepalive`; what is absent is the system's (D-12).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// `probes`.
+    pub probes: Option<u32>,
+    /// `time`: how long a connection is idle before the first probe.
+    pub time: Option<Duration>,
+    /// `interval`.
+    pub interval: Option<Duration>,
 }
 
 /// `tls` (D-18).
@@ -292,9 +316,25 @@ pub struct ClientTls {
     pub sni: Option<Arc<str>>,
     /// `subjectAltNames`.
     pub subject_alt_names: Vec<Arc<str>>,
-    /// Whether the block names certificates of its own, to present or to verify with. The mesh does not read them:
-    /// rather than connect with less than was asked for, it does not connect.
-    pub certificates: bool,
+    /// Certificates of its own, to present or to verify with; `None` verifies nothing.
+    pub certificates: Option<Arc<ClientCertificates>>,
+}
+
+/// The files, or the Secret, that a `tls` block names. What cannot be read lets no connection come about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClientCertificates {
+    /// The namespace of the object that names them: files are looked for below its directory.
+    pub namespace: Arc<str>,
+    /// `caCertificates`.
+    pub authorities: Option<Arc<str>>,
+    /// `caCrl`.
+    pub revoked: Option<Arc<str>>,
+    /// `clientCertificate`.
+    pub certificate: Option<Arc<str>>,
+    /// `privateKey`.
+    pub key: Option<Arc<str>>,
+    /// `credentialName`.
+    pub credential: Option<Arc<str>>,
 }
 
 /// `tls.mode`.

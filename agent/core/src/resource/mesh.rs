@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::NamespacedName;
 use super::destination_rule::{LocalitySetting, TrafficPolicy};
 use super::virtual_service::Retries;
+use crate::access_format::AccessFormat;
 
 /// Mesh-wide settings (C-1), the part that L4 uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct MeshConfig {
     pub access_log: bool,
     /// `accessLogEncoding: JSON`.
     pub access_log_json: bool,
+    /// `accessLogFormat` (L-5).
+    pub access_log_format: Option<Arc<AccessFormat>>,
     /// `outboundTrafficPolicy.mode: REGISTRY_ONLY`.
     pub registry_only: bool,
     /// Own extension `weft.sameNode: encrypt` (ruling 4).

@@ -295,7 +295,7 @@ async fn begin(
     let snapshot = worker.snapshot();
     let unknown = Speaks::inbound_of(&snapshot, &arrival) == Speaks::Unknown;
     let heard = match way {
-        Way::Http => Ok(Heard::Http),
+        Way::Http => Ok(Heard::Http(None)),
         Way::Open(application) if !unknown => Ok(Heard::Opaque(application)),
         Way::Open(application) => detect::listen(&mut client, async { Ok(application) }, spoke).await,
         Way::Later(admission) => {
@@ -307,7 +307,8 @@ async fn begin(
         }
     };
     match (heard, client) {
-        (Ok(Heard::Opaque(Application { dialled, live, learning })), Transport::Tunnel(stream)) => {
+        (Ok(Heard::Opaque(application)), Transport::Tunnel(stream)) => {
+            let Application { dialled, client: _, live, learning } = application;
             let Dialled { stream: application, lease } = dialled;
             let account = Account::open(worker, facts, learning);
             let (stream, received) = stream.into_parts();
@@ -315,10 +316,13 @@ async fn begin(
             let pair = Pair::ServerTcp(application, stream);
             Some(Next::Relay(Box::new(Open { account, pair, ahead, live, ports: (lease, None) })))
         }
-        (Ok(Heard::Http | Heard::Opaque(_)), transport) => {
+        (Ok(Heard::Http(early)), transport) => {
+            inbound::keep_for_requests(worker, &arrival, early);
             let live = worker.live.tunnel(&arrival.pod);
             Some(Next::Http(Box::new(Http { transport, arrival, live, port: None })))
         }
+        // The client is a tunnel.
+        (Ok(Heard::Opaque(_)), Transport::Tcp(..)) => None,
         // What is left of the stream is reset.
         (Err(failure), _) => {
             facts.fail(worker, &failure);

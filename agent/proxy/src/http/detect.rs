@@ -64,8 +64,8 @@ impl Speaks {
 /// What was heard.
 #[derive(Debug)]
 pub(crate) enum Heard<T> {
-    /// The client speaks HTTP; the way that was opened is not needed.
-    Http,
+    /// The client speaks HTTP. The way that is open already may serve its first request.
+    Http(Option<T>),
     /// It is something else, and this is the way.
     Opaque(T),
 }
@@ -87,7 +87,9 @@ pub(crate) async fn listen<T, E>(
     poll_fn(|cx| {
         if !client_spoke {
             match poll_client(client, cx) {
-                Poll::Ready(true) => return Poll::Ready(Ok(Heard::Http)),
+                Poll::Ready(true) => {
+                    return Poll::Ready(Ok(Heard::Http(way.take().and_then(Result::ok))));
+                }
                 Poll::Ready(false) => client_spoke = true,
                 Poll::Pending => {}
             }

@@ -18,7 +18,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 use weft_core::snapshot::Workload;
 use weft_telemetry::{
-    Direction, Metrics, Reporter, RequestLog, RequestProtocol, RequestSample, RequestSeries,
+    Direction, Metrics, NotedHeaders, Reporter, RequestLog, RequestProtocol, RequestSample, RequestSeries,
 };
 
 use super::body::{Body, BodyError};
@@ -146,6 +146,8 @@ pub(crate) struct Record {
     pub(crate) policy: Option<String>,
     /// The AUDIT policies that matched.
     pub(crate) audit: Option<String>,
+    /// What the log's format prints of the headers.
+    noted: Option<Box<NotedHeaders>>,
     refused: bool,
     status: u16,
     grpc_status: Option<u8>,
@@ -197,6 +199,7 @@ impl Record {
             failure: None,
             policy: None,
             audit: None,
+            noted: noted(worker, &parts.headers),
             refused: false,
             status: 0,
             grpc_status: None,
@@ -250,6 +253,11 @@ impl Record {
 
     fn head_of_answer(&mut self, status: u16, headers: &HeaderMap) {
         self.status = status;
+        if let Some(noted) = &mut self.noted
+            && let Some(wanted) = self.worker.shared.context.access_log.wanted_headers()
+        {
+            noted.response = values(&wanted.response, headers);
+        }
         self.sent = Traffic::of(headers, self.is_grpc());
         self.saw_grpc_status(headers);
     }
@@ -389,9 +397,26 @@ impl Record {
             destination_pod: pod(destination),
             policy: self.policy.clone(),
             audit: self.audit.clone(),
+            grpc_status: self.grpc_status,
+            headers: self.noted.clone(),
             refused: self.refused,
         }
     }
+}
+
+/// The headers of a request that the log's format prints.
+fn noted(worker: &Worker, headers: &HeaderMap) -> Option<Box<NotedHeaders>> {
+    let wanted = worker.shared.context.access_log.wanted_headers()?;
+    Some(Box::new(NotedHeaders { request: values(&wanted.request, headers), response: Vec::new() }))
+}
+
+/// The values of those headers that are there.
+fn values(names: &[Arc<str>], headers: &HeaderMap) -> Vec<(Arc<str>, String)> {
+    let value = |name: &Arc<str>| {
+        let value = headers.get(&**name)?;
+        Some((name.clone(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+    };
+    names.iter().filter_map(value).collect()
 }
 
 impl Drop for Record {

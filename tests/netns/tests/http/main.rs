@@ -7,7 +7,9 @@
 )]
 
 mod failing;
+mod handover;
 mod limits;
+mod places;
 mod readme;
 mod routing;
 mod security;

@@ -76,3 +76,26 @@ fn the_access_log_has_istios_keys() {
         assert_eq!(inbound["mesh_path"], path, "{inbound}");
     }
 }
+
+/// L-5: a format of one's own, with headers of the request and of the answer.
+#[test]
+fn the_access_log_can_have_another_form() {
+    let Some(site) = Site::new() else { return };
+    let format = r#"{"what": "%REQ(:METHOD)% %REQ_WITHOUT_QUERY(:PATH)%", "team": "%REQ(X-TEAM)%", "code": "%RESPONSE_CODE%", "by": "%RESP(SERVER)%", "side": "%TRAFFIC_DIRECTION%", "odd": "%WEATHER%"}"#;
+    let settings = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: weft, namespace: weft-system}}\ndata:\n  mesh: |\n    \
+         accessLogFile: /dev/stdout\n    accessLogEncoding: JSON\n    accessLogFormat: '{format}'\n"
+    );
+    site.settled(|| site.mesh.write("mesh.yaml", &settings));
+    let told = ["--path", "/told?token=1", "--header", "x-team: blue"];
+    assert!(site.ask("near", &told).all_good());
+    let line = site.mesh.log_line("a", "a line in the new form", |line: &Value| {
+        line["what"] == "GET /told" && line["side"] == "outbound"
+    });
+    assert_eq!(
+        (&line["team"], &line["code"], &line["odd"]),
+        (&"blue".into(), &200.into(), &Value::Null),
+        "{line}"
+    );
+    assert_eq!(line["by"], "envoy", "{line}");
+}

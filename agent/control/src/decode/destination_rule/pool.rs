@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weft_core::resource::destination_rule::{ConnectionPool, OutlierDetection};
+use weft_core::resource::destination_rule::{ConnectionPool, OutlierDetection, TcpKeepalive};
 
 use super::super::fields::Text;
 use super::super::networking::numbers::Signed;
@@ -40,9 +40,11 @@ fn tcp(wire: &TcpWire<'_>, pool: &mut ConnectionPool, at: &Path<'_>, reader: &mu
     pool.tcp_idle_timeout = idle_timeout(wire.idle_timeout.as_ref(), &at.field("idleTimeout"), reader);
     if let Some(keep_alive) = &wire.tcp_keepalive {
         let at = at.field("tcpKeepalive");
-        reader.duration(keep_alive.time.as_ref(), &at.field("time"));
-        reader.duration(keep_alive.interval.as_ref(), &at.field("interval"));
-        reader.not_applied(at, "connections keep the system's settings");
+        pool.tcp_keepalive = Some(TcpKeepalive {
+            probes: keep_alive.probes.0.and_then(|probes| u32::try_from(probes).ok()),
+            time: reader.duration(keep_alive.time.as_ref(), &at.field("time")),
+            interval: reader.duration(keep_alive.interval.as_ref(), &at.field("interval")),
+        });
     }
 }
 
@@ -72,18 +74,23 @@ fn http(wire: &HttpWire<'_>, pool: &mut ConnectionPool, at: &Path<'_>, reader: &
         reader.report.reject(at.field("useClientProtocol"), message, "Keep one of them.");
     }
     if let Some(keep_alive) = &wire.http2_keep_alive {
-        check_keep_alive(keep_alive, &at.field("http2KeepAlive"), reader);
+        pool.http2_keep_alive = http2_keep_alive(keep_alive, &at.field("http2KeepAlive"), reader);
     }
 }
 
-fn check_keep_alive(wire: &Http2KeepAliveWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    for (name, value) in [("interval", &wire.interval), ("timeout", &wire.timeout)] {
+fn http2_keep_alive(
+    wire: &Http2KeepAliveWire<'_>,
+    at: &Path<'_>,
+    reader: &mut Reader<'_, '_>,
+) -> Option<(Duration, Duration)> {
+    let mut read = |name: &str, value: &Option<Text<'_>>| {
         if value.is_none() {
             reader.report.reject(at.field(name), format!("`{name}` is missing."), "Write a duration.");
         }
-        reader.duration(value.as_ref(), &at.field(name));
-    }
-    reader.not_applied(at, "connections of HTTP/2 are not probed (D-13)");
+        reader.duration(value.as_ref(), &at.field(name))
+    };
+    let (interval, timeout) = (read("interval", &wire.interval), read("timeout", &wire.timeout));
+    interval.zip(timeout)
 }
 
 /// A limit; 0 and absent are none.
@@ -124,10 +131,8 @@ pub(super) fn outlier(
         let fix = "Write `splitExternalLocalOriginErrors: true`, or remove the field.";
         reader.report.reject(at.field("consecutiveLocalOriginFailures"), message, fix);
     }
-    if !wire.outlier_detection_http_error_codes.items.is_empty() {
-        reader.not_applied(at.field("outlierDetectionHttpErrorCodes"), "every 5xx counts as an error (D-17)");
-    }
     let max_ejection = percent(wire.max_ejection_percent, &at.field("maxEjectionPercent"), reader);
+    let error_codes = wire.outlier_detection_http_error_codes.items.iter();
     OutlierDetection {
         consecutive_5xx: count(wire.consecutive_5xx_errors.0).unwrap_or(DEFAULT_CONSECUTIVE),
         consecutive_gateway: count(wire.consecutive_gateway_errors.0).unwrap_or_default(),
@@ -141,6 +146,7 @@ pub(super) fn outlier(
         // 0 is not told from absent.
         max_ejection_percent: if max_ejection == 0 { DEFAULT_MAX_EJECTION_PERCENT } else { max_ejection },
         min_health_percent: percent(wire.min_health_percent, &at.field("minHealthPercent"), reader),
+        error_codes: error_codes.filter_map(|code| u16::try_from(code.get()).ok()).collect(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! `tls` (D-18).
 
-use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode};
+use std::sync::Arc;
+
+use weft_core::resource::destination_rule::{ClientCertificates, ClientTls, ClientTlsMode};
 
 use super::super::networking::{Reader, shown};
 use super::super::report::Path;
@@ -13,25 +15,41 @@ const CONFIG_MAP: &str = "configmap://";
 pub(super) fn tls(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> ClientTls {
     let mode = mode(wire, &at.field("mode"), reader);
     check_credential(wire, &at.field("credentialName"), reader);
-    match mode {
-        ClientTlsMode::Simple | ClientTlsMode::Mutual => {
-            check_certificates(wire, mode, at, reader);
-            if mode == ClientTlsMode::Mutual || names_certificates(wire) {
-                warn_of_certificates(mode, &at.field("mode"), reader);
-            }
+    let originates = match mode {
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => true,
+        ClientTlsMode::Disable | ClientTlsMode::IstioMutual => false,
+    };
+    if originates {
+        check_certificates(wire, mode, at, reader);
+        if wire.credential_name.non_empty().is_some() {
+            warn_of_secret(&at.field("credentialName"), reader);
+        } else if wire.ca_certificates.non_empty().is_none() && !wire.subject_alt_names.items.is_empty() {
+            warn_of_names(&at.field("subjectAltNames"), reader);
         }
-        ClientTlsMode::Disable | ClientTlsMode::IstioMutual => {}
+    } else {
+        tell_what_is_not_applied(wire, at, reader);
     }
-    if !wire.subject_alt_names.items.is_empty() {
-        warn_of_names(mode, &at.field("subjectAltNames"), reader);
-    }
-    tell_what_is_not_applied(wire, at, reader);
     ClientTls {
         mode,
         sni: reader.optional(&wire.sni),
         subject_alt_names: reader.texts(&wire.subject_alt_names),
-        certificates: names_certificates(wire),
+        certificates: if originates { certificates(wire, reader) } else { None },
     }
+}
+
+/// What the block wants to present or to verify with.
+fn certificates(wire: &TlsWire<'_>, reader: &mut Reader<'_, '_>) -> Option<Arc<ClientCertificates>> {
+    let named = ClientCertificates {
+        namespace: reader.namespace.clone(),
+        authorities: reader.optional(&wire.ca_certificates),
+        revoked: reader.optional(&wire.ca_crl),
+        certificate: reader.optional(&wire.client_certificate),
+        key: reader.optional(&wire.private_key),
+        credential: reader.optional(&wire.credential_name),
+    };
+    let all = [&named.authorities, &named.revoked, &named.certificate, &named.key, &named.credential];
+    let any = all.into_iter().any(Option::is_some);
+    any.then(|| Arc::new(named))
 }
 
 fn mode(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> ClientTlsMode {
@@ -91,44 +109,26 @@ fn check_certificates(wire: &TlsWire<'_>, mode: ClientTlsMode, at: &Path<'_>, re
     }
 }
 
-/// Whether the block wants to present or to verify with something of its own.
-fn names_certificates(wire: &TlsWire<'_>) -> bool {
-    let names = [&wire.client_certificate, &wire.ca_certificates, &wire.ca_crl, &wire.credential_name];
-    names.into_iter().any(|text| text.non_empty().is_some())
-}
-
 /// Rather than connect with less than was asked for, the mesh does not connect.
-fn warn_of_certificates(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    let message = format!(
-        "`{}` with certificates cannot be kept: this version does not read them, and connects to none of the host's \
-         endpoints rather than without what was asked for (D-18).",
-        mode.as_str()
-    );
-    let fix = "Let the application speak TLS itself, or write ISTIO_MUTUAL, or SIMPLE without certificates.";
+fn warn_of_secret(at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+    let message = "Agents read no Secrets, so that the mesh connects to none of the host's endpoints (D-18).";
+    let fix = "Name files with `caCertificates`, `clientCertificate` and `privateKey`.";
     reader.report.add(codes::NO_EFFECT, at, message, fix);
 }
 
-/// What becomes of the names that a certificate should have.
-fn warn_of_names(mode: ClientTlsMode, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    match mode {
-        ClientTlsMode::IstioMutual => {
-            reader.not_applied(
-                at,
-                "an endpoint of the mesh proves the identity of its own pod, whatever the list says (D-18)",
-            );
-        }
-        ClientTlsMode::Simple => {
-            let message = "Names prove nothing in a certificate that is not verified, and this version reads no \
-                           certificates: the mesh connects to none of the host's endpoints (D-18).";
-            let fix = "Remove the names, write ISTIO_MUTUAL, or let the application speak TLS itself.";
-            reader.report.add(codes::NO_EFFECT, at, message, fix);
-        }
-        // Nobody's certificate is looked at; or the block is refused as a whole.
-        ClientTlsMode::Disable | ClientTlsMode::Mutual => {}
-    }
+/// Names that nobody vouches for.
+fn warn_of_names(at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+    let message = "Names prove nothing in a certificate that no authority vouches for: the mesh connects to none of \
+                   the host's endpoints (D-18).";
+    reader.report.add(
+        codes::NO_EFFECT,
+        at,
+        message,
+        "Name the authorities' certificates with `caCertificates`.",
+    );
 }
 
-/// Certificates of an application's own are not presented yet; what is told must be told.
+/// Istio reads these fields in two modes only.
 fn tell_what_is_not_applied(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
     let fields = [
         ("clientCertificate", wire.client_certificate.non_empty().is_some()),
@@ -138,6 +138,6 @@ fn tell_what_is_not_applied(wire: &TlsWire<'_>, at: &Path<'_>, reader: &mut Read
         ("credentialName", wire.credential_name.non_empty().is_some()),
     ];
     for (name, _) in fields.into_iter().filter(|(_, written)| *written) {
-        reader.not_applied(at.field(name), "certificates that the block names are not read (D-18)");
+        reader.not_applied(at.field(name), "only SIMPLE and MUTUAL use certificates of their own (D-18)");
     }
 }

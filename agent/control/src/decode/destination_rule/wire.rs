@@ -260,8 +260,8 @@ pub(super) struct TcpWire<'a> {
 #[serde(deny_unknown_fields)]
 #[serde(expecting = "a map of fields")]
 pub(super) struct KeepAliveWire<'a> {
-    #[serde(rename = "probes", default)]
-    pub(super) _probes: Unsigned,
+    #[serde(default)]
+    pub(super) probes: Unsigned,
     #[serde(borrow, default)]
     pub(super) time: Option<Text<'a>>,
     #[serde(borrow, default)]

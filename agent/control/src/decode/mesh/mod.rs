@@ -2,6 +2,7 @@
 //!
 //! Istio's MeshConfig has far more fields than the mesh reads, so unknown ones are ignored.
 
+mod access_log;
 mod http;
 
 use serde::Deserialize;
@@ -64,6 +65,8 @@ struct MeshWire<'a> {
     access_log_file: Text<'a>,
     #[serde(borrow, default)]
     access_log_encoding: Text<'a>,
+    #[serde(borrow, default)]
+    access_log_format: Text<'a>,
     #[serde(borrow, default, deserialize_with = "nullable")]
     outbound_traffic_policy: OutboundWire<'a>,
     #[serde(borrow, default, deserialize_with = "nullable")]
@@ -102,6 +105,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
     let http: http::HttpWire<'_> = settings(&value, &mut report);
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let http = http::settings(&http, &Path::Root("data.mesh"), &mut reader);
+    let json = wire.access_log_encoding.as_str() == "JSON";
     let mesh = MeshConfig {
         key: meta.key,
         trust_domain: trust_domain(&wire.trust_domain, "data.mesh.trustDomain", interner, &mut report),
@@ -109,6 +113,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
         root_namespace: root_namespace(&wire, interner, &mut report),
         access_log: wire.access_log_file.non_empty().is_some(),
         access_log_json: access_log_json(&wire, &mut report),
+        access_log_format: access_log::format(&wire.access_log_format, json, &mut report),
         registry_only: registry_only(&wire, &mut report),
         encrypt_same_node: encrypt_same_node(&wire, &mut report),
         http,

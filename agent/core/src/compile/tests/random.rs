@@ -161,6 +161,7 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
             root_namespace: root.map(Into::into),
             access_log: aliased,
             access_log_json: false,
+            access_log_format: None,
             registry_only: false,
             encrypt_same_node: false,
             http: MeshHttp { auto_mtls_off, ..MeshHttp::default() },

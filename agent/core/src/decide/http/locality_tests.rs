@@ -22,6 +22,7 @@ fn outlier() -> Option<OutlierDetection> {
         base_ejection_time: std::time::Duration::from_secs(30),
         max_ejection_percent: 10,
         min_health_percent: 0,
+        error_codes: Vec::new(),
     })
 }
 
@@ -113,6 +114,7 @@ fn mesh(locality: LocalitySetting) -> Resource {
         root_namespace: None,
         access_log: false,
         access_log_json: false,
+        access_log_format: None,
         registry_only: false,
         encrypt_same_node: false,
         http,

@@ -34,6 +34,7 @@ fn mesh_config(registry_only: bool, encrypt_same_node: bool) -> Resource {
         root_namespace: None,
         access_log: false,
         access_log_json: false,
+        access_log_format: None,
         registry_only,
         encrypt_same_node,
         http: Default::default(),

@@ -32,6 +32,27 @@ fn an_undeclared_port_is_found_to_speak_http() {
     });
 }
 
+/// The server's side is open before the client's first byte; the first request uses it.
+#[test]
+fn an_undeclared_port_sees_no_connection_without_a_request() {
+    run(async {
+        for node in ["a", "b"] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let app = App::echo(&bed, false).await;
+            let mesh = Mesh::near(bed, &app, PortProtocol::Undeclared);
+            let mut client = mesh.http1().await;
+            // Both sides find out by themselves what is spoken: the way is open meanwhile.
+            mesh.bed.until("the early connection", |_| app.connections.get() == 1).await;
+            for _ in 0..3 {
+                client.ready().await.unwrap();
+                assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 200);
+            }
+            assert_eq!((app.requests(), app.connections.get()), (3, 1), "{node}");
+        }
+    });
+}
+
 #[test]
 fn http2_with_prior_knowledge_shares_a_connection() {
     run(async {

@@ -109,6 +109,7 @@ fn ejecting_after_one_failure() -> Change {
         base_ejection_time: Duration::from_secs(180),
         max_ejection_percent: 100,
         min_health_percent: 0,
+        error_codes: Vec::new(),
     };
     let blocks = PolicyBlocks { outlier_detection: Some(outlier_detection), ..PolicyBlocks::default() };
     Change::Upsert(Box::new(Resource::DestinationRule(DestinationRule {

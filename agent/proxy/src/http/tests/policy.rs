@@ -256,6 +256,7 @@ pub(super) fn mesh_config(registry_only: bool, http: MeshHttp) -> Change {
         root_namespace: None,
         access_log: false,
         access_log_json: false,
+        access_log_format: None,
         registry_only,
         encrypt_same_node: false,
         http,

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until};
 
 use super::super::body::Body;
@@ -162,6 +162,11 @@ pub(super) async fn shared(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
         .max_send_buf_size(SEND_BUFFER);
+    if let Some((interval, timeout)) = settings.pings {
+        // An idle one as well: what is in between forgets connections on which nothing moves.
+        builder.timer(TokioTimer::new());
+        builder.keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
+    }
     let (sender, connection) =
         builder.handshake(TokioIo::new(wire)).await.map_err(|error| no_handshake(dial, &error))?;
     let usage = Usage::new(slot, settings);

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -16,27 +15,32 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_core::Identity;
+use weft_core::resource::destination_rule::TcpKeepalive;
 use weft_core::snapshot::Workload;
 
 use super::super::stream::TunnelIo;
-use super::{UpstreamProtocol, origination};
+use super::origination::Tls;
 use crate::account::{Facts, Failure, Route, Side};
+use crate::early::{How, Purpose, Upstream};
 use crate::hbone::client::{self, TunnelStream};
 use crate::hbone::pool;
 use crate::labels::Service;
-use crate::net::{self, Purpose};
+use crate::net;
 use crate::outbound::Setback;
 use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::worker::Worker;
+
+/// The reason of a [`Failure`]: the server does not speak TLS, or not as the policy asks.
+pub(super) const TLS: &str = "tls";
 
 /// How an endpoint is reached.
 #[derive(Debug, Clone)]
 pub(super) enum Way {
     /// Plain TCP from the client's pod.
     Plaintext,
-    /// TLS of the client's own, to a server of this name.
-    Tls(ServerName<'static>, UpstreamProtocol),
+    /// TLS of the client's own.
+    Tls(Tls),
     /// A stream of a tunnel to this pod.
     Hbone(Arc<Workload>),
     /// An application of this node, in the name of a client; says whether that is the pod itself.
@@ -50,10 +54,8 @@ impl Way {
             (Self::Plaintext, Self::Plaintext) => true,
             (Self::Hbone(one), Self::Hbone(other)) => one.identity == other.identity,
             (Self::Onward(one, own), Self::Onward(other, others_own)) => (one, own) == (other, others_own),
-            (Self::Tls(one, protocol), Self::Tls(other, others_protocol)) => {
-                (one, protocol) == (other, others_protocol)
-            }
-            (Self::Plaintext | Self::Tls(..) | Self::Hbone(_) | Self::Onward(..), _) => false,
+            (Self::Tls(one), Self::Tls(other)) => one.is_same(other),
+            (Self::Plaintext | Self::Tls(_) | Self::Hbone(_) | Self::Onward(..), _) => false,
         }
     }
 }
@@ -75,12 +77,25 @@ pub(super) struct Dial {
     pub(super) service: Service,
     /// `connectTimeout`, where the policy has one.
     pub(super) limit: Option<Duration>,
+    /// `tcpKeepalive`, where the policy has one.
+    pub(super) keepalive: Option<TcpKeepalive>,
 }
 
 impl Dial {
     /// In whose name a tunnel is opened.
     pub(super) fn identity(&self) -> Option<&Arc<Identity>> {
         self.source.as_ref().map(|source| &source.identity)
+    }
+
+    /// What a connection that is open already must be good for; `None` where there is none such.
+    fn purpose(&self) -> Option<Purpose> {
+        let how = match &self.way {
+            Way::Plaintext => How::Plain,
+            Way::Onward(client, _) => How::Onward(*client),
+            Way::Hbone(destination) => How::Tunnel(self.identity()?.clone(), destination.identity.clone()),
+            Way::Tls(_) => return None,
+        };
+        Some(Purpose { pod: self.pod.key.clone(), endpoint: self.endpoint, how })
     }
 }
 
@@ -92,6 +107,13 @@ pub(super) struct Opened {
     pub(super) held: Held,
     /// Told when the connection is closed, whoever has it then.
     pub(super) closed: oneshot::Receiver<()>,
+}
+
+impl Opened {
+    fn of((transport, held): (Transport, Held)) -> Self {
+        let (alive, closed) = oneshot::channel();
+        Self { wire: Wire { transport, _alive: alive }, held, closed }
+    }
 }
 
 /// What a connection occupies.
@@ -108,20 +130,31 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new("UF", "connect", format!("{} cannot be reached: {error}", dial.endpoint))
     };
-    let (transport, held) = match &dial.way {
+    if let Some(opened) = dial.purpose().and_then(|purpose| worker.early.take(&purpose)) {
+        return Ok(Opened::of(match opened {
+            Upstream::Socket(dialled) => (Transport::Tcp(dialled.stream), Held::Port(dialled.lease)),
+            Upstream::Tunnel(tunnel, permit) => (Transport::Tunnel(tunnel), Held::Place(permit)),
+        }));
+    }
+    let opened = match &dial.way {
         Way::Plaintext => {
-            let dialled = net::dial(&dial.pod, dial.endpoint, Purpose::Plain, limit).await;
+            let dialled = net::dial(&dial.pod, dial.endpoint, net::Purpose::Plain, limit).await;
             let dialled = dialled.map_err(|error| failed(&error))?;
+            net::keep_alive(&dialled.stream, dial.keepalive);
             (Transport::Tcp(dialled.stream), Held::Port(dialled.lease))
         }
-        Way::Tls(name, protocol) => {
-            let dialled = net::dial(&dial.pod, dial.endpoint, Purpose::Plain, limit).await;
+        Way::Tls(tls) => {
+            let dialled = net::dial(&dial.pod, dial.endpoint, net::Purpose::Plain, limit).await;
             let dialled = dialled.map_err(|error| failed(&error))?;
-            let handshake =
-                TlsConnector::from(origination::config(*protocol)).connect(name.clone(), dialled.stream);
+            net::keep_alive(&dialled.stream, dial.keepalive);
+            let (name, config) = tls.parts();
+            let handshake = TlsConnector::from(config).connect(name, dialled.stream);
+            let failed = |error: &dyn std::fmt::Display| {
+                Failure::new("UF", TLS, format!("no TLS with {}: {error}", dial.endpoint))
+            };
             let stream = timeout(worker.shared.config.handshake_timeout, handshake)
                 .await
-                .map_err(|_| failed(&"the TLS handshake took too long"))?
+                .map_err(|_| failed(&"the handshake took too long"))?
                 .map_err(|error| failed(&error))?;
             (Transport::Tls(Box::new(stream)), Held::Port(dialled.lease))
         }
@@ -143,8 +176,7 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
             (Transport::Tunnel(TunnelIo::new(stream)), Held::Place(permit))
         }
     };
-    let (alive, closed) = oneshot::channel();
-    Ok(Opened { wire: Wire { transport, _alive: alive }, held, closed })
+    Ok(Opened::of(opened))
 }
 
 async fn tunnel(

@@ -30,10 +30,10 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri, Version};
 use smallvec::SmallVec;
 use weft_core::Snapshot;
-use weft_core::decide::Path;
-use weft_core::decide::http::Cluster;
+use weft_core::decide::http::{Cluster, under_policy};
 use weft_core::decide::outbound::candidate;
-use weft_core::resource::destination_rule::{ClientTlsMode, ConnectionPool};
+use weft_core::decide::{Candidate, Path};
+use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode, ConnectionPool};
 use weft_core::snapshot::{LocalWorkload, Workload};
 use weft_telemetry::ClusterEvent;
 
@@ -53,6 +53,7 @@ use crate::worker::Worker;
 
 pub(crate) use self::local::Upstreams;
 pub(crate) use self::opaque::{Chosen, Opaque, Place};
+pub(crate) use self::origination::Originations;
 pub(crate) use self::state::State;
 
 /// The client's side of a request.
@@ -70,21 +71,9 @@ pub(crate) struct Leg<'a> {
 }
 
 impl Leg<'_> {
-    fn path(&self, endpoint: SocketAddr, mode: Option<ClientTlsMode>) -> Option<Path> {
-        with_tls(mode, candidate(self.snapshot, &self.source.workload, endpoint).path)
-    }
-}
-
-/// How an endpoint is reached under a policy (D-18); `None` where the policy cannot be kept.
-fn with_tls(mode: Option<ClientTlsMode>, path: Path) -> Option<Path> {
-    match (mode, &path) {
-        (None, _) | (Some(ClientTlsMode::IstioMutual), Path::SameNode(_) | Path::Hbone(_)) => Some(path),
-        (Some(ClientTlsMode::IstioMutual), Path::Plaintext) => None,
-        // Without a tunnel nobody proves an identity, on one node as well: the endpoint's listener sees plaintext
-        // (PA-5).
-        (Some(ClientTlsMode::Disable | ClientTlsMode::Simple | ClientTlsMode::Mutual), _) => {
-            Some(Path::Plaintext)
-        }
+    /// Whether an endpoint can be reached under a policy.
+    fn reaches(&self, endpoint: SocketAddr, tls: Option<&ClientTls>) -> bool {
+        under_policy(tls, candidate(self.snapshot, &self.source.workload, endpoint)).is_some()
     }
 }
 
@@ -228,23 +217,31 @@ pub(crate) async fn send(
     request: Request<Body>,
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
-    let server = match origination::server_name(cluster) {
-        Ok(server) => server,
-        Err(why) => return Err(SendError::new(SendErrorKind::ConnectFailure, why).with(request)),
-    };
     let local = worker.upstreams.cluster(worker, leg, cluster);
-    let mode = cluster.policy.tls.as_ref().map(|tls| tls.mode);
-    let suits =
-        |addr: &SocketAddr| mode != Some(ClientTlsMode::IstioMutual) || leg.path(*addr, mode).is_some();
+    let server = match origination::tls(worker, cluster, protocol).await {
+        Ok(server) => server,
+        Err(why) => {
+            local.state.counters.count(ClusterEvent::TlsFailure);
+            return Err(SendError::new(SendErrorKind::ConnectFailure, why).with(request));
+        }
+    };
+    let tls = cluster.policy.tls.as_ref();
+    let mutual = tls.is_some_and(|tls| tls.mode == ClientTlsMode::IstioMutual);
+    let suits = |addr: &SocketAddr| !mutual || leg.reaches(*addr, tls);
     let wanted = Wanted { hash, tried, suits: &suits };
     let Some(host) = local.choose(worker, leg, cluster, &wanted) else {
-        let detail = format!("{} has no endpoint that is ready and not ejected", cluster.name);
+        let proven = if mutual { " and proves an identity that the policy accepts" } else { "" };
+        let detail = format!("{} has no endpoint that is ready and not ejected{proven}", cluster.name);
         return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(request));
     };
     let endpoint = host.host.addr;
     tried.push(endpoint);
     let found = candidate(leg.snapshot, &leg.source.workload, endpoint);
-    let path = &with_tls(mode, found.path).unwrap_or(Path::Plaintext);
+    let Some(Candidate { path, workload, .. }) = under_policy(tls, found) else {
+        let detail = format!("{endpoint} cannot be reached as the DestinationRule's `tls` asks");
+        return Err(SendError::new(SendErrorKind::ConnectFailure, detail).with(request));
+    };
+    let path = &path;
     let judge = cluster.policy.outlier_detection.as_ref().map(|_| Judge {
         cluster: local.state.clone(),
         host: host.host.clone(),
@@ -253,8 +250,8 @@ pub(crate) async fn send(
     });
     let service = Service::Known { service: cluster.service.clone(), port: cluster.port };
     let mut dial = dial_of(leg, endpoint, path, (service, &cluster.policy.connection_pool));
-    if let Some(name) = server {
-        dial.way = Way::Tls(name, protocol);
+    if let Some(server) = server {
+        dial.way = Way::Tls(server);
     }
     let admission = Admission {
         worker,
@@ -273,7 +270,7 @@ pub(crate) async fn send(
             return Err(error.at(endpoint));
         }
     };
-    Ok(Sent { response, endpoint, workload: found.workload, route: route_of(path) })
+    Ok(Sent { response, endpoint, workload, route: route_of(path) })
 }
 
 /// Sends a request to an address, outside every cluster: what the client dialled, for example.
@@ -343,6 +340,7 @@ pub(crate) async fn application(
         way: Way::Onward(client, own),
         service: Service::Unknown,
         limit: None,
+        keepalive: None,
     };
     let settings = Settings::of(&ConnectionPool::default());
     let sent = outside_clusters(worker, &dial, &settings, request, protocol).await;
@@ -381,6 +379,7 @@ fn dial_of(
         way,
         service,
         limit: pool.connect_timeout,
+        keepalive: pool.tcp_keepalive,
     }
 }
 
@@ -400,6 +399,9 @@ async fn in_cluster(
         }
         Err(Overflow::Failure(failure)) => {
             counters.count(ClusterEvent::ConnectFailure);
+            if failure.reason == dial::TLS {
+                counters.count(ClusterEvent::TlsFailure);
+            }
             return Err(SendError::of(failure).with(request));
         }
     };

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_core::decide::Candidate;
-use weft_core::decide::http::{Cluster, source_ip_hash};
+use weft_core::decide::http::{Cluster, source_ip_hash, under_policy};
 use weft_core::decide::outbound::candidate;
 use weft_core::resource::destination_rule::ClientTlsMode;
 use weft_telemetry::ClusterEvent;
 
+use super::Leg;
 use super::exchange::Active;
 use super::limits::{Limits, Slot};
 use super::local::{LocalCluster, LocalHost, Wanted};
 use super::outlier::Outcome;
-use super::{Leg, with_tls};
 use crate::account::Failure;
 use crate::lifetime;
 use crate::worker::Worker;
@@ -49,8 +49,8 @@ impl Opaque {
 
     /// Chooses an endpoint that is not among `tried`; `None` when there is none.
     pub(crate) fn choose(&self, worker: &Worker, leg: &Leg<'_>, tried: &[SocketAddr]) -> Option<Chosen> {
-        let mode = self.cluster.policy.tls.as_ref().map(|tls| tls.mode);
-        let suits = |addr: &SocketAddr| leg.path(*addr, mode).is_some();
+        let tls = self.cluster.policy.tls.as_ref();
+        let suits = |addr: &SocketAddr| leg.reaches(*addr, tls);
         let hash = self.cluster.policy.hash_key().map(|_| source_ip_hash(leg.client.ip()));
         let wanted = Wanted { hash, tried, suits: &suits };
         let host = self.local.choose(worker, leg, &self.cluster, &wanted)?;
@@ -59,8 +59,7 @@ impl Opaque {
             return None;
         }
         let found = candidate(leg.snapshot, &leg.source.workload, addr);
-        let path = with_tls(mode, found.path)?;
-        Some(Chosen { candidate: Candidate { path, ..found }, host })
+        Some(Chosen { candidate: under_policy(tls, found)?, host })
     }
 
     /// Why no connection is made at all: TLS of the client's own is spoken for HTTP only (D-18).

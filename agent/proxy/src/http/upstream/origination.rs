@@ -1,106 +1,268 @@
-//! TLS that a client's policy asks for towards endpoints that are not the mesh's: SIMPLE (D-18).
+//! TLS that a client's policy asks for towards endpoints that are not the mesh's: SIMPLE and MUTUAL (D-18).
 //!
-//! Without certificates in the policy the endpoint's certificate is not verified, as the API says; a policy that
-//! names certificates or the names that one must have, or wants to present one, is not kept at all rather than kept
-//! in part.
+//! Certificates come from files of the node, below a directory of their own for each namespace: what one namespace's
+//! objects name cannot be another's, nor anything else of the machine. They are read again from time to time. A policy
+//! that cannot be kept as a whole is not kept at all: no connection is made.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::time::Instant;
 use weft_core::decide::http::Cluster;
-use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode};
+use weft_core::resource::destination_rule::{ClientCertificates, ClientTls, ClientTlsMode};
+use weft_identity::origination::{Material, client_config};
 
 use super::UpstreamProtocol;
+use crate::worker::Worker;
 
-/// Why a policy cannot be kept.
-const UNREAD: &str = "the DestinationRule's `tls` names certificates, which the mesh does not read; \
-     use ISTIO_MUTUAL, or SIMPLE without certificates";
+/// How long files count as unchanged.
+const FRESH: Duration = Duration::from_secs(10);
+/// How long what failed is not tried again.
+const FAILED: Duration = Duration::from_secs(1);
+/// The largest file that is read.
+const LARGEST: u64 = 1 << 20;
+/// Configurations that are remembered.
+const MOST: usize = 256;
 
-/// Why names cannot be kept: a name in a certificate that nobody vouches for proves nothing.
-const UNVERIFIED: &str = "the DestinationRule's `tls.subjectAltNames` cannot be verified without certificates of an \
-     authority, which the mesh does not read; remove them, use ISTIO_MUTUAL, or let the application speak TLS itself";
+/// A TLS connection of the client's own.
+#[derive(Debug, Clone)]
+pub(super) struct Tls {
+    /// The server that is asked for.
+    name: ServerName<'static>,
+    /// What is verified and presented.
+    config: Arc<ClientConfig>,
+}
 
-/// The name that a TLS server is asked for.
-///
-/// `Ok(None)` where the policy asks for no TLS of the client's own.
+impl Tls {
+    /// Whether connections of one serve for the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.name == other.name && Arc::ptr_eq(&self.config, &other.config)
+    }
+
+    /// The parts of a handshake.
+    pub(super) fn parts(&self) -> (ServerName<'static>, Arc<ClientConfig>) {
+        (self.name.clone(), self.config.clone())
+    }
+}
+
+/// What a cluster's policy asks for; `Ok(None)` where it asks for no TLS of the client's own.
 ///
 /// # Errors
 ///
 /// The policy cannot be kept; the text says why.
-pub(super) fn server_name(cluster: &Cluster) -> Result<Option<ServerName<'static>>, &'static str> {
-    match &cluster.policy.tls {
-        Some(ClientTls { mode: ClientTlsMode::Simple, certificates: false, sni, subject_alt_names }) => {
-            if !subject_alt_names.is_empty() {
-                return Err(UNVERIFIED);
-            }
-            let name = sni.as_ref().unwrap_or(&cluster.host).to_string();
-            let name = ServerName::try_from(name);
-            name.map(Some).map_err(|_| "the DestinationRule's `tls.sni` is not the name of a server")
+pub(super) async fn tls(
+    worker: &Worker,
+    cluster: &Cluster,
+    protocol: UpstreamProtocol,
+) -> Result<Option<Tls>, String> {
+    let Some(tls) = &cluster.policy.tls else { return Ok(None) };
+    match tls.mode {
+        ClientTlsMode::Disable | ClientTlsMode::IstioMutual => return Ok(None),
+        ClientTlsMode::Simple | ClientTlsMode::Mutual => {}
+    }
+    let name = tls.sni.as_ref().unwrap_or(&cluster.host).to_string();
+    let name = ServerName::try_from(name)
+        .map_err(|_| "the DestinationRule's `tls.sni` is not the name of a server".to_owned())?;
+    let config = worker.shared.originations.config(Key::of(tls, protocol)).await;
+    let config = config.map_err(|why| format!("the DestinationRule's `tls` cannot be kept: {why}"))?;
+    Ok(Some(Tls { name, config }))
+}
+
+/// What a configuration depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    mutual: bool,
+    certificates: Option<Arc<ClientCertificates>>,
+    names: Box<[Arc<str>]>,
+    protocol: UpstreamProtocol,
+}
+
+impl Key {
+    fn of(tls: &ClientTls, protocol: UpstreamProtocol) -> Self {
+        Self {
+            mutual: tls.mode == ClientTlsMode::Mutual,
+            certificates: tls.certificates.clone(),
+            names: tls.subject_alt_names.as_slice().into(),
+            protocol,
         }
-        Some(ClientTls { mode: ClientTlsMode::Simple | ClientTlsMode::Mutual, .. }) => Err(UNREAD),
-        None | Some(ClientTls { mode: ClientTlsMode::Disable | ClientTlsMode::IstioMutual, .. }) => Ok(None),
+    }
+
+    /// Reads the files and makes the configuration.
+    fn load(&self, directory: Option<&Path>) -> Result<(Material, Arc<ClientConfig>), String> {
+        let material = match &self.certificates {
+            None => Material::default(),
+            Some(certificates) => material(certificates, directory)?,
+        };
+        if self.mutual && material.own.is_none() {
+            return Err("MUTUAL needs a certificate and a key to present".into());
+        }
+        let protocol: &[u8] = match self.protocol {
+            UpstreamProtocol::Http1 => b"http/1.1",
+            UpstreamProtocol::Http2 => b"h2",
+        };
+        let config = client_config(&material, &self.names, protocol).map_err(|error| error.to_string())?;
+        Ok((material, config))
     }
 }
 
-/// How a TLS connection is made on which `protocol` is spoken.
-pub(super) fn config(protocol: UpstreamProtocol) -> Arc<ClientConfig> {
-    static CONFIGS: [OnceLock<Arc<ClientConfig>>; 2] = [OnceLock::new(), OnceLock::new()];
-    let [http1, http2] = &CONFIGS;
-    let (config, alpn) = match protocol {
-        UpstreamProtocol::Http1 => (http1, "http/1.1"),
-        UpstreamProtocol::Http2 => (http2, "h2"),
+fn material(certificates: &ClientCertificates, directory: Option<&Path>) -> Result<Material, String> {
+    if certificates.credential.is_some() {
+        return Err("`credentialName` names a Secret, and agents read none; name files instead".into());
+    }
+    let directory = directory.ok_or("the agent reads no certificates (its option --tls-files)")?;
+    let read = |path: &Arc<str>| {
+        file(directory, &certificates.namespace, path)
+            .map_err(|error| format!("{path} of namespace {}: {error}", certificates.namespace))
     };
-    let make = || {
-        let builder = ClientConfig::builder();
-        let verifier = Arc::new(Unverified(builder.crypto_provider().clone()));
-        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-        let mut config = builder.with_no_client_auth();
-        config.alpn_protocols = vec![alpn.into()];
-        Arc::new(config)
+    let optional = |path: &Option<Arc<str>>| path.as_ref().map(&read).transpose();
+    let own = match (&certificates.certificate, &certificates.key) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            return Err("a certificate and its key belong together".into());
+        }
     };
-    config.get_or_init(make).clone()
+    Ok(Material {
+        authorities: optional(&certificates.authorities)?,
+        revoked: optional(&certificates.revoked)?,
+        own,
+    })
 }
 
-/// Accepts every certificate, but only from its owner.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+/// Reads `path` as if the namespace's directory were the root of the file system.
+fn file(directory: &Path, namespace: &str, path: &str) -> io::Result<Vec<u8>> {
+    let inside = |path: &str| {
+        let parts = Path::new(path).components().filter(|part| *part != Component::RootDir);
+        let parts: Option<PathBuf> =
+            parts.map(|part| matches!(part, Component::Normal(_)).then_some(part)).collect();
+        parts.ok_or_else(|| io::Error::other("it leads out of its directory"))
+    };
+    let root = directory.join(inside(namespace)?).canonicalize()?;
+    // Mounted Secrets are links, within their directory.
+    let found = root.join(inside(path)?).canonicalize()?;
+    if !found.starts_with(&root) {
+        return Err(io::Error::other("it leads out of its directory"));
+    }
+    let opened = std::fs::File::open(&found)?;
+    if !opened.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    opened.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST { Err(io::Error::other("it is too large")) } else { Ok(bytes) }
+}
 
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+type Made = Result<(Material, Arc<ClientConfig>), String>;
+
+struct Known {
+    made: Made,
+    looked: Instant,
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        self.looked.elapsed() < if self.made.is_ok() { FRESH } else { FAILED }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+    fn answer(&self) -> Result<Arc<ClientConfig>, String> {
+        self.made.as_ref().map(|(_, config)| config.clone()).map_err(Clone::clone)
+    }
+}
+
+/// The configurations of all workers.
+pub(crate) struct Originations {
+    directory: Option<PathBuf>,
+    /// Locked for a look; never while files are read.
+    known: Mutex<HashMap<Key, Known>>,
+}
+
+impl Originations {
+    /// Certificates are read below `directory`; without one, none are.
+    pub(crate) fn new(directory: Option<PathBuf>) -> Self {
+        Self { directory, known: Mutex::default() }
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+    fn known(&self) -> MutexGuard<'_, HashMap<Key, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+    async fn config(&self, key: Key) -> Result<Arc<ClientConfig>, String> {
+        if let Some(answer) = self.fresh(&key) {
+            return answer;
+        }
+        let made = if key.certificates.is_none() {
+            key.load(None)
+        } else {
+            let (key, directory) = (key.clone(), self.directory.clone());
+            let loading = tokio::task::spawn_blocking(move || key.load(directory.as_deref()));
+            loading.await.unwrap_or_else(|_| Err("its files could not be read".into()))
+        };
+        self.keep(key, made)
+    }
+
+    /// The answer that still counts. Of several who find that it does not, one looks, and the others take the old one.
+    fn fresh(&self, key: &Key) -> Option<Result<Arc<ClientConfig>, String>> {
+        let mut known = self.known();
+        let known = known.get_mut(key)?;
+        if known.is_fresh() {
+            return Some(known.answer());
+        }
+        known.looked = Instant::now();
+        None
+    }
+
+    /// Remembers what was made. Where the files are the same the configuration stays, and its connections with it.
+    fn keep(&self, key: Key, made: Made) -> Result<Arc<ClientConfig>, String> {
+        let mut all = self.known();
+        if all.len() >= MOST && !all.contains_key(&key) {
+            all.retain(|_, known| known.is_fresh());
+            if all.len() >= MOST {
+                all.clear();
+            }
+        }
+        let looked = Instant::now();
+        if let (Some(known), Ok((material, _))) = (all.get_mut(&key), &made)
+            && known.made.as_ref().is_ok_and(|(before, _)| before == material)
+        {
+            known.looked = looked;
+            return known.answer();
+        }
+        let known = Known { made, looked };
+        let answer = known.answer();
+        all.insert(key, known);
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_lie_below_the_directory_of_their_namespace() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        std::fs::create_dir_all(at("shop/etc/certs")).unwrap();
+        std::fs::create_dir_all(at("bank")).unwrap();
+        std::fs::write(at("shop/etc/certs/ca.pem"), "ca").unwrap();
+        std::fs::write(at("bank/key.pem"), "key").unwrap();
+        std::fs::write(at("shop/large"), vec![b'x'; LARGEST as usize + 1]).unwrap();
+        std::os::unix::fs::symlink("etc/certs", at("shop/link")).unwrap();
+        std::os::unix::fs::symlink("../bank/key.pem", at("shop/stolen")).unwrap();
+        let read = |namespace: &str, path: &str| file(directory.path(), namespace, path).ok();
+        for path in ["/etc/certs/ca.pem", "etc/certs/ca.pem", "link/ca.pem"] {
+            assert_eq!(read("shop", path).as_deref(), Some(&b"ca"[..]), "{path}");
+        }
+        for path in ["../bank/key.pem", "/etc/../../bank/key.pem", "stolen", "etc", "large", "missing", ""] {
+            assert_eq!(read("shop", path), None, "{path}");
+        }
+        for namespace in ["..", "", "/etc", "shop/.."] {
+            assert_eq!(read(namespace, "shop/etc/certs/ca.pem"), None, "{namespace}");
+        }
     }
 }

@@ -50,7 +50,7 @@ impl Rows {
     }
 
     fn answered(&self, status: u16, policy: &OutlierDetection) -> bool {
-        let errors = if status >= 500 {
+        let errors = if policy.is_error(status) {
             row(&self.errors, policy.consecutive_5xx)
         } else {
             clear(&self.errors);
@@ -207,6 +207,7 @@ mod tests {
             base_ejection_time: Duration::from_secs(30),
             max_ejection_percent: percent,
             min_health_percent: 0,
+            error_codes: Vec::new(),
         }
     }
 
@@ -227,6 +228,15 @@ mod tests {
         assert!(!rows.record(Outcome::Local, &policy));
         assert!(!rows.record(Outcome::Status(500), &policy));
         assert!(rows.record(Outcome::Local, &policy), "a failed connection is an error like others");
+    }
+
+    /// D-17.
+    #[test]
+    fn named_statuses_are_errors_in_place_of_5xx() {
+        let named = OutlierDetection { consecutive_5xx: 2, error_codes: vec![429, 503], ..policy(100) };
+        let rows = Rows::default();
+        let complete = [429, 500, 429, 503].map(|status| rows.record(Outcome::Status(status), &named));
+        assert_eq!(complete, [false, false, false, true]);
     }
 
     #[test]

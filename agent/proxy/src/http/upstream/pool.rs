@@ -39,6 +39,8 @@ pub(super) struct Settings {
     pub(super) max_requests_per_connection: Option<u32>,
     /// `http.maxConcurrentStreams`.
     pub(super) streams: u32,
+    /// `http.http2KeepAlive`: interval and timeout.
+    pub(super) pings: Option<(Duration, Duration)>,
 }
 
 impl Settings {
@@ -50,6 +52,7 @@ impl Settings {
             max_age: pool.max_connection_duration.filter(|time| !time.is_zero()),
             max_requests_per_connection: pool.max_requests_per_connection.filter(|most| *most > 0),
             streams: pool.max_concurrent_streams.filter(|most| *most > 0).unwrap_or(STREAMS),
+            pings: pool.http2_keep_alive,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod carrying;
 mod health;
 mod limits;
+mod origination;
 mod places;
 
 use std::cell::{Cell, RefCell};

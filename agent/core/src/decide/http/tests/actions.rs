@@ -270,6 +270,7 @@ fn default_retries_come_from_the_mesh() {
         root_namespace: None,
         access_log: false,
         access_log_json: false,
+        access_log_format: None,
         registry_only: false,
         encrypt_same_node: false,
         http,

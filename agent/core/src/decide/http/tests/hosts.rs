@@ -98,6 +98,7 @@ fn unknown_hosts_pass_or_are_refused() {
         root_namespace: None,
         access_log: false,
         access_log_json: false,
+        access_log_format: None,
         registry_only: true,
         encrypt_same_node: false,
         http: MeshHttp::default(),

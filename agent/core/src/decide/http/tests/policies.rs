@@ -116,7 +116,7 @@ fn a_selector_chooses_clients_of_its_namespace() {
 /// D-4, D-5, D-7: subset's port, subset, port, top.
 #[test]
 fn blocks_of_ports_and_subsets() {
-    let tls = |mode| Some(ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: false });
+    let tls = |mode| Some(ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: None });
     let top = TrafficPolicy {
         blocks: PolicyBlocks { tls: tls(ClientTlsMode::Disable), ..blocks(LoadBalancer::Random) },
         ports: vec![(8001, PolicyBlocks { tls: tls(ClientTlsMode::IstioMutual), ..PolicyBlocks::default() })],
@@ -231,7 +231,7 @@ fn the_way_to_endpoints_follows_the_policy() {
         candidates.iter().map(|to| format!("{} {}", to.addr, way(&to.path))).collect::<Vec<_>>()
     };
     let mode = |mode| {
-        let tls = Some(ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: false });
+        let tls = Some(ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: None });
         Some(TrafficPolicy { blocks: PolicyBlocks { tls, ..PolicyBlocks::default() }, ports: Vec::new() })
     };
     let [v1, v2, v3] = ["10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.30:8080"];
@@ -260,6 +260,7 @@ fn the_meshs_policy_stands_behind_every_rule() {
             root_namespace: None,
             access_log: false,
             access_log_json: false,
+            access_log_format: None,
             registry_only: false,
             encrypt_same_node: false,
             http: MeshHttp { traffic_policy: policy.map(Into::into), ..MeshHttp::default() },

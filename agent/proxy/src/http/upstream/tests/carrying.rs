@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 use hyper::upgrade;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode};
-use weft_identity::testing::TestCa;
 
 use super::super::limits::Counted;
 use super::super::{Application, SendErrorKind, application};
@@ -246,7 +243,7 @@ fn a_pod_of_another_node_is_reached_through_a_tunnel() {
 }
 
 fn tls(mode: ClientTlsMode) -> ClientTls {
-    ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: false }
+    ClientTls { mode, sni: None, subject_alt_names: Vec::new(), certificates: None }
 }
 
 #[test]
@@ -266,6 +263,29 @@ fn istio_mutual_leaves_out_who_has_no_identity() {
         let neither = cluster(&[outside.addr], policy);
         assert_eq!(client.get(&neither).await.unwrap_err().kind, SendErrorKind::NoHealthyUpstream);
         assert_eq!(outside.requests.get(), 0);
+    });
+}
+
+#[test]
+fn istio_mutual_asks_for_one_of_the_names() {
+    run(async {
+        for node in ["a", "b"] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let client = Client::new(bed, UpstreamProtocol::Http1);
+            let backend = Backend::new(client.bed.server_ip, UpstreamProtocol::Http1).await;
+            let named = |names: &[&str]| {
+                let subject_alt_names = names.iter().map(|name| (*name).into()).collect();
+                let tls = ClientTls { subject_alt_names, ..tls(ClientTlsMode::IstioMutual) };
+                cluster(&[backend.addr], ClusterPolicy { tls: Some(tls), ..policy() })
+            };
+            let own = identity("server").to_string();
+            client.get(&named(&["spiffe://cluster.local/ns/x/sa/other", &own])).await.unwrap();
+            let error = client.get(&named(&["spiffe://cluster.local/ns/x/sa/other"])).await.unwrap_err();
+            assert_eq!(error.kind, SendErrorKind::NoHealthyUpstream, "{node}");
+            assert!(error.detail.contains("identity"), "{}", error.detail);
+            assert_eq!(backend.requests.get(), 1, "{node}");
+        }
     });
 }
 
@@ -297,67 +317,5 @@ fn an_application_sees_its_clients_and_each_has_connections_of_its_own() {
             assert_eq!((backend.requests.get(), backend.connections.get()), (4, 2), "{protocol:?}");
             assert_eq!(*backend.peers.borrow(), HashSet::from([bed.client_ip, bed.other_ip]));
         }
-    });
-}
-
-/// Accepts one TLS connection, answers one request on it, and tells the name and the protocol that were asked for.
-async fn tls_server(listener: TcpListener, ca: Arc<TestCa>) -> (Option<String>, Option<Vec<u8>>) {
-    let issued = ca.issue(&identity("server"));
-    let chain = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).unwrap();
-    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
-    let builder = rustls::ServerConfig::builder().with_no_client_auth();
-    let mut config = builder.with_single_cert(vec![chain], key).unwrap();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (stream, _) = listener.accept().await.unwrap();
-    let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"hello") {
-        stream.read_buf(&mut seen).await.unwrap();
-    }
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-    let connection = stream.get_ref().1;
-    (connection.server_name().map(str::to_owned), connection.alpn_protocol().map(<[u8]>::to_vec))
-}
-
-#[test]
-fn simple_tls_is_begun_for_the_client_with_the_name_of_the_server() {
-    run(async {
-        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
-        let listener = TcpListener::bind((client.bed.other_ip, 0)).await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let server = tokio::task::spawn_local(tls_server(listener, client.bed.ca.clone()));
-        let simple = ClientTls { sni: Some("shop.example.com".into()), ..tls(ClientTlsMode::Simple) };
-        let cluster = cluster(&[addr], ClusterPolicy { tls: Some(simple), ..policy() });
-        let sent = client.send(&cluster, get()).await.unwrap();
-        assert_eq!(read(sent.response.into_body()).await, "ok");
-        let (name, protocol) = server.await.unwrap();
-        assert_eq!(
-            (name.as_deref(), protocol.as_deref()),
-            (Some("shop.example.com"), Some(&b"http/1.1"[..]))
-        );
-    });
-}
-
-#[test]
-fn a_policy_that_cannot_be_kept_sends_nothing() {
-    run(async {
-        let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
-        let backend = Backend::new(client.bed.other_ip, UpstreamProtocol::Http1).await;
-        let verified = ClientTls { certificates: true, ..tls(ClientTlsMode::Simple) };
-        let names = vec!["shop.example.com".into()];
-        let named = ClientTls { subject_alt_names: names, ..tls(ClientTlsMode::Simple) };
-        let refused = [
-            (tls(ClientTlsMode::Mutual), "names certificates"),
-            (verified, "names certificates"),
-            (named, "`tls.subjectAltNames` cannot be verified"),
-        ];
-        for (tls, why) in refused {
-            let cluster = cluster(&[backend.addr], ClusterPolicy { tls: Some(tls), ..policy() });
-            let error = client.get(&cluster).await.unwrap_err();
-            assert_eq!(error.kind, SendErrorKind::ConnectFailure);
-            assert!(error.detail.contains(why), "{}", error.detail);
-            assert!(error.request.is_some());
-        }
-        assert_eq!(backend.connections.get(), 0);
     });
 }

@@ -19,6 +19,7 @@ fn outlier(percent: u32) -> OutlierDetection {
         base_ejection_time: Duration::from_secs(180),
         max_ejection_percent: percent,
         min_health_percent: 0,
+        error_codes: Vec::new(),
     }
 }
 

@@ -40,6 +40,7 @@ fn noticing() -> OutlierDetection {
         base_ejection_time: Duration::from_secs(60),
         max_ejection_percent: 100,
         min_health_percent: 0,
+        error_codes: Vec::new(),
     }
 }
 
@@ -70,14 +71,9 @@ fn what_failed_is_tried_again_elsewhere() {
         let (client, backends) = two_regions().await;
         let cluster = cluster(&backends.each_ref().map(|backend| backend.addr), ejecting(noticing()));
         let mut tried = SmallVec::from_iter([backends[0].addr]);
-        let sending = send(
-            &client.bed.worker,
-            &client.leg(),
-            &cluster,
-            (None, &mut tried),
-            get(),
-            UpstreamProtocol::Http1,
-        );
+        let leg = client.leg();
+        let sending =
+            send(&client.bed.worker, &leg, &cluster, (None, &mut tried), get(), UpstreamProtocol::Http1);
         assert_eq!(sending.await.unwrap().endpoint, backends[1].addr);
     });
 }
