@@ -44,6 +44,7 @@ pub(crate) fn cluster(cluster: &Value) -> Result<Value> {
         "eds_cluster_config",
         "type",
         "lb_policy",
+        "cleanup_interval",
         "upstream_bind_config",
         "alt_stat_name",
     ] {
