@@ -33,7 +33,7 @@ fn operators_print_what_they_stand_for() {
         ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_PORT%", "10.8.0.5 9080"),
         ("%UPSTREAM_PEER_URI_SAN% %DOWNSTREAM_PEER_URI_SAN%", "spiffe://cluster.local/ns/books/sa/reviews -"),
         ("%START_TIME% %START_TIME(%s.%3f)%", "2026-09-21T14:13:20.123Z 1790000000.123"),
-        ("%START_TIME(%Y %E3S)% %START_TIME(%Q)%", "2026 20.123 -"),
+        ("%START_TIME(%Y %E3S)% %START_TIME(%!)%", "2026 20.123 -"),
         ("%ROUTE_NAME% %TRAFFIC_DIRECTION% %CEL(a)% 100%%", "default outbound - 100%"),
     ] {
         assert_eq!(line_of(&compiled(format)), expected, "{format}");
