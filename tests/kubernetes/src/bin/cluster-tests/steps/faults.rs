@@ -34,13 +34,22 @@ pub(super) fn killed(cluster: &mut Cluster) -> Result<()> {
     protected(cluster, CLIENT, WEB)
 }
 
-/// A rollout, as an upgrade does it.
+/// A rollout, as an upgrade does it: no request fails, and each node's new agent has taken over from a running one.
 pub(super) fn replaced(cluster: &mut Cluster) -> Result<()> {
     let report = under_load(cluster, CLIENT, WEB, |cluster| {
         cluster.kubectl(&["rollout", "restart", "-n=weft-system", "daemonset/weft-agent"])?;
         rolled_out(cluster, "daemonset", "weft-agent")
     })?;
     tell(&report);
+    let requests = report.get("requests").and_then(Value::as_u64);
+    let answered = report.pointer("/statuses/200").and_then(Value::as_u64);
+    ensure!(answered == requests, "requests failed while agents were replaced: {report}\n{}", agents(cluster));
+    let logs = agent_pods(cluster)?.into_iter().map(|pod| {
+        // One that was replaced may go at any moment.
+        cluster.kubectl(&["logs", "-n=weft-system", &pod.name, "-c=agent"]).unwrap_or_default()
+    });
+    let successors = logs.filter(|said| said.contains("took over")).count();
+    ensure!(successors == cluster.nodes().len(), "{successors} agents took over from another one");
     protected(cluster, CLIENT, WEB)
 }
 

@@ -97,7 +97,7 @@ pub(super) fn under_load(
     let capture = Capture::start(cluster.place(), BRIDGE)?;
     let mut client = std::process::Command::new(cluster.plane().programs().join("kubectl"))
         .args(["exec", "-i", "-n", from.0, from.1, "--", "/bin/lab-peer", "http", &target, "--path", &marker])
-        .args(["--close", "--until-eof", "--timeout-ms", "500"])
+        .args(["--close", "--until-eof", "--timeout-ms", "5000"])
         .env("KUBECONFIG", cluster.plane().kubeconfig())
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
