@@ -114,13 +114,15 @@ fn warm(
 ) -> Option<usize> {
     /// One in so many is the least share that is kept exactly.
     const DRAWS: usize = 128;
+    /// Shares are compared with numbers below this.
+    const SCALE: u32 = 1 << 20;
     let mut chosen = next(draw)?;
     let Some(warmth) = endpoints.warmth else { return Some(chosen) };
     let all = (0..endpoints.size()).filter_map(|place| endpoints.at(place));
     let warmest = all.filter(|index| endpoints.is_available(*index)).map(warmth).fold(0.0, f64::max);
     for _ in 0..DRAWS {
-        let drawn = u32::try_from((draw.random)(1 << 32)).unwrap_or(u32::MAX);
-        if f64::from(drawn) / f64::from(u32::MAX) * warmest < warmth(chosen) {
+        let drawn = u32::try_from((draw.random)(SCALE.into())).unwrap_or(SCALE);
+        if f64::from(drawn) / f64::from(SCALE) * warmest < warmth(chosen) {
             break;
         }
         chosen = next(draw)?;

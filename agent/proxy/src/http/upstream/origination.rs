@@ -142,7 +142,10 @@ fn file(directory: &Path, namespace: &str, path: &str) -> io::Result<Vec<u8>> {
             parts.map(|part| matches!(part, Component::Normal(_)).then_some(part)).collect();
         parts.ok_or_else(|| io::Error::other("it leads out of its directory"))
     };
-    let root = directory.join(inside(namespace)?).canonicalize()?;
+    if !Path::new(namespace).components().eq([Component::Normal(namespace.as_ref())]) {
+        return Err(io::Error::other("it is of no namespace"));
+    }
+    let root = directory.join(namespace).canonicalize()?;
     // Mounted Secrets are links, within their directory.
     let found = root.join(inside(path)?).canonicalize()?;
     if !found.starts_with(&root) {
