@@ -12,6 +12,7 @@ mod backoff;
 mod client;
 mod contact;
 mod discovery;
+mod entries;
 mod findings;
 mod kinds;
 mod manager;

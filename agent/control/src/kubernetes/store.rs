@@ -8,11 +8,12 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
 use weft_core::Problem;
 use weft_core::resource::{Change, Kind, NamespacedName, ResourceKey};
 
 use super::contact::{Freshness, Noter};
+use super::entries::{Entries, Entry};
 use super::findings;
 use super::kinds::Target;
 use crate::decode::{Decoded, Decoder, ObjectCounts, Outcome, Trust};
@@ -23,23 +24,13 @@ const PORTION: usize = 1024;
 
 /// What became of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub(super) enum Standing {
     /// This version of it is in force.
     Accepted,
     /// This version is invalid; an earlier one may be in force.
     Rejected,
     /// The mesh has no use for it.
     Ignored,
-}
-
-#[derive(Debug)]
-struct Entry {
-    name: NamespacedName,
-    /// A hash of its resource version: what did not change is not decoded again.
-    version: u64,
-    /// The list in which it was last seen.
-    epoch: u32,
-    standing: Standing,
 }
 
 /// Whether a kind has been read.
@@ -58,8 +49,8 @@ enum Reading {
 struct Table {
     target: Target,
     api_version: String,
-    entries: HashTable<Entry>,
-    epoch: u32,
+    entries: Entries,
+    epoch: u16,
     reading: Reading,
     counts: ObjectCounts,
     problems: HashMap<NamespacedName, Vec<Problem>>,
@@ -136,7 +127,7 @@ impl Store {
         let table = Table {
             target,
             api_version,
-            entries: HashTable::new(),
+            entries: Entries::default(),
             epoch: 0,
             reading: Reading::Begun,
             counts: ObjectCounts::default(),
@@ -188,9 +179,8 @@ impl Store {
     /// An object of a list, or one that is new or changed.
     pub(super) fn upsert(&mut self, label: &str, head: Head<'_>, text: &str) {
         let Some(table) = self.tables.get_mut(label) else { return };
-        let hash = self.hasher.hash_one((head.namespace, head.name));
         let version = self.hasher.hash_one(head.version);
-        let known = table.entries.find_mut(hash, |entry| entry.is(head));
+        let known = table.entries.find_mut(head);
         let in_force = known.as_ref().is_some_and(|entry| entry.standing != Standing::Ignored);
         if let Some(entry) = known
             && entry.version == version
@@ -209,12 +199,8 @@ impl Store {
         if standing == Standing::Rejected {
             table.noter.undecodable();
         }
-        if table.note(
-            &self.hasher,
-            hash,
-            Entry { name: name.clone(), version, epoch: table.epoch, standing },
-            problems,
-        ) {
+        let entry = Entry::new(name.name.clone(), version, table.epoch, standing);
+        if table.note(&name, entry, problems) {
             self.problems = None;
         }
         match (resource, table.target.wanted.read) {
@@ -229,35 +215,32 @@ impl Store {
     /// An object is gone.
     pub(super) fn delete(&mut self, label: &str, head: Head<'_>) {
         let Some(table) = self.tables.get_mut(label) else { return };
-        let hash = self.hasher.hash_one((head.namespace, head.name));
-        let Ok(entry) = table.entries.find_entry(hash, |entry| entry.is(head)) else { return };
-        let (entry, _) = entry.remove();
-        self.gone(label, entry);
+        let Some((name, entry)) = table.entries.remove(head) else { return };
+        self.gone(label, name, entry.standing);
     }
 
     /// The list of a kind is complete: what was not in it is gone.
     pub(super) fn end(&mut self, label: &str) {
         let Some(table) = self.tables.get_mut(label) else { return };
-        let epoch = table.epoch;
-        let missing: Vec<Entry> = table.entries.extract_if(|entry| entry.epoch != epoch).collect();
+        let missing = table.entries.remove_others(table.epoch);
         table.reading = Reading::Done;
         table.noter.synced();
-        for entry in missing {
-            self.gone(label, entry);
+        for (name, entry) in missing {
+            self.gone(label, name, entry.standing);
         }
         self.note_progress();
     }
 
-    fn gone(&mut self, label: &str, entry: Entry) {
+    fn gone(&mut self, label: &str, name: NamespacedName, standing: Standing) {
         let Some(table) = self.tables.get_mut(label) else { return };
-        count(&mut table.counts, entry.standing, false);
-        if table.problems.remove(&entry.name).is_some() {
+        count(&mut table.counts, standing, false);
+        if table.problems.remove(&name).is_some() {
             self.problems = None;
         }
         if let Some(kind) = table.target.wanted.read
-            && entry.standing != Standing::Ignored
+            && standing != Standing::Ignored
         {
-            self.push(Change::Delete(ResourceKey { kind, name: entry.name }));
+            self.push(Change::Delete(ResourceKey { kind, name }));
         }
     }
 
@@ -313,7 +296,11 @@ impl Store {
     }
 
     fn note_progress(&mut self) {
-        self.complete |= self.discovered && self.tables.values().all(|table| table.reading != Reading::Begun);
+        let complete = self.discovered && self.tables.values().all(|table| table.reading != Reading::Begun);
+        if complete && !self.complete {
+            self.complete = true;
+            self.decoder.settle();
+        }
     }
 
     fn push(&mut self, change: Change) {
@@ -346,7 +333,7 @@ impl Store {
         for table in self.tables.values() {
             objects += table.counts;
             if let Some(kind) = table.target.wanted.read
-                && !table.entries.is_empty()
+                && table.entries.len() > 0
             {
                 *kinds.entry(kind).or_default() += table.entries.len();
             }
@@ -386,30 +373,17 @@ impl Head<'_> {
     }
 }
 
-impl Entry {
-    fn is(&self, head: Head<'_>) -> bool {
-        *self.name.name == *head.name && *self.name.namespace == *head.namespace
-    }
-}
-
 impl Table {
     /// Notes what became of an object; true if that changes the findings.
-    fn note(&mut self, hasher: &DefaultHashBuilder, hash: u64, new: Entry, problems: Vec<Problem>) -> bool {
+    fn note(&mut self, name: &NamespacedName, new: Entry, problems: Vec<Problem>) -> bool {
         count(&mut self.counts, new.standing, true);
-        let had = self.problems.remove(&new.name).is_some();
+        let had = self.problems.remove(name).is_some();
         let has = !problems.is_empty();
         if has {
-            self.problems.insert(new.name.clone(), problems);
+            self.problems.insert(name.clone(), problems);
         }
-        match self.entries.find_mut(hash, |entry| entry.name == new.name) {
-            Some(entry) => {
-                count(&mut self.counts, entry.standing, false);
-                *entry = new;
-            }
-            None => {
-                let rehash = |entry: &Entry| hasher.hash_one((&*entry.name.namespace, &*entry.name.name));
-                self.entries.insert_unique(hash, new, rehash);
-            }
+        if let Some(old) = self.entries.replace(&name.namespace, new) {
+            count(&mut self.counts, old.standing, false);
         }
         had || has
     }
