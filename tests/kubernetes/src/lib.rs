@@ -12,10 +12,12 @@ pub mod etcd_store;
 mod istiod;
 mod keys;
 mod kubeconfig;
+mod proxy;
 mod servers;
 
 pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use istiod::{
     ISTIOD_AUDIENCE, ISTIOD_NAMESPACE, ISTIOD_SERVER_NAME, Istiod, IstiodBinary, IstiodOptions, istiod_roots,
 };
+pub use proxy::{Answer, Proxy};
 pub use servers::servers;

@@ -20,6 +20,7 @@ use weft_lab::{Lab, LabSpec, Place, PodSpec, Process, poll_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/weft.yaml");
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
 
 /// Rights that this test does not make anybody use, and why they are granted all the same.
@@ -28,6 +29,35 @@ const UNUSED: &[(&str, &str)] = &[
     ("weft-controller: patch events.events.k8s.io", "the same"),
     ("weft-controller: create configmaps", "server-side apply that creates stands as a patch in the log"),
 ];
+
+/// Kinds of the Gateway API, which clusters have from elsewhere.
+const GATEWAY_API: [(&str, &str); 8] = [
+    ("BackendTLSPolicy", "backendtlspolicies"),
+    ("Gateway", "gateways"),
+    ("GatewayClass", "gatewayclasses"),
+    ("GRPCRoute", "grpcroutes"),
+    ("HTTPRoute", "httproutes"),
+    ("ReferenceGrant", "referencegrants"),
+    ("TCPRoute", "tcproutes"),
+    ("TLSRoute", "tlsroutes"),
+];
+
+fn gateway_definition(kind: &str, plural: &str) -> String {
+    let (scope, version) = match kind {
+        "GatewayClass" => ("Cluster", "v1"),
+        "TCPRoute" => ("Namespaced", "v1alpha2"),
+        _ => ("Namespaced", "v1"),
+    };
+    let singular = kind.to_lowercase();
+    format!(
+        "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\n\
+         metadata: {{name: {plural}.{GATEWAY_GROUP}, annotations: {{api-approved.kubernetes.io: \"unapproved, for a test\"}}}}\n\
+         spec:\n  group: {GATEWAY_GROUP}\n  scope: {scope}\n\
+         \x20 names: {{kind: {kind}, plural: {plural}, singular: {singular}, listKind: {kind}List}}\n\
+         \x20 versions: [{{name: {version}, served: true, storage: true, schema: {{openAPIV3Schema: \
+         {{type: object, x-kubernetes-preserve-unknown-fields: true}}}}}}]\n"
+    )
+}
 
 /// A right, as a role grants it and as the audit log shows its use.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +101,9 @@ impl World {
     /// Installs as the README says, strictly, and first as if.
     fn install(&self) -> Result<()> {
         self.plane.kubectl(&["create", "-f", DEFINITIONS])?;
+        for (kind, plural) in GATEWAY_API {
+            self.plane.apply(&gateway_definition(kind, plural))?;
+        }
         self.plane.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         self.plane.kubectl(&["create", "namespace", "weft-system"])?;
         let apply = ["apply", "--server-side", "--validate=strict", "--force-conflicts", "-f", MANIFEST];
@@ -99,6 +132,9 @@ impl World {
         let definitions: Value = serde_json::from_str(&definitions)?;
         for definition in definitions["items"].as_array().unwrap() {
             let spec = &definition["spec"];
+            if spec["group"] == GATEWAY_GROUP {
+                continue;
+            }
             let (group, kind) = (spec["group"].as_str().unwrap(), spec["names"]["kind"].as_str().unwrap());
             let version = spec["versions"][0]["name"].as_str().unwrap();
             self.plane.apply(&format!(

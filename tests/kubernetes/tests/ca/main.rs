@@ -29,6 +29,7 @@ fn certificates_on_a_cluster() -> Result<()> {
     each_refusal_has_its_own_words(&world).context("each refusal has its own words")?;
     tokens_run_out(&world).context("tokens run out")?;
     a_deleted_pod_has_no_say(&world).context("a deleted pod has no say")?;
+    a_deleted_secret_comes_back(&world).context("a deleted Secret comes back")?;
     a_damaged_secret_is_never_replaced(&world).context("a damaged secret is never replaced")?;
     an_intermediate_of_cert_manager_serves(&world).context("an intermediate of cert-manager serves")?;
     a_rotation_breaks_no_connection(&world).context("a rotation breaks no connection")?;
@@ -231,6 +232,54 @@ fn a_damaged_secret_is_never_replaced(world: &World) -> Result<()> {
     })?;
     ask(&controller, &world.token(AGENT_A)?, &identity("shop", "cart"))?;
     Ok(())
+}
+
+/// Nobody can take the CA from running controllers by deleting its Secret, also while they do not see it.
+fn a_deleted_secret_comes_back(world: &World) -> Result<()> {
+    world.namespace("deleted")?;
+    let controllers = [world.controller("deleted", &[])?, world.controller("deleted", &[])?];
+    for controller in &controllers {
+        controller.wait_ready()?;
+    }
+    let (before, root) = (world.secret("deleted")?, world.root("deleted")?);
+    let delete = || world.plane.kubectl(&["delete", "secret", "weft-ca", "-n", "deleted"]);
+    let is_back = || {
+        poll_until(LIMIT, || {
+            ensure!(world.secret("deleted")? == before, "another key was made");
+            Ok(())
+        })
+        .with_context(|| controllers.iter().map(|one| one.log()).collect::<String>())
+    };
+    delete()?;
+    is_back()?;
+    poll_until(LIMIT, || {
+        let texts: Vec<String> = controllers.iter().map(|one| one.metrics()).collect::<Result<_>>()?;
+        let restored = texts.iter().filter(|text| text.contains("weft_ca_secret_restored_total 1")).count();
+        ensure!(restored == 1, "{restored} controllers say that they put it back");
+        ensure!(texts.iter().all(|text| text.contains("weft_ca_secret_failed 0")), "it is still missed");
+        let events = world.plane.kubectl(&["get", "events.events.k8s.io", "-n", "deleted", "-o", "yaml"])?;
+        ensure!(events.contains("reason: Restored") && events.contains("name: weft-ca"), "{events}");
+        Ok(())
+    })?;
+
+    // Deleted while watches are being opened again.
+    world.plane.kill_api_server();
+    world.plane.start_api_server()?;
+    delete()?;
+    is_back()?;
+    for controller in &controllers {
+        ask(controller, &world.token(AGENT_A)?, &identity("shop", "cart"))?;
+    }
+    ensure!(world.root("deleted")? == root);
+
+    // Who replaces it by deleting it first is not in the way of himself.
+    let made = CaMaterial::generate("cluster.local")?;
+    delete()?;
+    world.put_secret("deleted", &made)?;
+    poll_until(LIMIT, || {
+        ensure!(world.root("deleted")? == made.roots_pem, "the new root is not handed out");
+        Ok(())
+    })
 }
 
 fn an_intermediate_of_cert_manager_serves(world: &World) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The Kubernetes source of configuration, against the real API server.
 
-mod proxy;
+mod watches;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use proxy::{Answer, Proxy};
 use weft_control::kubernetes::{self, ClientOptions, KindFreshness, KubernetesOptions};
 use weft_control::{Handle, Status};
 use weft_core::compile::CompileOptions;
 use weft_core::resource::{Kind, MtlsMode, NamespacedName};
 use weft_core::snapshot::Membership;
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_kubernetes_tests::{Answer, ControlPlane, ControlPlaneOptions, Proxy};
 use weft_lab::eventually;
 
 /// Backing off ends after half a minute at most.

@@ -31,7 +31,8 @@ fn weft(cluster: &Cluster, args: &[&str], codes: &[i32]) -> Result<String> {
     Ok(text)
 }
 
-fn json(cluster: &Cluster, args: &[&str], codes: &[i32]) -> Result<Value> {
+/// What a command prints as JSON; it must end with one of these codes.
+pub(super) fn weft_json(cluster: &Cluster, args: &[&str], codes: &[i32]) -> Result<Value> {
     let text = weft(cluster, &[args, &["-o", "json"]].concat(), codes)?;
     serde_json::from_str(&text).with_context(|| format!("{args:?} does not print JSON: {text}"))
 }
@@ -46,7 +47,7 @@ fn texts<'v>(list: &'v Value, key: &str) -> Vec<&'v str> {
 }
 
 fn status(cluster: &Cluster) -> Result<()> {
-    let status = json(cluster, &["status", "-n", SHOP], &[0])?;
+    let status = weft_json(cluster, &["status", "-n", SHOP], &[0])?;
     let nodes = texts(at(&status, "/nodes"), "node");
     ensure!(nodes == ["one", "two"], "not all nodes answer: {status}");
     let pods: Vec<&Value> = at(&status, "/nodes")
@@ -58,7 +59,7 @@ fn status(cluster: &Cluster) -> Result<()> {
         .collect();
     let enrolled = pods.iter().any(|pod| at(pod, "/pod") == "shop/client" && at(pod, "/state") == "enrolled");
     ensure!(enrolled, "shop/client is not told as enrolled: {status}");
-    let one = json(cluster, &["status", "--node", "two"], &[0])?;
+    let one = weft_json(cluster, &["status", "--node", "two"], &[0])?;
     ensure!(texts(at(&one, "/nodes"), "node") == ["two"], "one node was asked for: {one}");
     Ok(())
 }
@@ -66,8 +67,10 @@ fn status(cluster: &Cluster) -> Result<()> {
 fn explain(cluster: &Cluster) -> Result<()> {
     let ends =
         ["explain", "--from", "shop/client", "--to", "http://web:8080/", "-H", "authorization: secret"];
-    let answers =
-        [json(cluster, &ends, &[0])?, json(cluster, &[&ends[..], &["--from-cluster"]].concat(), &[0])?];
+    let answers = [
+        weft_json(cluster, &ends, &[0])?,
+        weft_json(cluster, &[&ends[..], &["--from-cluster"]].concat(), &[0])?,
+    ];
     for answer in &answers {
         ensure!(at(answer, "/source/pod") == "shop/client", "another source: {answer}");
         ensure!(!at(answer, "/steps").as_array().context("steps")?.is_empty(), "no steps: {answer}");
@@ -79,7 +82,7 @@ fn explain(cluster: &Cluster) -> Result<()> {
 }
 
 fn dump(cluster: &Cluster) -> Result<()> {
-    let dump = json(cluster, &["dump"], &[0])?;
+    let dump = weft_json(cluster, &["dump"], &[0])?;
     ensure!(texts(at(&dump, "/nodes"), "node") == ["one", "two"], "not all nodes answer");
     let workloads = at(&dump, "/nodes/0/dump/workloads");
     ensure!(texts(workloads, "pod").contains(&"shop/client"), "the dump lacks a pod: {workloads}");
@@ -87,7 +90,7 @@ fn dump(cluster: &Cluster) -> Result<()> {
 }
 
 fn check(cluster: &Cluster) -> Result<()> {
-    let report = json(cluster, &["check"], &[0, 1])?;
+    let report = weft_json(cluster, &["check"], &[0, 1])?;
     let checks: Vec<&Value> = at(&report, "/groups")
         .as_array()
         .into_iter()
@@ -100,6 +103,7 @@ fn check(cluster: &Cluster) -> Result<()> {
         ("controller", 1),
         ("ca-service", 1),
         ("ca-secret", 1),
+        ("webhook", 1),
         ("agents-answer", 1),
         ("agents-version", 1),
         ("certificates", 1),

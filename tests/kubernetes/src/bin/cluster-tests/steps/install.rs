@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use weft_kubernetes_tests::cluster::Cluster;
+use weft_kubernetes_tests::cluster::{Cluster, Node};
 use weft_lab::poll_until;
 
 use super::travel::{agents, plain};
@@ -12,12 +12,16 @@ use crate::suite::{LIMIT, describe};
 
 const NAMESPACE: &str = "weft-system";
 
-/// What must be the same after an uninstall: what is on the nodes, and in the pods' network. Pins are files. What an
-/// agent leaves in its own directory below /run has no effect, and kubelet has made that directory.
-const STATE: &str = r#"
+/// What must be the same after an uninstall: what is on the nodes …
+const FILES: &str = r"
 cd /etc/cni/net.d && sha256sum *
 ls /opt/cni/bin
-find /sys/fs/bpf -type f
+find /sys/fs/bpf
+find /run/weft 2>/dev/null || true
+";
+
+/// … and in the pods' network.
+const NETWORK: &str = r#"
 for netns in /run/netns/cni-*; do
   echo "$netns"
   nsenter --net="$netns" sh -c 'ip rule; ip -6 rule; ip route show table all; iptables -S; iptables -t nat -S; ss -Hltn'
@@ -28,12 +32,23 @@ done
 #[derive(Debug, Default)]
 pub(super) struct Before {
     nodes: Vec<String>,
+    /// Of the first node, without the pods' network.
+    pub(super) files: String,
+}
+
+/// What Weft puts on a node, apart from the pods' network.
+pub(super) fn pins_and_plugin(node: &Node) -> Result<String> {
+    node.sh(FILES)
+}
+
+fn state(node: &Node) -> Result<String> {
+    node.sh(&[FILES, NETWORK].concat())
 }
 
 impl Before {
     pub(super) fn of(cluster: &Cluster) -> Result<Self> {
-        let nodes: Result<Vec<String>> = cluster.nodes().iter().map(|node| node.sh(STATE)).collect();
-        Ok(Self { nodes: nodes? })
+        let nodes: Result<Vec<String>> = cluster.nodes().iter().map(state).collect();
+        Ok(Self { nodes: nodes?, files: pins_and_plugin(cluster.node("one")?)? })
     }
 }
 
@@ -69,7 +84,7 @@ pub(super) fn remove(cluster: &Cluster, manifest: &str, before: &Before) -> Resu
     cluster.kubectl(&["delete", "-f", &file.display().to_string(), "--timeout=120s"])?;
     for (node, was) in cluster.nodes().iter().zip(&before.nodes) {
         poll_until(LIMIT, || {
-            let is = node.sh(STATE)?;
+            let is = state(node)?;
             let difference = difference(was, &is);
             ensure!(difference.is_empty(), "node {} is not as it was:\n{difference}", node.name());
             Ok(())

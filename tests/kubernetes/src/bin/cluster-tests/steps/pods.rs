@@ -94,8 +94,15 @@ pub(super) fn job(cluster: &Cluster) -> Result<()> {
     let limit = format!("--timeout={}s", LIMIT.as_secs());
     cluster
         .kubectl(&["wait", "-n", SHOP, "--for=condition=Complete", "job/once", &limit])
-        .map(drop)
-        .with_context(|| describe(cluster, SHOP, "job/once"))
+        .with_context(|| describe(cluster, SHOP, "job/once"))?;
+    // What has ended is not shown as enrolled.
+    let states = "-o=jsonpath={.items[*].metadata.annotations.weft\\.dev/state}";
+    poll_until(LIMIT, || {
+        let states = cluster.kubectl(&["get", "pods", "-n", SHOP, "-l=job-name=once", states])?;
+        ensure!(states.trim().is_empty(), "its pods are shown as {states}");
+        Ok(())
+    })
+    .with_context(|| agents(cluster))
 }
 
 /// The address of a Service leads into the mesh as well.

@@ -13,9 +13,14 @@ const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication
                       metadata: {name: default, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n";
 const WEB: (&str, &str) = (SHOP, "web");
 
+/// Only the mesh may speak to the pods of `shop`.
+pub(super) fn apply_strict(cluster: &Cluster) -> Result<()> {
+    cluster.plane().apply(STRICT)
+}
+
 /// Kubelet's probes reach the application, strangers do not.
 pub(super) fn strict(cluster: &Cluster) -> Result<()> {
-    cluster.plane().apply(STRICT)?;
+    apply_strict(cluster)?;
     poll_until(LIMIT, || {
         let stranger = travel(cluster, (OUTSIDE, "stranger"), WEB)?;
         ensure!(!stranger.answered(), "a stranger is let in: {stranger:?}");

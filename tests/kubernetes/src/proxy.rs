@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::ControlPlane;
 use anyhow::{Context, Result};
-use weft_kubernetes_tests::ControlPlane;
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// The real API server answers.
     Real,
     /// A status with `Retry-After: 1`.
@@ -25,6 +25,8 @@ pub(crate) enum Answer {
     Truncated(usize),
     /// The connection is closed without an answer.
     Nothing,
+    /// The real answer to the same watch, which is asked to last so many seconds.
+    Lasting(u64),
     /// The real answer, with this pause before every part of it.
     Slow(std::time::Duration),
 }
@@ -41,7 +43,7 @@ struct Shared {
 }
 
 /// The proxy. TLS and credentials are `kubectl proxy`'s, which stands behind it.
-pub(crate) struct Proxy {
+pub struct Proxy {
     kubectl: Child,
     address: SocketAddr,
     kubeconfig: PathBuf,
@@ -50,7 +52,10 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     /// Starts it as administrator, letting everything through.
-    pub(crate) fn start(plane: &ControlPlane) -> Result<Self> {
+    ///
+    /// # Errors
+    /// kubectl cannot be run, or there is no port.
+    pub fn start(plane: &ControlPlane) -> Result<Self> {
         let mut kubectl = Command::new(plane.programs().join("kubectl"))
             .args(["proxy", "--port=0"])
             .env("KUBECONFIG", plane.kubeconfig())
@@ -87,25 +92,32 @@ impl Proxy {
         Ok(Self { kubectl, address, kubeconfig, shared })
     }
 
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
+    /// A configuration that leads to it.
+    pub fn kubeconfig(&self) -> PathBuf {
         self.kubeconfig.clone()
     }
 
     /// From now on requests are answered as the rule says of their path; open connections are cut.
-    pub(crate) fn answer(&self, rule: impl Fn(&str) -> Answer + Send + Sync + 'static) {
+    ///
+    /// # Panics
+    /// An earlier rule panicked.
+    pub fn answer(&self, rule: impl Fn(&str) -> Answer + Send + Sync + 'static) {
         *self.shared.rule.lock().expect("nobody panics with it") = Arc::new(rule);
         self.cut();
     }
 
     /// Cuts every open connection.
-    pub(crate) fn cut(&self) {
+    ///
+    /// # Panics
+    /// An earlier rule panicked.
+    pub fn cut(&self) {
         for stream in self.shared.open.lock().expect("nobody panics with it").drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
     /// Requests so far.
-    pub(crate) fn requests(&self) -> usize {
+    pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::Relaxed)
     }
 }
@@ -130,17 +142,23 @@ impl Shared {
         reader.read_line(&mut first)?;
         let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let mut head = first.clone();
+        let (mut head, mut length) = (first.clone(), 0);
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
                 break;
             }
-            if !line.to_ascii_lowercase().starts_with("connection:") {
+            let name = line.to_ascii_lowercase();
+            if let Some(value) = name.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap_or_default();
+            }
+            if !name.starts_with("connection:") {
                 head += &line;
             }
         }
         head += "Connection: close\r\n\r\n";
+        let mut request = head.into_bytes();
+        reader.take(length).read_to_end(&mut request)?;
         let rule = self.rule.lock().expect("nobody panics with it").clone();
         let of_text = |status: &str, kind: &str, body: &str| {
             format!(
@@ -149,9 +167,10 @@ impl Shared {
             )
         };
         match rule(&path) {
-            Answer::Real => self.forward(&head, &mut out, None, None),
-            Answer::Slow(pause) => self.forward(&head, &mut out, None, Some(pause)),
-            Answer::Truncated(bytes) => self.forward(&head, &mut out, Some(bytes), None),
+            Answer::Lasting(seconds) => self.forward(&lasting(&request, seconds), &mut out, None, None),
+            Answer::Real => self.forward(&request, &mut out, None, None),
+            Answer::Slow(pause) => self.forward(&request, &mut out, None, Some(pause)),
+            Answer::Truncated(bytes) => self.forward(&request, &mut out, Some(bytes), None),
             Answer::Status(status) => {
                 out.write_all(of_text(&format!("{status} X"), "text/plain", "not now").as_bytes())
             }
@@ -169,14 +188,14 @@ impl Shared {
 
     fn forward(
         &self,
-        head: &str,
+        request: &[u8],
         out: &mut TcpStream,
         limit: Option<usize>,
         pause: Option<std::time::Duration>,
     ) -> std::io::Result<()> {
         let mut behind = TcpStream::connect(self.behind)?;
         self.open.lock().expect("nobody panics with it").push(behind.try_clone()?);
-        behind.write_all(head.as_bytes())?;
+        behind.write_all(request)?;
         let mut left = limit.unwrap_or(usize::MAX);
         let mut buffer = [0; 16 << 10];
         loop {
@@ -191,4 +210,12 @@ impl Shared {
             left -= read;
         }
     }
+}
+
+/// The request with another `timeoutSeconds`.
+fn lasting(request: &[u8], seconds: u64) -> Vec<u8> {
+    let text = String::from_utf8_lossy(request);
+    let Some((before, after)) = text.split_once("timeoutSeconds=") else { return request.to_vec() };
+    let rest = after.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    format!("{before}timeoutSeconds={seconds}{rest}").into_bytes()
 }
