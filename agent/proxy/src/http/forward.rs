@@ -352,6 +352,7 @@ fn answer(mut out: Outward<'_>, sent: Sent, deadline: Option<Instant>) -> Result
     }
     set_service_time(&mut parts.headers, time);
     parts.headers.insert(SERVER, SERVER_NAME);
+    out.record.leaves(&parts.headers);
     parts.version = if out.downstream.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let body = out.record.until_over(body, deadline, out.downstream.http2);
     Ok(Response::from_parts(parts, body))

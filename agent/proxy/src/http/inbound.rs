@@ -310,6 +310,7 @@ async fn deliver(
                 }
                 set_service_time(headers, time);
                 headers.insert(SERVER, SERVER_NAME);
+                record.leaves(headers);
             }
             Ok(Delivered { response, record })
         }

@@ -251,13 +251,18 @@ impl Record {
         time
     }
 
-    fn head_of_answer(&mut self, status: u16, headers: &HeaderMap) {
-        self.status = status;
+    /// The answer's headers as the client gets them.
+    pub(crate) fn leaves(&mut self, headers: &HeaderMap) {
         if let Some(noted) = &mut self.noted
             && let Some(wanted) = self.worker.shared.context.access_log.wanted_headers()
         {
             noted.response = values(&wanted.response, headers);
         }
+    }
+
+    fn head_of_answer(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = status;
+        self.leaves(headers);
         self.sent = Traffic::of(headers, self.is_grpc());
         self.saw_grpc_status(headers);
     }

@@ -100,7 +100,7 @@ impl View {
     }
 
     /// The endpoints of one place, by their indexes, of which `available` accepts at least one.
-    fn near(&self, available: Option<&dyn Fn(usize) -> bool>, draw: u64) -> Option<&[u32]> {
+    fn near(&self, available: Accepts<'_>, draw: u64) -> Option<&[u32]> {
         let mut count = |group: &Group| match available {
             None => group.members.len(),
             Some(available) => group.members.iter().filter(|index| available(**index as usize)).count(),
@@ -144,6 +144,9 @@ fn hash_algorithm(cluster: &Cluster) -> Option<HashAlgorithm> {
         | LoadBalancer::Passthrough => None,
     }
 }
+
+/// Which endpoints may be chosen, by their index; `None` is all of them.
+type Accepts<'a> = Option<&'a dyn Fn(usize) -> bool>;
 
 /// What a request wants of its endpoint.
 pub(super) struct Wanted<'a> {
@@ -220,8 +223,7 @@ impl LocalCluster {
         };
         let in_rotation = |index: usize| may(index, false);
         let untried = |index: usize| may(index, true);
-        let available: Option<&dyn Fn(usize) -> bool> =
-            if any_ejected || ask { Some(&in_rotation) } else { None };
+        let available: Accepts<'_> = if any_ejected || ask { Some(&in_rotation) } else { None };
         let choose = |among: Option<&[u32]>, available| {
             self.choose_among(worker, cluster, view, (among, available), wanted.hash)
         };
@@ -245,7 +247,7 @@ impl LocalCluster {
         worker: &Worker,
         cluster: &Cluster,
         view: &View,
-        (among, available): (Option<&[u32]>, Option<&dyn Fn(usize) -> bool>),
+        (among, available): (Option<&[u32]>, Accepts<'_>),
         hash: Option<u64>,
     ) -> Option<usize> {
         let hosts = &view.hosts;
