@@ -191,7 +191,10 @@ mod tests {
         }
         assert_eq!(tried.len(), 32);
         let far = |port: &u16| *port > FIRST + 2 * LEAP;
-        assert!(tried.iter().filter(|port| far(port)).count() > 16, "a block of them is soon left: {tried:?}");
+        assert!(
+            tried.iter().filter(|port| far(port)).count() > 16,
+            "a block of them is soon left: {tried:?}"
+        );
     }
 
     #[test]
