@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use crate::answer::Difference;
 
-/// Intended differences, one a line: `CASE | FIELD | THEY | WE | reason`. CASE may end in `*`; a value may be `-`, which
-/// is none, or `*`, which is any. Empty lines and those that begin with `#` say nothing.
+/// Intended differences, one a line: `CASE | FIELD | THEY | WE | reason`. CASE and FIELD may end in `*`; a value may be `-`, which
+/// is none, or `*`, which is any. After `? ` is what is there at times. Empty lines and those that begin with `#` say nothing.
 #[derive(Debug)]
 pub struct Differences(Vec<Line>);
 
@@ -16,6 +16,8 @@ struct Line {
     field: String,
     theirs: String,
     own: String,
+    /// Whether it may be missing.
+    sometimes: bool,
 }
 
 impl Line {
@@ -24,17 +26,25 @@ impl Line {
         let parts: Result<[String; 5], _> = parts.try_into();
         let [case, field, theirs, own, reason] = parts.expect("a line has five parts");
         assert!(!reason.is_empty(), "the reason is missing: {text}");
-        Self { case, field, theirs, own }
+        let (case, sometimes) = match case.strip_prefix("? ") {
+            Some(case) => (case.to_owned(), true),
+            None => (case, false),
+        };
+        Self { case, field, theirs, own, sometimes }
     }
 
     fn covers(&self, difference: &Difference) -> bool {
-        let case = match self.case.strip_suffix('*') {
-            Some(prefix) => difference.case.starts_with(prefix),
-            None => difference.case == self.case,
-        };
+        let named = is_named(&self.case, &difference.case) && is_named(&self.field, &difference.field);
         let values =
             is(&self.theirs, difference.theirs.as_deref()) && is(&self.own, difference.own.as_deref());
-        case && self.field == difference.field && values
+        named && values
+    }
+}
+
+fn is_named(listed: &str, name: &str) -> bool {
+    match listed.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == listed,
     }
 }
 
@@ -67,7 +77,7 @@ impl Differences {
             }
         }
         for (number, line) in self.0.iter().enumerate() {
-            if !used.contains(&number) {
+            if !used.contains(&number) && !line.sometimes {
                 let Line { case, field, .. } = line;
                 let _ = writeln!(
                     wrong,
@@ -113,6 +123,14 @@ mod tests {
         assert!(wrong.contains("older body: they"), "{wrong}");
         assert!(wrong.contains("old body: is listed"), "{wrong}");
         assert!(!wrong.contains("cors"), "{wrong}");
+    }
+
+    #[test]
+    fn one_that_comes_and_goes_may_be_missing() {
+        let list = Differences::read("? a | response.* | * | * | a race");
+        assert_eq!(list.judge(&[]), "");
+        assert_eq!(list.judge(&[difference("a", "response.x")]), "");
+        assert!(!list.judge(&[difference("a", "status")]).is_empty());
     }
 
     #[test]

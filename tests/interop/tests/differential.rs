@@ -1,5 +1,5 @@
-//! The same requests through the sidecars of Istio (a real Envoy with the configuration that they would have) and
-//! through us. What differs must be listed in `differences.txt`.
+//! The same requests through the sidecars of Istio (a real Envoy with the configuration that istiod makes of the YAML,
+//! recorded by `cargo xtask record`) and through us. What differs must be listed in `differences.txt`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -7,7 +7,7 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use weft_interop_tests::{
@@ -23,7 +23,7 @@ const GRPC: u16 = 9090;
 const CASES: &str = include_str!("../fixtures/cases.txt");
 const DIFFERENCES: &str = include_str!("../differences.txt");
 /// Fixtures, which are Services too, and the applications behind each.
-const SERVICES: [(&str, &str); 10] = [
+const SERVICES: [(&str, &str); 12] = [
     ("routing", "web"),
     ("rewrite", "web"),
     ("redirect", "web"),
@@ -34,15 +34,19 @@ const SERVICES: [(&str, &str); 10] = [
     ("tokens", "tokens"),
     ("grpc", "web"),
     ("closed", CLOSED),
+    ("callers", "callers"),
+    ("claims", "claims"),
 ];
 /// Every application with its node; both paths of ours, on one node and between two, have routes, tokens and policies.
-const APPLICATIONS: [(&str, Application); 6] = [
+const APPLICATIONS: [(&str, Application); 8] = [
     ("a", Application { account: "web", version: "v1", port: 7001 }),
     ("b", Application { account: "web", version: "v2", port: 7002 }),
     ("b", Application { account: "web", version: "v3", port: 7003 }),
     ("b", Application { account: "rbac", version: "rbac", port: 7004 }),
     ("a", Application { account: "tokens", version: "tokens", port: 7005 }),
     ("b", Application { account: CLOSED, version: CLOSED, port: 7006 }),
+    ("a", Application { account: "callers", version: "callers", port: 7007 }),
+    ("b", Application { account: "claims", version: "claims", port: 7008 }),
 ];
 
 /// Its pod runs nothing.
@@ -87,7 +91,12 @@ impl Case {
 }
 
 fn with_tokens(arg: &str) -> String {
-    let tokens = [("{alice}", jwt::ALICE), ("{forged}", jwt::FORGED), ("{expired}", jwt::EXPIRED)];
+    let tokens = [
+        ("{alice}", jwt::ALICE),
+        ("{bob}", jwt::BOB),
+        ("{forged}", jwt::FORGED),
+        ("{expired}", jwt::EXPIRED),
+    ];
     tokens.iter().fold(arg.to_owned(), |arg, (name, token)| arg.replace(name, token))
 }
 
@@ -117,9 +126,9 @@ impl Site {
         mesh.start_controller(&[]);
         let authority = Authority::of(mesh.lab());
         let applications = APPLICATIONS.map(|(_, app)| app);
-        let sidecars = Sidecars { authority: &authority, fixtures: &fixtures, applications: &applications };
+        let sidecars = Sidecars::new(&authority, &directory(), &fixtures, &applications, &[WEB, GRPC]);
         let (lab, place) = (mesh.lab(), mesh.lab().outside().place());
-        let envoy = Envoy::start(&binary, lab, place, "sidecars", &sidecars.config(WEB, GRPC));
+        let envoy = Envoy::start(&binary, lab, place, "sidecars", &sidecars.config());
         mesh.start_agent("a");
         mesh.start_agent("b");
         Some(Self { mesh, _envoy: envoy, _apps: apps })
@@ -133,6 +142,10 @@ impl Site {
     }
 }
 
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
 fn vip(number: usize) -> String {
     format!("10.200.2.{}", number + 1)
 }
@@ -141,11 +154,10 @@ fn vip(number: usize) -> String {
 fn configure(mesh: &Mesh) -> Vec<Fixture> {
     let strict = yaml::LOG_EVERYTHING.to_owned() + "    outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n";
     mesh.write("mesh.yaml", &strict);
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let fixtures = SERVICES.iter().enumerate().map(|(number, (name, app))| {
         let ports = [("http-web", WEB, WEB), ("grpc", GRPC, GRPC)];
         mesh.lab().config().service(&format!("shop/{name}"), &[&vip(number)], app, &ports).unwrap();
-        let fixture = Fixture::read(&directory, name);
+        let fixture = Fixture::read(&directory(), name);
         mesh.write(&format!("{name}.yaml"), &fixture.yaml);
         fixture
     });

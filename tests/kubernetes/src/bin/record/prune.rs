@@ -57,7 +57,10 @@ pub(crate) fn cluster(cluster: &Value) -> Result<Value> {
 pub(crate) fn without_metadata(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            fields.remove("metadata");
+            // A matcher of the same name decides.
+            if fields.get("metadata").is_some_and(|metadata| metadata.get("filter_metadata").is_some()) {
+                fields.remove("metadata");
+            }
             fields.remove("decorator");
             fields.values_mut().for_each(without_metadata);
         }

@@ -138,18 +138,20 @@ fn of_client(client: &Value) -> Result<Value> {
     Ok(told.into())
 }
 
-/// The connection manager of a server for connections with mTLS, and its cluster.
+/// For each port the connection manager of a server for connections with mTLS, and its cluster.
 fn of_server(server: &Value) -> Result<Value> {
     let listeners = server["listeners"].as_array().context("listeners are a list")?;
     let listener = listeners.iter().find(|it| it["name"] == "virtualInbound");
     let listener = listener.context("there is no listener for what comes in")?;
-    let (_, port) = PORTS[0];
-    let mut manager =
-        manager(listener, |when| when["destination_port"] == port && when["transport_protocol"] == "tls")?;
-    without_metadata(&mut manager);
     let clusters = server["clusters"].as_array().context("clusters are a list")?;
-    let own = clusters.iter().find(|it| it["name"] == format!("inbound|{port}||"));
-    Ok(
-        json!({"manager": manager, "cluster": cluster(own.context("there is no cluster for what comes in")?)?}),
-    )
+    let mut told = Map::new();
+    for (_, port) in PORTS {
+        let own = |when: &Value| when["destination_port"] == port && when["transport_protocol"] == "tls";
+        let mut manager = manager(listener, own)?;
+        without_metadata(&mut manager);
+        let own = clusters.iter().find(|it| it["name"] == format!("inbound|{port}||"));
+        let cluster = cluster(own.context("there is no cluster for what comes in")?)?;
+        told.insert(port.to_string(), json!({"manager": manager, "cluster": cluster}));
+    }
+    Ok(told.into())
 }
