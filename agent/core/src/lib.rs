@@ -13,6 +13,7 @@ pub mod access_format;
 pub mod analyze;
 pub mod compile;
 pub mod decide;
+pub mod hashing;
 pub mod http_path;
 pub mod identity;
 pub mod kernel_view;

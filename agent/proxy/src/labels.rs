@@ -1,10 +1,10 @@
 //! Who talks to whom, in the words of metrics (M-3 to M-8), and the series that count it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use weft_core::decide::Destination;
+use weft_core::hashing::FastMap;
 use weft_core::snapshot::{CompiledService, WorkloadLabels};
 use weft_telemetry::{
     Metrics, Reporter, RequestLabels, RequestProtocol, SecurityPolicy, TcpLabels, TcpSeries,
@@ -165,7 +165,7 @@ struct Key {
 
 /// Series that this worker has used, found again without hashing text.
 #[derive(Debug, Default)]
-pub(crate) struct SeriesCache(RefCell<HashMap<Key, (TcpSeries, Ends)>>);
+pub(crate) struct SeriesCache(RefCell<FastMap<Key, (TcpSeries, Ends)>>);
 
 impl SeriesCache {
     /// The series of connections that are not refused.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use weft_core::ObjectRef;
 use weft_core::decide::{AuthorizationOutcome, InboundDecision, Verdict};
 use weft_telemetry::Metrics;
 
@@ -43,16 +44,21 @@ impl Refusal {
 pub(crate) fn policy_id(decision: &InboundDecision) -> Option<String> {
     let authorization = &decision.authorization;
     if let Some(object) = &authorization.object {
-        let mut id = format!("ns[{}]-policy[{}]", object.namespace, object.name);
-        if let Some(rule) = authorization.rule {
-            // Writing to a String cannot fail.
-            let _ = write!(id, "-rule[{rule}]");
-        }
-        return Some(id);
+        return Some(policy_name(object, authorization.rule));
     }
     let would_deny = authorization.dry_run.iter().find(|dry| dry.outcome == AuthorizationOutcome::Deny);
     let dry = would_deny.or(authorization.dry_run.first())?;
     Some(format!("dry-run:ns[{}]-policy[{}]", dry.object.namespace, dry.object.name))
+}
+
+/// `ns[NS]-policy[NAME]-rule[I]` (AP-23).
+pub(crate) fn policy_name(object: &ObjectRef, rule: Option<usize>) -> String {
+    let mut id = format!("ns[{}]-policy[{}]", object.namespace, object.name);
+    if let Some(rule) = rule {
+        // Writing to a String cannot fail.
+        let _ = write!(id, "-rule[{rule}]");
+    }
+    id
 }
 
 /// What dry-run policies would have answered (AP-18): each with its id.
@@ -83,7 +89,6 @@ pub(crate) fn audit(metrics: &Metrics, decision: &InboundDecision) -> Option<Str
 
 #[cfg(test)]
 mod tests {
-    use weft_core::ObjectRef;
     use weft_core::decide::{AuthorizationDecision, DryRun};
     use weft_core::resource::{Kind, MtlsMode};
     use weft_core::snapshot::EffectiveMode;

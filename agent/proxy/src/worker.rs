@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use weft_core::Snapshot;
+use weft_core::hashing::FastMap;
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
 use weft_kernel::{AttestedPeer, OnwardTuples, Tuples};
@@ -29,6 +30,7 @@ use weft_telemetry::{AccessLog, Metrics};
 use crate::counters::Counters;
 use crate::early::Early;
 use crate::hbone::{Baggage, Pool};
+use crate::http::headers::Texts;
 use crate::http::inbound::Vouchers;
 use crate::http::keys::Keys;
 use crate::http::record::RequestCache;
@@ -133,9 +135,11 @@ pub(crate) struct Worker {
     pub(crate) vouchers: Vouchers,
     /// Connections that wait for their first request.
     pub(crate) early: Early,
+    /// Ids of requests.
+    pub(crate) ids: Texts,
     pub(crate) learned: Rc<Learned>,
     pub(crate) baggage: Baggage,
-    pods: RefCell<HashMap<NamespacedName, Arc<Pod>>>,
+    pods: RefCell<FastMap<NamespacedName, Arc<Pod>>>,
     accepting: RefCell<HashMap<NamespacedName, Vec<AbortHandle>>>,
     /// Open connections of this worker by endpoint.
     endpoints: RefCell<HashMap<SocketAddr, usize>>,
@@ -175,6 +179,7 @@ impl Worker {
             keys: Keys::default(),
             vouchers: Vouchers::new(shared.context.certs.subscribe()),
             early: Early::default(),
+            ids: Texts::default(),
             learned: Rc::new(Learned::new(shared.context.learned.clone())),
             baggage: Baggage::default(),
             pods: RefCell::default(),

@@ -31,6 +31,7 @@ use super::Compiler;
 use super::findings::Topic;
 use super::sharded::Sharded;
 use crate::decide::http::{ClusterCache, ClusterPolicy};
+use crate::hashing::FastMap;
 use crate::resource::destination_rule::TrafficPolicy;
 use crate::resource::virtual_service::{HeaderOperations, HttpAction, Retries};
 use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
@@ -170,7 +171,7 @@ impl RoutingState {
     fn settle_host(&mut self, host: &Arc<str>) -> bool {
         let keys = self.rules_of_host.get(host).into_iter().flatten();
         let rules: Vec<_> = keys.filter_map(|key| self.destination_rules.get(key)).cloned().collect();
-        let divides = |by_namespace: &HashMap<Arc<str>, policies::HostRules>| {
+        let divides = |by_namespace: &FastMap<Arc<str>, policies::HostRules>| {
             by_namespace
                 .values()
                 .flat_map(|rules| rules.iter())

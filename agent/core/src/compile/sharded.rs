@@ -1,11 +1,14 @@
 //! A hash map in shards that snapshots share: changing one entry copies one shard, not the map.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::hashing::FastState;
 use crate::resource::NamespacedName;
 
 const SHARDS: usize = 256;
@@ -13,22 +16,23 @@ const SHARDS: usize = 256;
 /// A persistent map: cloning is cheap, an update copies one of 256 shards.
 #[derive(Debug, Clone)]
 pub struct Sharded<K, V> {
-    hasher: RandomState,
-    shards: Arc<[Arc<HashMap<K, V>>]>,
+    hasher: FastState,
+    shards: Arc<[Arc<HashTable<(K, V)>>]>,
     len: usize,
 }
 
 impl<K, V> Default for Sharded<K, V> {
     fn default() -> Self {
-        let empty = Arc::new(HashMap::new());
-        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| empty.clone()).collect(), len: 0 }
+        let empty = Arc::new(HashTable::new());
+        Self { hasher: FastState::default(), shards: (0..SHARDS).map(|_| empty.clone()).collect(), len: 0 }
     }
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
-    fn shard_of<Q: Hash + ?Sized>(&self, key: &Q) -> usize {
-        // The upper bits choose the shard; the shard's own hasher has other keys.
-        (self.hasher.hash_one(key) >> 56) as usize
+    /// The hash of a key, and the number of its shard: bits that the tables do not look at.
+    fn place_of<Q: Hash + ?Sized>(&self, key: &Q) -> (u64, usize) {
+        let hash = self.hasher.hash_one(key);
+        (hash, (hash >> 40) as usize % SHARDS)
     }
 
     /// Looks an entry up.
@@ -46,16 +50,23 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.shards.get(self.shard_of(key))?.get_key_value(key)
+        let (hash, at) = self.place_of(key);
+        let found = self.shards.get(at)?.find(hash, |(known, _)| known.borrow() == key);
+        found.map(|(key, value)| (key, value))
     }
 
     /// Inserts or replaces an entry.
     pub fn insert(&mut self, key: K, value: V) {
-        let at = self.shard_of(&key);
-        if let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(at)
-            && Arc::make_mut(shard).insert(key, value).is_none()
-        {
-            self.len += 1;
+        let (hash, at) = self.place_of(&key);
+        let hasher = &self.hasher;
+        let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(at) else { return };
+        let rehash = |(key, _): &(K, V)| hasher.hash_one(key);
+        match Arc::make_mut(shard).entry(hash, |(known, _)| *known == key, rehash) {
+            Entry::Occupied(mut entry) => entry.get_mut().1 = value,
+            Entry::Vacant(entry) => {
+                entry.insert((key, value));
+                self.len += 1;
+            }
         }
     }
 
@@ -65,11 +76,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let at = self.shard_of(key);
+        let (hash, at) = self.place_of(key);
         if self.get(key).is_some()
             && let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(at)
+            && let Ok(entry) = Arc::make_mut(shard).find_entry(hash, |(known, _)| known.borrow() == key)
         {
-            Arc::make_mut(shard).remove(key);
+            entry.remove();
             self.len -= 1;
         }
     }
@@ -86,12 +98,12 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
 
     /// All entries, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.shards.iter().flat_map(|shard| shard.iter())
+        self.shards.iter().flat_map(|shard| shard.iter()).map(|(key, value)| (key, value))
     }
 
     /// All values, in no particular order.
     pub fn values(&self) -> impl Iterator<Item = &V> {
-        self.shards.iter().flat_map(|shard| shard.values())
+        self.iter().map(|(_, value)| value)
     }
 }
 
@@ -211,6 +223,8 @@ impl<V> IpMap<V> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use proptest::prelude::*;
 
     use super::*;

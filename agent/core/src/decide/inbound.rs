@@ -4,13 +4,15 @@
 //! decided by itself ([`request`]); everywhere else the connection is decided as a whole ([`inbound`]).
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::http::{LocalReply, Request};
 use super::request_authentication::Authentication;
 use crate::Identity;
 use crate::compile::policy::{Class, Hit, PolicySet, Subject};
-use crate::resource::{AuthorizationPolicy, ExtAuthz, Kind, MeshHttp, MtlsMode, ObjectRef, PolicyAction};
+use crate::resource::{
+    AuthorizationPolicy, ExtAuthz, Kind, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PolicyAction,
+};
 use crate::snapshot::{EffectiveMode, LocalWorkload};
 
 /// A new connection as the inbound side sees it.
@@ -321,6 +323,8 @@ fn audits(policies: &PolicySet, subject: &Subject<'_>) -> Vec<Audit> {
 }
 
 fn object_of(policy: &AuthorizationPolicy) -> ObjectRef {
-    let key = &policy.meta.key;
-    ObjectRef::new(Kind::AuthorizationPolicy, key.namespace.clone(), key.name.clone())
+    // Every decision names one.
+    static KIND: LazyLock<Arc<str>> = LazyLock::new(|| Kind::AuthorizationPolicy.as_str().into());
+    let NamespacedName { namespace, name } = &policy.meta.key;
+    ObjectRef { kind: KIND.clone(), namespace: namespace.clone(), name: name.clone() }
 }

@@ -58,7 +58,12 @@ impl Body {
 
     /// A body that does something of its own, for example count until it is dropped.
     pub(crate) fn new(body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Self {
-        Self(Kind::Other(Box::pin(body)))
+        Self::boxed(Box::new(body))
+    }
+
+    /// The same for one that has its own memory already.
+    pub(crate) fn boxed(body: Box<dyn HttpBody<Data = Bytes, Error = BodyError>>) -> Self {
+        Self(Kind::Other(Box::into_pin(body)))
     }
 }
 

@@ -79,7 +79,7 @@ impl Outward<'_> {
     /// Takes the body.
     pub(crate) fn upload(&mut self, keep: bool) -> Upload {
         let body = std::mem::replace(&mut self.body, Body::empty());
-        let upload = Upload::new(body, self.record.received(), keep, self.downstream.http2);
+        let upload = Upload::new(body, || self.record.received(), keep, self.downstream.http2);
         self.record.upload(&upload);
         upload
     }

@@ -1,9 +1,11 @@
 //! Headers that the mesh itself reads, adds and takes away (H-2, E42, E43).
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use http::header::{CONNECTION, CONTENT_TYPE, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use bytes::{Bytes, BytesMut};
+use http::header::{CONNECTION, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
@@ -42,12 +44,10 @@ const CONTROLS: [HeaderName; 15] = [
     HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
 ];
 
-/// Whether a message is gRPC (E47): `application/grpc`, also with a suffix or parameters.
-pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        let rest = value.as_bytes().strip_prefix(b"application/grpc");
-        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-    })
+/// Whether a content type is gRPC's (E47): `application/grpc`, also with a suffix or parameters.
+pub(crate) fn is_grpc_type(value: &HeaderValue) -> bool {
+    let rest = value.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// Whether an HTTP/1 request asks for another protocol on its connection (H-5).
@@ -83,8 +83,17 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    let names = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te"];
+    names.contains(&name.as_str())
+}
+
 /// Takes away what belongs to one connection only, and what it names (RFC 9110 7.6.1).
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    // Most messages have none of them, which one look at all names shows.
+    if !upgrade && !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let keep = |name: &str| upgrade && name.eq_ignore_ascii_case("upgrade");
         let named: Vec<HeaderName> = elements(headers, &CONNECTION)
@@ -120,31 +129,57 @@ pub(crate) fn strip_controls(headers: &mut HeaderMap) {
 
 /// Adds what every request has: an id, and the scheme that the client used.
 pub(crate) fn identify(worker: &Worker, headers: &mut HeaderMap) {
-    if !headers.contains_key(X_REQUEST_ID) {
-        headers.insert(X_REQUEST_ID, request_id([worker.random(), worker.random()]));
+    // One look at all names costs less than two at the table.
+    let (mut has_id, mut has_proto) = (false, false);
+    for name in headers.keys() {
+        has_id |= *name == X_REQUEST_ID;
+        has_proto |= *name == X_FORWARDED_PROTO;
     }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
+    if !has_id {
+        let id = request_id([worker.random(), worker.random()]);
+        // Digits and hyphens are always valid.
+        let value = HeaderValue::from_maybe_shared(worker.ids.copy(&id));
+        headers.insert(X_REQUEST_ID, value.unwrap_or_else(|_| HeaderValue::from_static("-")));
+    }
+    if !has_proto {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
 }
 
 /// A random UUID (RFC 9562 5.4).
-fn request_id([high, low]: [u64; 2]) -> HeaderValue {
+fn request_id([high, low]: [u64; 2]) -> [u8; 36] {
     let high = (high & 0xFFFF_FFFF_FFFF_0FFF) | 0x4000;
     let low = (low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000;
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    /// Where each byte's digits stand.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
     let mut text = [b'-'; 36];
-    let bits = (u128::from(high) << 64) | u128::from(low);
-    let mut shift = 128;
-    for (at, byte) in text.iter_mut().enumerate() {
-        if matches!(at, 8 | 13 | 18 | 23) {
-            continue;
+    let bytes = high.to_be_bytes().into_iter().chain(low.to_be_bytes());
+    for (at, byte) in PLACES.into_iter().zip(bytes) {
+        if let Some([first, second]) = text.get_mut(at..at + 2) {
+            *first = digit(byte >> 4);
+            *second = digit(byte & 0xF);
         }
-        shift -= 4;
-        *byte = DIGITS.get((bits >> shift) as usize & 0xF).copied().unwrap_or(b'0');
     }
-    // Digits and hyphens are always valid.
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    text
+}
+
+/// Short texts that share memory: one allocation for a hundred of them.
+#[derive(Debug, Default)]
+pub(crate) struct Texts(RefCell<BytesMut>);
+
+impl Texts {
+    /// Bytes that are taken at once. They are kept as long as any text in them.
+    const BLOCK: usize = 4096;
+
+    fn copy(&self, text: &[u8]) -> Bytes {
+        let mut block = self.0.borrow_mut();
+        if block.capacity() < text.len() {
+            block.reserve(Self::BLOCK.max(text.len()));
+        }
+        block.extend_from_slice(text);
+        block.split().freeze()
+    }
 }
 
 /// Which try this is, counted from 1 (E16).
@@ -159,13 +194,20 @@ pub(crate) fn set_attempt(headers: &mut HeaderMap, attempt: u32) {
 /// How long the client's side waits for the answer (E19).
 pub(crate) fn set_expected_timeout(headers: &mut HeaderMap, timeout: Duration) {
     let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(ms));
+    headers.insert(EXPECTED_TIMEOUT, number(ms));
 }
 
 /// How long the application took (H-1).
 pub(crate) fn set_service_time(headers: &mut HeaderMap, time: Duration) {
     let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(SERVICE_TIME, HeaderValue::from(ms));
+    headers.insert(SERVICE_TIME, number(ms));
+}
+
+/// A number as a value. Small ones, which are most, take no memory.
+fn number(number: u64) -> HeaderValue {
+    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let small = usize::try_from(number).ok().and_then(|at| SMALL.get(at));
+    small.map_or_else(|| HeaderValue::from(number), |text| HeaderValue::from_static(text))
 }
 
 /// `grpc-timeout` (the gRPC specification: up to eight digits and a unit).
@@ -305,7 +347,10 @@ mod tests {
     #[test]
     fn request_ids_are_random_uuids() {
         let id = request_id([u64::MAX, 0]);
-        assert_eq!(id, "ffffffff-ffff-4fff-8000-000000000000");
+        assert_eq!(&id, b"ffffffff-ffff-4fff-8000-000000000000");
+        let texts = Texts::default();
+        let copies: Vec<Bytes> = (0..300).map(|_| texts.copy(&id)).collect();
+        assert!(copies.iter().all(|copy| **copy == id));
     }
 
     #[test]
@@ -317,7 +362,14 @@ mod tests {
             ("application/grpc-web", false),
             ("text/plain", false),
         ] {
-            assert_eq!(is_grpc(&headers(&[("content-type", value)])), grpc, "{value}");
+            assert_eq!(is_grpc_type(&HeaderValue::from_static(value)), grpc, "{value}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_numbers() {
+        for value in (0..20).chain([u64::MAX]) {
+            assert_eq!(number(value), HeaderValue::from(value), "{value}");
         }
     }
 

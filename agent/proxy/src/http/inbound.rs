@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use weft_core::decide::http::apply;
 use weft_core::decide::inbound::ExternalCheck;
 use weft_core::decide::request_authentication::{Authentication, JwtFailure, Outcome, authenticate};
 use weft_core::decide::{InboundConnection, InboundRequest, Verdict, inbound, protocol};
+use weft_core::hashing::FastMap;
 use weft_core::resource::PortProtocol;
 use weft_core::resource::virtual_service::HeaderChanges;
 use weft_core::snapshot::{LocalWorkload, Workload};
@@ -167,7 +167,7 @@ pub(crate) async fn arrived(
     parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
     let protocol = if upgrade { UpstreamProtocol::Http1 } else { protocol_of(local, arrival, clients) };
-    let upload = Upload::new(body, record.received(), false, downstream.http2);
+    let upload = Upload::new(body, || record.received(), false, downstream.http2);
     record.upload(&upload);
     let going = Asked { worker, arrival, snapshot: &snapshot, local, message, parts, record };
     let delivered = match deliver(going, &upload, protocol).await {
@@ -239,7 +239,7 @@ pub(crate) async fn serve_local(
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
-    let upload = Upload::new(body, record.received(), false, true);
+    let upload = Upload::new(body, || record.received(), false, true);
     record.upload(&upload);
     let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, parts, record };
     match deliver(going, &upload, protocol).await {
@@ -351,10 +351,17 @@ async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stoppe
             request,
             authentication: &authentication,
         };
-        let decision = inbound::request(going.local, &asked);
+        let mut decision = inbound::request(going.local, &asked);
         let metrics = &going.worker.shared.context.metrics;
         count_dry_runs(metrics, &decision);
-        going.record.policy = policy_id(&decision);
+        let allowed_by = match decision.verdict {
+            Verdict::Allow => decision.authorization.object.take(),
+            Verdict::DenyAuthorization | Verdict::DenyPeerAuthentication => None,
+        };
+        match allowed_by {
+            Some(object) => going.record.allowed_by = Some((object, decision.authorization.rule)),
+            None => going.record.policy = policy_id(&decision),
+        }
         if decision.verdict == Verdict::DenyPeerAuthentication {
             return Err(Stopped::Close(Refusal::of(&decision).into()));
         }
@@ -470,7 +477,7 @@ fn vouch(worker: &Worker, parts: &mut Parts, arrival: &Arrival, local: &LocalWor
 /// addresses are unique.
 #[derive(Debug)]
 pub(crate) struct Vouchers {
-    known: RefCell<HashMap<[usize; 3], Voucher>>,
+    known: RefCell<FastMap<[usize; 3], Voucher>>,
     /// Tells that certificates of this node are others than before.
     changes: RefCell<watch::Receiver<u64>>,
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, Version};
 use weft_core::decide::http::Request;
 use weft_core::http_path::normalise;
 use weft_core::resource::PathNormalization;
@@ -38,10 +38,11 @@ impl Message {
         smell: Option<Smell>,
         level: Option<PathNormalization>,
     ) -> Result<Self, Box<Reply>> {
-        refuse_malformed(parts, smell)?;
-        let named = named(parts)?;
+        let seen = Seen::of(&parts.headers);
+        refuse_malformed(parts, &seen, smell)?;
+        let named = named(parts, &seen)?;
         let target = target(parts, level)?;
-        let scheme = parts.headers.get(X_FORWARDED_PROTO).cloned();
+        let scheme = seen.scheme.cloned();
         Ok(Self { method: parts.method.clone(), named, scheme, target })
     }
 
@@ -77,7 +78,35 @@ impl Message {
     }
 }
 
-fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Box<Reply>> {
+/// The fields that are looked for, found with one look at all.
+#[derive(Default)]
+struct Seen<'a> {
+    host: Option<&'a HeaderValue>,
+    /// There is more than one.
+    hosts: bool,
+    scheme: Option<&'a HeaderValue>,
+    length: bool,
+    coding: bool,
+}
+
+impl<'a> Seen<'a> {
+    fn of(headers: &'a HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in headers {
+            if *name == HOST {
+                seen.hosts |= seen.host.is_some();
+                seen.host.get_or_insert(value);
+            } else if *name == X_FORWARDED_PROTO {
+                seen.scheme.get_or_insert(value);
+            }
+            seen.length |= *name == CONTENT_LENGTH;
+            seen.coding |= *name == TRANSFER_ENCODING;
+        }
+        seen
+    }
+}
+
+fn refuse_malformed(parts: &Parts, seen: &Seen<'_>, smell: Option<Smell>) -> Result<(), Box<Reply>> {
     match smell {
         Some(Smell::TwoLengths) => {
             return Err(Box::new(Reply::malformed(
@@ -97,7 +126,7 @@ fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Box<Reply
     if parts.method == Method::CONNECT {
         return Err(Box::new(Reply { close: true, ..Reply::text(403, "", "upgrade_failed") }));
     }
-    if parts.headers.contains_key(CONTENT_LENGTH) && parts.headers.contains_key(TRANSFER_ENCODING) {
+    if seen.length && seen.coding {
         return Err(Box::new(Reply::malformed(
             400,
             "Bad Request",
@@ -105,20 +134,22 @@ fn refuse_malformed(parts: &Parts, smell: Option<Smell>) -> Result<(), Box<Reply
         )));
     }
     // The parser has taken `chunked` away, and would lose what else was done to the body.
-    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
-    if codings.next().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-        || codings.next().is_some()
-    {
+    if seen.coding && !is_chunked_alone(&parts.headers) {
         return Err(Box::new(Reply::malformed(501, "", "http1.transfer_encoding_not_allowed")));
     }
     Ok(())
 }
 
+fn is_chunked_alone(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = codings.next().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    chunked && codings.next().is_none()
+}
+
 /// The authority in the target wins over `Host` (E7); exactly one of them must be there.
-fn named(parts: &Parts) -> Result<Named, Box<Reply>> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
+fn named(parts: &Parts, seen: &Seen<'_>) -> Result<Named, Box<Reply>> {
+    let host = seen.host;
+    if seen.hosts {
         return Err(Box::new(Reply::malformed(400, "", "two_hosts")));
     }
     if let Some(authority) = parts.uri.authority() {

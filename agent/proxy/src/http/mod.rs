@@ -29,5 +29,6 @@ pub(crate) mod serve;
 pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
+mod traffic;
 pub(crate) mod upload;
 pub(crate) mod upstream;

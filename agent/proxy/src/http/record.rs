@@ -1,8 +1,7 @@
 //! What one request adds to metrics and log, on one side of it (M-7).
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,11 +10,13 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{HOST, USER_AGENT};
+use http::header::{CONTENT_TYPE, HOST, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
+use weft_core::ObjectRef;
+use weft_core::hashing::FastMap;
 use weft_core::snapshot::Workload;
 use weft_telemetry::{
     Direction, Metrics, NotedHeaders, Reporter, RequestLog, RequestProtocol, RequestSample, RequestSeries,
@@ -23,13 +24,15 @@ use weft_telemetry::{
 
 use super::body::{Body, BodyError};
 use super::flags::{Flags, Reason};
-use super::headers::{GRPC_STATUS, X_FORWARDED_FOR, X_REQUEST_ID, is_grpc};
+use super::headers::{GRPC_STATUS, X_FORWARDED_FOR, X_REQUEST_ID, is_grpc_type};
 use super::io::Busy;
 use super::refused;
 use super::reply::Reply;
+use super::traffic::Traffic;
 use super::upload::{Source, Upload};
 use crate::account::{Failure, Route};
 use crate::labels::{Ends, Service};
+use crate::refusal;
 use crate::worker::Worker;
 
 /// Series that a worker keeps at hand; beyond that it forgets all and begins again.
@@ -56,60 +59,38 @@ struct Head {
     forwarded_for: Option<HeaderValue>,
 }
 
-/// Bytes, and messages of gRPC, of one direction.
-#[derive(Debug, Default)]
-pub(crate) struct Traffic {
-    head: Cell<u64>,
-    body: Cell<u64>,
-    messages: Cell<u64>,
-    grpc: Cell<bool>,
-    /// Bytes until the next message begins, and those of its prefix that have come.
-    rest: Cell<u64>,
-    prefix: Cell<([u8; 5], usize)>,
-}
-
-impl Traffic {
-    fn of(headers: &HeaderMap, grpc: bool) -> Self {
-        let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        Self { head: Cell::new(head as u64), grpc: Cell::new(grpc), ..Self::default() }
-    }
-
-    /// Counts a part of the body.
-    pub(crate) fn add(&self, bytes: &[u8]) {
-        self.body.set(self.body.get() + bytes.len() as u64);
-        if self.grpc.get() {
-            self.count_messages(bytes);
+impl Head {
+    /// One look at all fields: also whether the request is gRPC, and the bytes of its fields.
+    fn of(parts: &Parts) -> (Self, bool, u64) {
+        let mut head = Self {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            version: parts.version,
+            authority: None,
+            user_agent: None,
+            request_id: None,
+            forwarded_for: None,
+        };
+        let (mut content_type, mut bytes) = (None, 0);
+        // Of several values the first one counts.
+        for (name, value) in &parts.headers {
+            bytes += (name.as_str().len() + value.len()) as u64;
+            let place = if *name == HOST {
+                &mut head.authority
+            } else if *name == USER_AGENT {
+                &mut head.user_agent
+            } else if *name == CONTENT_TYPE {
+                &mut content_type
+            } else if *name == X_REQUEST_ID {
+                &mut head.request_id
+            } else if *name == X_FORWARDED_FOR {
+                &mut head.forwarded_for
+            } else {
+                continue;
+            };
+            place.get_or_insert_with(|| value.clone());
         }
-    }
-
-    fn add_untold(&self, bytes: u64) {
-        self.body.set(self.body.get() + bytes);
-    }
-
-    /// A message is a byte, its length in four bytes, and as many bytes.
-    fn count_messages(&self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let skip = usize::try_from(self.rest.get()).unwrap_or(usize::MAX).min(bytes.len());
-            self.rest.set(self.rest.get() - skip as u64);
-            bytes = bytes.get(skip..).unwrap_or_default();
-            let (mut prefix, mut have) = self.prefix.get();
-            while let (Some((byte, rest)), Some(place)) = (bytes.split_first(), prefix.get_mut(have)) {
-                *place = *byte;
-                have += 1;
-                bytes = rest;
-            }
-            if have == prefix.len() {
-                let [_, a, b, c, d] = prefix;
-                self.messages.set(self.messages.get() + 1);
-                self.rest.set(u64::from(u32::from_be_bytes([a, b, c, d])));
-                have = 0;
-            }
-            self.prefix.set((prefix, have));
-        }
-    }
-
-    fn total(&self) -> u64 {
-        self.head.get() + self.body.get()
+        (head, content_type.as_ref().is_some_and(is_grpc_type), bytes)
     }
 }
 
@@ -121,7 +102,10 @@ pub(crate) struct Record {
     reporter: Reporter,
     head: Head,
     addresses: Addresses,
-    received: Rc<Traffic>,
+    /// Bytes of the request's head.
+    head_bytes: u64,
+    /// Its body, where there is one.
+    received: OnceCell<Rc<Traffic>>,
     sent: Traffic,
     protocol: RequestProtocol,
     /// How it travelled.
@@ -144,6 +128,8 @@ pub(crate) struct Record {
     pub(crate) failure: Option<String>,
     /// The policy that decided.
     pub(crate) policy: Option<String>,
+    /// The policy that let it in, and its rule: put into words only for a line of the log.
+    pub(crate) allowed_by: Option<(ObjectRef, Option<usize>)>,
     /// The AUDIT policies that matched.
     pub(crate) audit: Option<String>,
     /// What the log's format prints of the headers.
@@ -157,6 +143,11 @@ pub(crate) struct Record {
     busy: Option<Busy>,
     /// The request's body, of which nothing is wanted any more when the record is over.
     upload: Option<Rc<Source>>,
+    /// The body of the answer.
+    body: Body,
+    /// The route's timeout covers the whole answer (V-21).
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    keep_trailers: bool,
 }
 
 impl Record {
@@ -168,24 +159,16 @@ impl Record {
         parts: &Parts,
         (route, ends): (Route, Ends),
     ) -> Box<Self> {
-        let grpc = is_grpc(&parts.headers);
-        let header = |name| parts.headers.get(name).cloned();
+        let (head, grpc, head_bytes) = Head::of(parts);
         Box::new(Self {
             worker: worker.clone(),
             start: SystemTime::now(),
             began: Instant::now(),
             reporter,
-            head: Head {
-                method: parts.method.clone(),
-                uri: parts.uri.clone(),
-                version: parts.version,
-                authority: header(HOST),
-                user_agent: header(USER_AGENT),
-                request_id: header(X_REQUEST_ID),
-                forwarded_for: header(X_FORWARDED_FOR),
-            },
+            head,
             addresses,
-            received: Rc::new(Traffic::of(&parts.headers, grpc)),
+            head_bytes,
+            received: OnceCell::new(),
             sent: Traffic::default(),
             protocol: if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
             route,
@@ -198,6 +181,7 @@ impl Record {
             details: Cow::Borrowed("-"),
             failure: None,
             policy: None,
+            allowed_by: None,
             audit: None,
             noted: noted(worker, &parts.headers),
             refused: false,
@@ -207,6 +191,9 @@ impl Record {
             over: false,
             busy: None,
             upload: None,
+            body: Body::empty(),
+            timer: None,
+            keep_trailers: false,
         })
     }
 
@@ -230,7 +217,11 @@ impl Record {
 
     /// Where its body is counted.
     pub(crate) fn received(&self) -> &Rc<Traffic> {
-        &self.received
+        self.received.get_or_init(|| Rc::new(Traffic::of_body(self.is_grpc())))
+    }
+
+    fn of_body(&self, count: impl FnOnce(&Traffic) -> u64) -> u64 {
+        self.received.get().map_or(0, |received| count(received))
     }
 
     /// The id that the request has by now.
@@ -296,7 +287,7 @@ impl Record {
     /// Wraps the answer's body: the request is over when it is. `keep_trailers` says that the client's protocol
     /// has them (H-8).
     pub(crate) fn until_over(
-        self: Box<Self>,
+        mut self: Box<Self>,
         body: Body,
         deadline: Option<Instant>,
         keep_trailers: bool,
@@ -305,14 +296,18 @@ impl Record {
             self.finish();
             return Body::empty();
         }
-        let timer = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Body::new(Measured { body, record: self, timer, keep_trailers })
+        self.timer = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
+        self.body = body;
+        self.keep_trailers = keep_trailers;
+        Body::boxed(self)
     }
 
     /// The request is over when the body is dropped, and as it should be: the connection now speaks something else.
     pub(crate) fn until_dropped(mut self: Box<Self>, body: Body) -> Body {
         self.over = true;
-        Body::new(Measured { body, record: self, timer: None, keep_trailers: true })
+        self.body = body;
+        self.keep_trailers = true;
+        Body::boxed(self)
     }
 
     /// The connection is closed without an answer, by policy or for what the client did.
@@ -331,7 +326,7 @@ impl Record {
 
     /// Bytes that a tunnel moved after an upgrade.
     pub(crate) fn tunnelled(&self, received: u64, sent: u64) {
-        self.received.add_untold(received);
+        self.received().add_untold(received);
         self.sent.add_untold(sent);
     }
 
@@ -381,8 +376,8 @@ impl Record {
             response_code_details: (self.details != "-").then(|| self.details.clone()),
             termination_details: None,
             transport_failure: self.failure.clone(),
-            bytes_received: self.received.body.get(),
-            bytes_sent: self.sent.body.get(),
+            bytes_received: self.of_body(Traffic::body),
+            bytes_sent: self.sent.body(),
             upstream_service_time: self.service_time,
             x_forwarded_for: text(&self.head.forwarded_for),
             user_agent: text(&self.head.user_agent),
@@ -400,7 +395,9 @@ impl Record {
             destination_principal: self.ends.destination_principal.clone(),
             source_pod: pod(source),
             destination_pod: pod(destination),
-            policy: self.policy.clone(),
+            policy: self.policy.clone().or_else(|| {
+                self.allowed_by.as_ref().map(|(object, rule)| refusal::policy_name(object, *rule))
+            }),
             audit: self.audit.clone(),
             grpc_status: self.grpc_status,
             headers: self.noted.clone(),
@@ -426,6 +423,8 @@ fn values(names: &[Arc<str>], headers: &HeaderMap) -> Vec<(Arc<str>, String)> {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        // What it holds is given back before anybody can see that the request is over.
+        self.body = Body::empty();
         if let Some(upload) = self.upload.take() {
             upload.abandon();
         }
@@ -440,10 +439,10 @@ impl Drop for Record {
             grpc_status: self.grpc_status,
             flags,
             duration,
-            request_bytes: self.received.total(),
+            request_bytes: self.head_bytes + self.of_body(Traffic::body),
             response_bytes: self.sent.total(),
-            request_messages: self.received.messages.get(),
-            response_messages: self.sent.messages.get(),
+            request_messages: self.of_body(Traffic::messages),
+            response_messages: self.sent.messages(),
         });
         let log = &self.worker.shared.context.access_log;
         if self.refused || flags != "-" || self.audit.is_some() || log.wants_everything() {
@@ -452,16 +451,8 @@ impl Drop for Record {
     }
 }
 
-/// The answer's body, counted.
-struct Measured {
-    body: Body,
-    record: Box<Record>,
-    /// The route's timeout covers the whole answer (V-21).
-    timer: Option<Pin<Box<tokio::time::Sleep>>>,
-    keep_trailers: bool,
-}
-
-impl HttpBody for Measured {
+/// The answer's body, counted. The record is its own body, so that the two need one allocation.
+impl HttpBody for Record {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -473,36 +464,36 @@ impl HttpBody for Measured {
         if let Some(timer) = &mut this.timer
             && timer.as_mut().poll(cx).is_ready()
         {
-            this.record.flags.reason = Some(Reason::UT);
-            this.record.details = Cow::Borrowed("response_timeout");
+            this.flags.reason = Some(Reason::UT);
+            this.details = Cow::Borrowed("response_timeout");
             return Poll::Ready(Some(Err(BodyError::Ended("the route's timeout is over"))));
         }
         loop {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Some(bytes) = frame.data_ref() {
-                        this.record.sent.add(bytes);
+                        this.sent.add(bytes);
                     }
                     if let Some(trailers) = frame.trailers_ref() {
-                        this.record.saw_grpc_status(trailers);
-                        this.record.over = true;
+                        this.saw_grpc_status(trailers);
+                        this.over = true;
                         if !this.keep_trailers {
                             continue;
                         }
                     }
                     if this.body.is_end_stream() {
-                        this.record.over = true;
+                        this.over = true;
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Some(Err(error)) => {
-                    this.record.flags.reason.get_or_insert(Reason::UC);
-                    this.record.details = Cow::Borrowed("upstream_reset_after_response_started");
-                    this.record.failure = Some(error.to_string());
+                    this.flags.reason.get_or_insert(Reason::UC);
+                    this.details = Cow::Borrowed("upstream_reset_after_response_started");
+                    this.failure = Some(error.to_string());
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {
-                    this.record.over = true;
+                    this.over = true;
                     return Poll::Ready(None);
                 }
             }
@@ -523,7 +514,7 @@ type Key = (Reporter, bool, RequestProtocol, [usize; 5]);
 
 /// Series that this worker has used, found again without hashing text.
 #[derive(Debug, Default)]
-pub(crate) struct RequestCache(RefCell<HashMap<Key, (RequestSeries, Ends)>>);
+pub(crate) struct RequestCache(RefCell<FastMap<Key, (RequestSeries, Ends)>>);
 
 impl RequestCache {
     fn get(
@@ -548,20 +539,5 @@ impl RequestCache {
     /// Forgets everything: after a new snapshot its parts may have other addresses.
     pub(crate) fn clear(&self) {
         self.0.borrow_mut().clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_of_grpc_are_counted_however_they_are_cut() {
-        let stream = [&[0, 0, 0, 0, 3][..], b"abc", &[1, 0, 0, 0, 0], &[0, 0, 0, 1, 0], &[7; 256]].concat();
-        for step in [1, 2, 5, 7, stream.len()] {
-            let traffic = Traffic::of(&HeaderMap::new(), true);
-            stream.chunks(step).for_each(|part| traffic.add(part));
-            assert_eq!((traffic.messages.get(), traffic.body.get()), (3, stream.len() as u64), "{step}");
-        }
     }
 }

@@ -13,7 +13,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
 use super::body::{Body, BodyError};
-use super::record::Traffic;
+use super::traffic::Traffic;
 
 /// Bytes that are kept for another try (E17), and that wait for a mirror.
 const KEPT: usize = 1024 * 1024;
@@ -52,14 +52,19 @@ struct Kept {
 
 impl Upload {
     /// Takes a request's body. `keep` says that it may be sent more than once.
-    pub(crate) fn new(body: Body, traffic: &Rc<Traffic>, keep: bool, keep_trailers: bool) -> Self {
+    pub(crate) fn new<'t>(
+        body: Body,
+        traffic: impl FnOnce() -> &'t Rc<Traffic>,
+        keep: bool,
+        keep_trailers: bool,
+    ) -> Self {
         if body.is_end_stream() {
             return Self::None(Instant::now());
         }
         Self::Some(Rc::new(Source {
             hint: body.size_hint(),
             body: RefCell::new(body),
-            traffic: traffic.clone(),
+            traffic: traffic().clone(),
             keep_trailers,
             kept: RefCell::new(keep.then(Kept::default)),
             mirrors: RefCell::default(),
@@ -366,7 +371,8 @@ mod tests {
 
     fn upload(chunks: &[&[u8]], keep: bool) -> Upload {
         let chunks = chunks.iter().map(|chunk| Bytes::copy_from_slice(chunk)).collect();
-        Upload::new(Body::new(Chunks(chunks)), &Rc::new(Traffic::default()), keep, true)
+        let traffic = Rc::default();
+        Upload::new(Body::new(Chunks(chunks)), || &traffic, keep, true)
     }
 
     fn all(body: Body) -> Result<Vec<u8>, BodyError> {

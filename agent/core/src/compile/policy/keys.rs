@@ -4,7 +4,7 @@
 //! rules' variety costs, not what it carries.
 
 use std::collections::{BTreeSet, HashSet};
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::http::{HttpSubject, claim_path};
 use super::matcher::Subject;
+use crate::hashing::FastState;
 use crate::resource::{
     Condition, HttpKey, Match, NamespaceMatch, Operation, PathMatch, Rule, ServiceAccountMatch, Source,
     StringMatch,
@@ -104,13 +105,13 @@ struct Shape {
 /// Turns rules into keys and notes which kinds occur.
 pub(super) struct Filing {
     reads: Reads,
-    hasher: RandomState,
+    hasher: FastState,
     shape: Shape,
 }
 
 impl Filing {
     pub(super) fn new(reads: Reads) -> Self {
-        Self { reads, hasher: RandomState::new(), shape: Shape::default() }
+        Self { reads, hasher: FastState::default(), shape: Shape::default() }
     }
 
     pub(super) fn into_keys(self) -> Keys {
@@ -333,7 +334,7 @@ pub(super) type Found = SmallVec<[u64; 32]>;
 /// Turns connections and requests into keys.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
-    hasher: RandomState,
+    hasher: FastState,
     shape: Shape,
 }
 
@@ -359,8 +360,10 @@ impl Keys {
 
     fn add_identity(&self, subject: &Subject<'_>, found: &mut Found) {
         let Some(identity) = subject.connection.identity else { return };
-        for principal in &subject.principals {
-            self.add_text(Attribute::Principal, principal.as_bytes(), found);
+        if self.reads(Attribute::Principal) {
+            for principal in subject.principals() {
+                self.add_text(Attribute::Principal, principal.as_bytes(), found);
+            }
         }
         self.add_text(Attribute::Namespace, identity.namespace().as_bytes(), found);
         if self.shape.accounts {
@@ -396,6 +399,12 @@ impl Keys {
                 found.push(self.hasher.hash_one((KeyKind::HeaderValue, name, value.as_bytes())));
             }
         }
+    }
+
+    fn reads(&self, attribute: Attribute) -> bool {
+        self.shape.texts.get(attribute as usize).is_some_and(|shape| {
+            shape.exact || shape.present || !shape.prefixes.is_empty() || !shape.suffixes.is_empty()
+        })
     }
 
     fn add_text(&self, attribute: Attribute, text: &[u8], found: &mut Found) {

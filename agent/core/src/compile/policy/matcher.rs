@@ -1,5 +1,6 @@
 //! One rule against one connection or request (AP-4 to AP-8, AP-13).
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -54,22 +55,31 @@ impl TrustDomains {
 #[derive(Debug)]
 pub(crate) struct Subject<'a> {
     pub(super) connection: &'a InboundConnection<'a>,
-    pub(super) principals: SmallVec<[String; 1]>,
+    trust_domains: &'a TrustDomains,
+    /// Made when a rule first asks for them.
+    principals: OnceCell<SmallVec<[String; 1]>>,
     /// The client behind proxies (AP-8); the direct peer without HTTP.
     pub(super) remote_ip: IpAddr,
     pub(super) http: Option<HttpSubject<'a>>,
 }
 
 impl<'a> Subject<'a> {
-    pub(crate) fn new(connection: &'a InboundConnection<'a>, trust_domains: &TrustDomains) -> Self {
-        let principals = connection.identity.map(|identity| trust_domains.principals(identity));
-        let principals = principals.unwrap_or_default();
-        Self { connection, principals, remote_ip: connection.source_ip, http: None }
+    pub(crate) fn new(connection: &'a InboundConnection<'a>, trust_domains: &'a TrustDomains) -> Self {
+        let remote_ip = connection.source_ip;
+        Self { connection, trust_domains, principals: OnceCell::new(), remote_ip, http: None }
+    }
+
+    /// The principal under every name that a policy may use for it.
+    pub(super) fn principals(&self) -> &[String] {
+        self.principals.get_or_init(|| {
+            let identity = self.connection.identity;
+            identity.map(|identity| self.trust_domains.principals(identity)).unwrap_or_default()
+        })
     }
 
     pub(crate) fn of_request(
         request: &'a InboundRequest<'a>,
-        trust_domains: &TrustDomains,
+        trust_domains: &'a TrustDomains,
         trusted_proxies: u32,
     ) -> Self {
         let InboundRequest { connection, request, authentication } = request;
@@ -147,7 +157,7 @@ impl<'a> Subject<'a> {
     }
 
     fn principal(&self, pattern: &StringMatch) -> bool {
-        self.principals.iter().any(|principal| string(pattern, principal.as_bytes()))
+        self.principals().iter().any(|principal| string(pattern, principal.as_bytes()))
     }
 
     fn namespace(&self, pattern: &NamespaceMatch) -> bool {

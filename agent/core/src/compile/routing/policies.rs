@@ -1,11 +1,12 @@
 //! DestinationRules, compiled: one policy for each port and subset (D-1 to D-5).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::hosts::HostIndex;
 use super::rules::Visibility;
 use crate::decide::http::ClusterPolicy;
+use crate::hashing::FastMap;
 use crate::resource::destination_rule::{DestinationRule, LoadBalancer, PolicyBlocks, TrafficPolicy};
 use crate::resource::{Kind, Labels, ObjectRef};
 
@@ -18,7 +19,7 @@ pub(crate) struct CompiledDestinationRule {
     visibility: Visibility,
     selector: Option<Labels>,
     top: Policies,
-    subsets: HashMap<Arc<str>, CompiledSubset>,
+    subsets: FastMap<Arc<str>, CompiledSubset>,
 }
 
 /// A subset with its policies.
@@ -79,7 +80,7 @@ impl CompiledDestinationRule {
 }
 
 /// All rules by host, then by namespace.
-pub(crate) type RuleIndex = HostIndex<Arc<HashMap<Arc<str>, HostRules>>>;
+pub(crate) type RuleIndex = HostIndex<Arc<FastMap<Arc<str>, HostRules>>>;
 
 /// Who asks for a rule.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +125,7 @@ pub(crate) fn default_policy(base: &TrafficPolicy) -> ClusterPolicy {
 }
 
 /// The rules of one host by namespace, merged.
-pub(super) fn compile(rules: &[Arc<DestinationRule>], base: &TrafficPolicy) -> HashMap<Arc<str>, HostRules> {
+pub(super) fn compile(rules: &[Arc<DestinationRule>], base: &TrafficPolicy) -> FastMap<Arc<str>, HostRules> {
     let mut by_namespace = BTreeMap::<Arc<str>, Vec<&DestinationRule>>::new();
     for rule in rules {
         by_namespace.entry(rule.meta.key.namespace.clone()).or_default().push(rule);
@@ -163,7 +164,7 @@ fn compile_group(
     let top = leading.and_then(|rule| rule.policy.clone()).unwrap_or_default();
     let top = over(&top, base);
     let object = leading.map(|rule| reference(rule));
-    let mut subsets = HashMap::new();
+    let mut subsets = FastMap::default();
     for rule in members {
         for subset in &rule.subsets {
             subsets.entry(subset.name.clone()).or_insert_with(|| CompiledSubset {

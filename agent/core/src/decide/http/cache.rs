@@ -2,13 +2,13 @@
 //!
 //! Only a memory: an entry counts only for exactly the parts that it was built of.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use smallvec::SmallVec;
 
 use super::{Cluster, ClusterPolicy};
+use crate::hashing::{FastMap, FastState};
 use crate::snapshot::{CompiledService, Endpoint};
 
 const STRIPES: usize = 16;
@@ -17,7 +17,7 @@ const MOST: usize = 1024;
 /// Clusters of one name: clients of different namespaces have different policies.
 const MOST_OF_A_NAME: usize = 8;
 
-type Stripe = RwLock<HashMap<u64, SmallVec<[Arc<Cluster>; 1]>>>;
+type Stripe = RwLock<FastMap<u64, SmallVec<[Arc<Cluster>; 1]>>>;
 
 /// What a cluster is made of.
 #[derive(Debug, Clone, Copy)]
@@ -43,13 +43,13 @@ impl Parts<'_> {
 /// Clusters by name, shared by all snapshots of one compiler.
 #[derive(Debug)]
 pub(crate) struct ClusterCache {
-    hasher: RandomState,
+    hasher: FastState,
     stripes: [Stripe; STRIPES],
 }
 
 impl Default for ClusterCache {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), stripes: std::array::from_fn(|_| RwLock::default()) }
+        Self { hasher: FastState::default(), stripes: std::array::from_fn(|_| RwLock::default()) }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::super::body::Body;
 use super::dial::{Dial, Opened, open};
+use super::engine::{Engine, Own};
 use super::exchange::Exchange;
 use super::limits::{Slot, Ticket};
 use super::pool::{Pool, Settings};
@@ -26,8 +27,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// The longest list of headers of an answer, in bytes.
 const HEADER_LIST: u32 = 64 * 1024;
-/// Headers of an answer, at most.
-const HEADERS: usize = 200;
 /// Bytes of a stream that wait to be sent.
 const SEND_BUFFER: usize = 256 * 1024;
 /// A timer that is set to no time.
@@ -118,6 +117,8 @@ impl Usage {
 pub(super) struct Single {
     /// Takes the requests.
     pub(super) sender: http1::SendRequest<Body>,
+    /// Does what they ask for.
+    pub(super) engine: Rc<Engine>,
     /// How it is used.
     pub(super) usage: Rc<Usage>,
 }
@@ -140,12 +141,15 @@ pub(super) async fn single(
     let opened = open(worker, dial).await?;
     let io = TokioIo::new(opened.wire);
     let mut builder = http1::Builder::new();
-    builder.preserve_header_case(true).max_headers(HEADERS);
+    // Of the fields of an answer, hyper takes 100, as Envoy does.
+    builder.preserve_header_case(true);
     let (sender, connection) = builder.handshake(io).await.map_err(|error| no_handshake(dial, &error))?;
     let usage = Usage::new(slot, settings);
     let rest = Rest { held: opened.held, closed: opened.closed, usage: usage.clone() };
-    drive(worker, pool, connection.with_upgrades(), rest);
-    Ok(Single { sender, usage })
+    let engine = Engine::new(Box::pin(connection.with_upgrades()));
+    let mut own = Own(engine.clone());
+    drive(worker, pool, move |cx| own.poll(cx), rest);
+    Ok(Single { sender, engine, usage })
 }
 
 /// Opens an HTTP/2 connection.
@@ -170,7 +174,10 @@ pub(super) async fn shared(
     let (sender, connection) =
         builder.handshake(TokioIo::new(wire)).await.map_err(|error| no_handshake(dial, &error))?;
     let usage = Usage::new(slot, settings);
-    drive(worker, pool, connection, Rest { held, closed, usage: usage.clone() });
+    let mut connection = Box::pin(connection);
+    // The users of the connection see an error of it themselves.
+    let poll = move |cx: &mut Context<'_>| connection.as_mut().poll(cx).map(drop);
+    drive(worker, pool, poll, Rest { held, closed, usage: usage.clone() });
     Ok(Shared { sender, usage })
 }
 
@@ -199,13 +206,13 @@ struct Rest {
 fn drive(
     worker: &Rc<Worker>,
     pool: &Rc<Pool>,
-    connection: impl Future<Output = hyper::Result<()>> + 'static,
+    poll: impl FnMut(&mut Context<'_>) -> Poll<()> + 'static,
     rest: Rest,
 ) {
     pool.opened();
     let pool = Rc::downgrade(pool);
     worker.spawn(async move {
-        until_over(connection, &rest.usage).await;
+        until_over(poll, &rest.usage).await;
         pool.upgrade().inspect(|pool| pool.sweep());
         // Also an upgraded connection ends; the sender is only ever dropped.
         let _ = rest.closed.await;
@@ -218,12 +225,10 @@ fn drive(
     });
 }
 
-async fn until_over(connection: impl Future<Output = hyper::Result<()>>, usage: &Usage) {
-    let mut connection = pin!(connection);
+async fn until_over(mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>, usage: &Usage) {
     let mut timer = pin!(sleep_until(usage.deadline().unwrap_or_else(|()| Instant::now())));
     poll_fn(|cx| {
-        // The users of the connection see an error of it themselves.
-        if connection.as_mut().poll(cx).is_ready() {
+        if poll(cx).is_ready() {
             return Poll::Ready(());
         }
         if usage.ticket.as_ref().is_some_and(|ticket| ticket.poll_evicted(cx)) {

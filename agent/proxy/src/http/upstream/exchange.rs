@@ -1,18 +1,21 @@
 //! One request on its connection: sends it, and keeps account of it until the body of the answer has ended.
 
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::task::unconstrained;
 use weft_core::decide::http::ClusterPolicy;
 
 use super::super::body::{Body, BodyError};
 use super::connection::{Shared, Single, Usage};
+use super::engine::Driving;
 use super::limits::{Permit, Slot};
 use super::outlier::{Outcome, status_of_grpc};
 use super::pool::{Pool, Settings};
@@ -73,6 +76,8 @@ pub(super) struct Exchange {
     pub(super) carrier: Carrier,
     pub(super) home: Home,
     using: Option<Using>,
+    /// After what it drives: whoever drops the request leaves the rest to the connection's own task.
+    driving: Option<Driving>,
 }
 
 /// Where a connection goes back to.
@@ -99,13 +104,13 @@ impl Exchange {
             Carrier::Shared(connection) => Some(Using::new(&connection.usage)),
             Carrier::Node(_) => None,
         };
-        Self { permit, active, carrier, home, using }
+        Self { permit, active, carrier, home, using, driving: None }
     }
 
     /// The answer has ended as it should.
     fn finish(self) {
-        let Self { permit, active, carrier, home, using } = self;
-        drop((permit, active, using));
+        let Self { permit, active, carrier, home, using, driving } = self;
+        drop((permit, active, using, driving));
         match carrier {
             Carrier::Single(connection) => home.take_back(connection),
             Carrier::Shared(_) | Carrier::Node(_) => {}
@@ -116,7 +121,11 @@ impl Exchange {
     pub(super) async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         match &mut self.carrier {
             Carrier::Single(connection) => {
-                let sent = connection.sender.try_send_request(request).await;
+                // A body has to go on while the answer waits to be read.
+                self.driving = request.body().is_end_stream().then(|| Driving::begin(&connection.engine));
+                let driving = self.driving.as_ref();
+                let mut answer = pin!(unconstrained(connection.sender.try_send_request(request)));
+                let sent = poll_fn(|cx| poll_driven(driving, answer.as_mut(), cx)).await;
                 sent.map(|response| framed_once(response).map(Body::from)).map_err(send_error)
             }
             Carrier::Shared(connection) => {
@@ -131,8 +140,9 @@ impl Exchange {
 
     /// Keeps the account until the body has ended, or the connection that the answer upgrades is closed. Where that
     /// is not ours, the body of the answer stands for it until it is dropped.
-    pub(super) fn attach(self, response: Response<Body>, judge: Option<Judge>) -> Response<Body> {
+    pub(super) fn attach(mut self, response: Response<Body>, judge: Option<Judge>) -> Response<Body> {
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        self.driving.take_if(|_| upgraded);
         match &self.carrier {
             Carrier::Single(connection) if upgraded => {
                 let usage = connection.usage.clone();
@@ -156,6 +166,18 @@ fn framed_once<B>(mut response: Response<B>) -> Response<B> {
         headers.remove(CONTENT_LENGTH);
     }
     response
+}
+
+/// Looks for an answer, after driving the connection where that is up to the request.
+fn poll_driven<F: Future>(
+    driving: Option<&Driving>,
+    answer: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<F::Output> {
+    let Some(driving) = driving else { return answer.poll(cx) };
+    driving.drive(cx);
+    // Only the connection answers: who drives it need not be woken for that.
+    answer.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
@@ -262,6 +284,19 @@ impl Accounted {
         }
     }
 
+    /// What is here already needs nothing of the connection.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = Pin::new(&mut self.body);
+        let Some(driving) = self.exchange.as_ref().and_then(|exchange| exchange.driving.as_ref()) else {
+            return body.poll_frame(cx);
+        };
+        if let Poll::Ready(frame) = body.poll_frame(&mut Context::from_waker(Waker::noop())) {
+            return Poll::Ready(frame);
+        }
+        driving.drive(cx);
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
     fn end(&mut self) {
         if let Some(exchange) = self.exchange.take() {
             exchange.finish();
@@ -278,7 +313,7 @@ impl HttpBody for Accounted {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let frame = ready!(this.poll_body(cx));
         this.look_at(frame.as_ref());
         Poll::Ready(frame)
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use weft_core::Identity;
 use weft_core::Snapshot;
 use weft_core::decide::http::{Cluster, ClusterPolicy, Group, Layout, layout};
+use weft_core::hashing::FastMap;
 use weft_core::resource::NamespacedName;
 use weft_core::resource::destination_rule::{HashAlgorithm, LoadBalancer, Warmup};
 use weft_core::snapshot::Endpoint;
@@ -328,14 +329,14 @@ impl LocalCluster {
 }
 
 /// By client pod and name.
-type Clusters = HashMap<NamespacedName, HashMap<Arc<str>, Rc<LocalCluster>>>;
+type Clusters = FastMap<NamespacedName, FastMap<Arc<str>, Rc<LocalCluster>>>;
 
 /// Clusters and connections of one worker.
 #[derive(Default)]
 pub(crate) struct Upstreams {
     clusters: RefCell<Clusters>,
     /// Pools that belong to no cluster, by the pod whose namespace they are in and the endpoint.
-    others: RefCell<HashMap<(NamespacedName, SocketAddr), Pools>>,
+    others: RefCell<FastMap<(NamespacedName, SocketAddr), Pools>>,
     clusters_len: Cell<usize>,
     sweep_clusters_at: Cell<usize>,
     sweep_others_at: Cell<usize>,
@@ -383,7 +384,7 @@ impl Upstreams {
             of_pod.retain(|_, local| Rc::strong_count(local) > 1 || local.used.get().elapsed() < UNUSED);
             !of_pod.is_empty()
         });
-        self.clusters_len.set(clusters.values().map(HashMap::len).sum());
+        self.clusters_len.set(clusters.values().map(|of_pod| of_pod.len()).sum());
         self.sweep_clusters_at.set(UNSWEPT.max(2 * self.clusters_len.get()));
     }
 

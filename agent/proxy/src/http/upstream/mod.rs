@@ -9,6 +9,7 @@ mod admit;
 mod balance;
 mod connection;
 mod dial;
+mod engine;
 mod exchange;
 mod limits;
 mod local;
