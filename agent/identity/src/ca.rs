@@ -153,7 +153,7 @@ impl Ca {
     ///
     /// # Errors
     /// [`CaError::InvalidRequest`] when the request does not parse, is not signed by its own key (proof of
-    /// possession), has another key than EC P-256 or P-384, or names another identity;
+    /// possession), has a key that is not EC P-256, EC P-384 or RSA of 2048 to 4096 bits, or names another identity;
     /// [`CaError::Forbidden`] for an identity of another trust domain.
     pub fn sign(
         &self,

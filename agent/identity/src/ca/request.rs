@@ -7,6 +7,7 @@ use weft_core::Identity;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
 
 use super::CaError;
 
@@ -31,14 +32,25 @@ pub(super) fn verified_public_key(
     }
     let key = SubjectPublicKeyInfo::from_der(csr.certification_request_info.subject_pki.raw)
         .map_err(|error| invalid(format!("has an unusable public key: {error}")))?;
-    let algorithm = key.algorithm();
-    if algorithm != &rcgen::PKCS_ECDSA_P256_SHA256 && algorithm != &rcgen::PKCS_ECDSA_P384_SHA384 {
-        return Err(invalid("must have an EC key on curve P-256 or P-384".to_owned()));
+    if !is_strong(&csr, &key) {
+        return Err(invalid(
+            "must have an EC key on curve P-256 or P-384, or an RSA key of 2048 to 4096 bits".to_owned(),
+        ));
     }
     csr.verify_signature().map_err(|_| invalid("is not signed by its own key".to_owned()))?;
     match foreign_uri(&csr, identity) {
         Some(uri) => Err(invalid(format!("names `{uri}`, but {identity} is asked for"))),
         None => Ok(key),
+    }
+}
+
+/// Whether the key is of a kind that Istio's clients make: RSA is what the agent of a sidecar takes when nobody says
+/// anything, EC is ours and ztunnel's.
+fn is_strong(csr: &X509CertificationRequest<'_>, key: &SubjectPublicKeyInfo) -> bool {
+    let curves = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384];
+    match csr.certification_request_info.subject_pki.parsed() {
+        Ok(PublicKey::RSA(rsa)) => (2048..=4096).contains(&rsa.key_size()),
+        Ok(_) | Err(_) => curves.contains(&key.algorithm()),
     }
 }
 

@@ -210,14 +210,12 @@ fn bad_requests_are_refused_with_the_reason() {
     let (_dir, ca) = new_ca();
     let key = KeyPair::generate().unwrap();
     let other = uri_name(&Identity::new("cluster.local", "shop", "other")).unwrap();
-    let rsa = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
     let ed25519 = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     for (request, expected) in [
         (String::new(), "is no PEM"),
         ("x".repeat(16 * 1024 + 1), "is longer than 16384 bytes"),
         (ca.root_pem().to_owned(), "is no PEM"),
         (forged(), "is not signed by its own key"),
-        (csr(&rsa, |_| {}), "must have an EC key on curve P-256 or P-384"),
         (csr(&ed25519, |_| {}), "must have an EC key on curve P-256 or P-384"),
         (
             csr(&key, |params| params.subject_alt_names = vec![other]),
@@ -228,11 +226,27 @@ fn bad_requests_are_refused_with_the_reason() {
         assert!(matches!(error, CaError::InvalidRequest(_)), "{error:?}");
         assert!(error.to_string().contains(expected), "{expected}: {error}");
     }
-    let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-    ca.sign(&csr(&p384, |_| {}), &cart(), DAY).unwrap();
+    for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_RSA_SHA256] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        ca.sign(&csr(&key, |_| {}), &cart(), DAY).unwrap();
+    }
+    let error = ca.sign(SHORT_RSA, &cart(), DAY).unwrap_err().to_string();
+    assert!(error.contains("an RSA key of 2048 to 4096 bits"), "{error}");
     let foreign = Identity::new("other.example", "shop", "cart");
     assert!(matches!(ca.sign(&simple_csr(), &foreign, DAY), Err(CaError::Forbidden(_))));
 }
+
+/// A request with an RSA key of 1024 bits.
+const SHORT_RSA: &str = "-----BEGIN CERTIFICATE REQUEST-----
+MIIBPzCBqQIBADAAMIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDD3mpy4IIE
+kKC8RJijutgjabF/wtUGh7k8sczE7HOpYXfsEeUR0UtQbnzqIkXN+58eAgaRb4/S
+CrpgiYiSTAOvV9fClaQw7jzgJrXED63/a+e4CJSI5QWGy+sgouDi18C6HwF/jQ5M
+/0P8XUd2zDrty2SNAL/u1+KGJldbw4C01QIDAQABoAAwDQYJKoZIhvcNAQELBQAD
+gYEAHIeyQaM0TSnFzKrMYZSYdxCPIJjXX3wTQWnOM71hj2h7i+hOHM44vh2k3Eej
+jxVn3O1HQha+3Zf0aMeY/8d08UJpbJv6aTboPHDOpQOst23Z3KzfOXApvpkwGsFh
+aXHdGKG/WcKKabpTTpWmdJsc08xIn0/txKml59bM3a8UfMg=
+-----END CERTIFICATE REQUEST-----
+";
 
 /// A request for somebody else's public key: the key is exchanged after signing.
 fn forged() -> String {

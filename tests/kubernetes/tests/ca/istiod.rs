@@ -119,7 +119,7 @@ fn our_ca_serves_its_clients(world: &World, binary: &IstiodBinary) -> Result<()>
         ensure!((3600.0..=2.0 * 86_400.0).contains(&lifetime), "{answer}");
     }
     for (like, token, identity, reason) in [
-        ("agent", &own, &store, "may only have its own identity"),
+        ("agent", &own, &store, "sa/store`, but spiffe://cluster.local/ns/shop/sa/cart is asked for"),
         ("ztunnel", &node, &store, "is assigned to node node-a"),
         ("ztunnel", &istio, &cart, "is invalid for the target audiences"),
     ] {
