@@ -1,7 +1,7 @@
 //! The agent's own files, removed when it leaves its node for good.
 
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +40,8 @@ pub(crate) fn remove_directories(proc: &Path, directories: &[&Path]) {
 /// What is mounted into a container cannot be removed from inside of it, but from where it is mounted from.
 fn remove_directory(proc: &Path, directory: &Path) -> io::Result<()> {
     match fs::remove_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+        // The latter where the container's own root is not to be written to.
+        Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::ReadOnlyFilesystem) => {
             let own = fs::metadata(directory)?;
             let seen_from_host = of_host(proc, directory).filter(|path| is_same(path, &own));
             // One of them is enough.
