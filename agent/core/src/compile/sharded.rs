@@ -13,11 +13,13 @@ use crate::resource::NamespacedName;
 
 const SHARDS: usize = 256;
 
+type Shard<K, V> = Arc<HashTable<(K, V)>>;
+
 /// A persistent map: cloning is cheap, an update copies one of 256 shards.
 #[derive(Debug, Clone)]
 pub struct Sharded<K, V> {
     hasher: FastState,
-    shards: Arc<[Arc<HashTable<(K, V)>>]>,
+    shards: Arc<[Shard<K, V>]>,
     len: usize,
 }
 
