@@ -33,6 +33,10 @@ const NODE_TOOLS: &[Tool] = &[
     Tool { program: "conntrack", package: "conntrack", why: "kube-proxy ends connections with it" },
 ];
 
+/// What counts instructions.
+const PROFILERS: &[Tool] =
+    &[Tool { program: "valgrind", package: "valgrind", why: "counts instructions and allocations" }];
+
 /// The oldest kernel on which the programs are expected to load.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
@@ -52,6 +56,11 @@ pub(crate) fn machine() -> Result<()> {
 /// Installs what the nodes of a cluster need besides.
 pub(crate) fn nodes() -> Result<()> {
     install_missing(NODE_TOOLS)
+}
+
+/// Installs what counts instructions.
+pub(crate) fn profiler() -> Result<()> {
+    install_missing(PROFILERS)
 }
 
 fn require_linux() -> Result<()> {

@@ -58,6 +58,10 @@ impl Run {
 
 pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     setup::machine()?;
+    if let Err(e) = setup::profiler() {
+        // The tests that need it say so themselves.
+        println!("{e:#}");
+    }
     let swept = weft_lab::sweep_stale();
     if swept > 0 {
         println!("removed {swept} labs of dead processes");

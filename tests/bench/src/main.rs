@@ -1,4 +1,4 @@
-//! Times decisions about inbound connections on a configuration, and prints the percentiles as JSON.
+//! Times decisions about inbound connections, or requests, on a configuration, and prints the percentiles as JSON.
 #![forbid(unsafe_code)]
 
 use std::hint::black_box;
@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use weft_core::Identity;
 use weft_core::compile::CompileOptions;
-use weft_core::decide::inbound::inbound;
-use weft_core::decide::{InboundConnection, Verdict};
+use weft_core::decide::http::Request;
+use weft_core::decide::inbound;
+use weft_core::decide::request_authentication::Authentication;
+use weft_core::decide::{InboundConnection, InboundRequest, Verdict};
 use weft_core::resource::NamespacedName;
 
 #[derive(Debug, Parser)]
@@ -27,6 +30,9 @@ struct Args {
     /// How many decisions.
     #[arg(long, default_value_t = 200_000)]
     decisions: usize,
+    /// About requests instead of connections.
+    #[arg(long)]
+    requests: bool,
 }
 
 fn main() -> Result<()> {
@@ -42,6 +48,15 @@ fn main() -> Result<()> {
     let sources: Vec<(Arc<Identity>, _)> =
         snapshot.workloads().filter_map(|w| Some((w.identity.clone(), *w.ips.first()?))).collect();
     let destination = SocketAddr::new(ip, 8080);
+    let headers = headers();
+    let request = Request {
+        method: "GET",
+        scheme: "http",
+        authority: "server.mesh:8080",
+        target: "/items/7?colour=red",
+        headers: &headers,
+    };
+    let authentication = Authentication::default();
     let (mut allowed, mut all) = (Vec::new(), Vec::with_capacity(args.decisions));
     for (identity, source_ip) in sources.iter().cycle().take(args.decisions) {
         let connection = InboundConnection {
@@ -50,8 +65,12 @@ fn main() -> Result<()> {
             destination,
             sni: None,
         };
+        let asked = InboundRequest { connection, request, authentication: &authentication };
         let started = Instant::now();
-        let decision = inbound(workload, black_box(&connection));
+        let decision = match args.requests {
+            true => inbound::request(workload, black_box(&asked)),
+            false => inbound::inbound(workload, black_box(&connection)),
+        };
         let time = started.elapsed();
         all.push(time);
         if black_box(decision).verdict == Verdict::Allow {
@@ -66,6 +85,20 @@ fn main() -> Result<()> {
         })
     );
     Ok(())
+}
+
+/// What a browser sends, more or less.
+fn headers() -> HeaderMap {
+    let fields = [
+        ("host", "server.mesh:8080"),
+        ("user-agent", "bench/1.0"),
+        ("accept", "*/*"),
+        ("accept-encoding", "gzip"),
+        ("x-request-id", "00000000-0000-4000-8000-000000000000"),
+        ("x-forwarded-proto", "http"),
+    ];
+    let parsed = fields.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    parsed.into_iter().collect()
 }
 
 /// In microseconds.

@@ -11,6 +11,7 @@
 #![warn(missing_docs)]
 
 mod agent;
+mod callgrind;
 mod capture;
 mod cgroup;
 mod cleanup;
@@ -34,6 +35,7 @@ mod wait;
 mod watcher;
 
 pub use agent::{Agent, AgentOptions, Controller};
+pub use callgrind::{Cost, cost_of};
 pub use capture::{Capture, Captured, Packet, TlsProof};
 pub use cgroup::{mount_point, populated};
 pub use cleanup::{remove_everything, remove_labs_of_this_process, sweep_stale};

@@ -12,8 +12,11 @@ mod l7;
 mod load;
 mod meter;
 mod report;
+mod requests;
 mod rows;
 mod scale;
+
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -97,7 +100,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         }
         let measured = match suite {
             Suite::L4 => l4::measure(&plan, &binaries, &mut collected),
-            Suite::L7 => l7::measure(&plan, &binaries, &mut collected),
+            Suite::L7 => l7(&plan, &binaries, &mut collected),
             Suite::Scale => scale::measure(&plan, &binaries, &mut collected),
             Suite::Change => change::measure(&plan, &binaries, &mut collected),
             Suite::Kube => kube::measure(&plan, &binaries, &mut collected),
@@ -108,4 +111,21 @@ pub(crate) fn run(args: &BenchArgs) -> Result<bool> {
         }
     }
     report::print(&collected, args.rounds, args.output)
+}
+
+/// Counts need no mesh, so that they can be had alone.
+fn l7(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
+    if plan.wants_any(&requests::ROWS)
+        && let Err(e) = requests::measure(plan, binaries, collected)
+    {
+        for row in requests::ROWS.into_iter().filter(|row| plan.wants(row)) {
+            collected.fail(row, report::Family::V4, &e);
+        }
+    }
+    let timed: Vec<&str> =
+        rows::names(Suite::L7).into_iter().filter(|row| !requests::ROWS.contains(row)).collect();
+    if plan.wants_any(&timed) {
+        l7::measure(plan, binaries, collected)?;
+    }
+    Ok(())
 }

@@ -21,10 +21,11 @@ const PODS_PER_SERVICE: usize = PODS / SERVICES;
 const NAMESPACES: usize = 100;
 
 pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
-    if plan.wants_any(&["scale.l4-decision", "scale.decision-growth"])
+    let rows = [LAYERS[0].time, LAYERS[1].time, GROWTH];
+    if plan.wants_any(&rows)
         && let Err(e) = decisions(plan, binaries, collected)
     {
-        for row in ["scale.l4-decision", "scale.decision-growth"].into_iter().filter(|row| plan.wants(row)) {
+        for row in rows.into_iter().filter(|row| plan.wants(row)) {
             collected.fail(row, Family::V4, &e);
         }
     }
@@ -37,6 +38,21 @@ pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -
     }
     Ok(())
 }
+
+/// What decisions are about.
+struct Layer {
+    time: &'static str,
+    policy: fn(usize) -> Value,
+    args: &'static [&'static str],
+}
+
+/// The larger one of both layers'.
+const GROWTH: &str = "scale.decision-growth";
+
+const LAYERS: [Layer; 2] = [
+    Layer { time: "scale.l4-decision", policy, args: &[] },
+    Layer { time: "scale.l7-decision", policy: policy_of_requests, args: &["--requests"] },
+];
 
 fn service_account(number: usize) -> String {
     format!("sa-{}", number / PODS_PER_SERVICE)
@@ -74,6 +90,16 @@ fn policy(number: usize) -> Value {
         "metadata": { "name": format!("allow-{number}"), "namespace": "mesh" },
         "spec": { "action": "ALLOW", "rules": [{ "from": [{ "source": { "principals": [caller] } }] }] },
     })
+}
+
+/// The same for one path each, which every caller asks for.
+fn policy_of_requests(number: usize) -> Value {
+    let mut policy = policy(number);
+    let operation = json!({ "methods": ["GET"], "paths": ["/items*"], "ports": ["8080"] });
+    if let Some(rule) = policy.pointer_mut("/spec/rules/0") {
+        rule["to"] = json!([{ "operation": operation }]);
+    }
+    policy
 }
 
 /// One object on a line.
@@ -120,32 +146,40 @@ fn new_lab(binaries: &Path) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Decisions about connections to one pod under 0, 100 and 10,000 policies that all select it.
+/// Decisions about connections, and requests, to one pod under 0, 100 and 10,000 policies that all select it.
 fn decisions(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
-    cargo(&["build", "--quiet", "--release", "--locked", "-p", "weft-decision-bench"])?;
+    cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "-p",
+        "weft-decision-bench",
+        "--bin",
+        "decision-bench",
+    ])?;
     let lab = new_lab(binaries)?;
     lab.config().write("pods.jsonl", &lines((0..PODS).step_by(PODS_PER_SERVICE).map(pod))?)?;
     for round in 1..=plan.rounds {
         eprintln!("scale: decisions: round {round} of {}", plan.rounds);
-        let mut timed = Vec::new();
-        for count in [0, 100, POLICIES] {
-            lab.config().write("policies.jsonl", &lines((0..count).map(policy))?)?;
-            timed.push(time_decisions(&lab, binaries)?);
+        let mut growth = 0.0_f64;
+        for layer in LAYERS.iter().filter(|layer| plan.wants_any(&[layer.time, GROWTH])) {
+            let under = |count| {
+                time_decisions(&lab, binaries, layer, count).with_context(|| format!("{count} policies"))
+            };
+            let (none, hundred, all) = (under(0)?, under(100)?, under(POLICIES)?);
+            growth = growth.max(all.allowed_p50 / hundred.allowed_p50);
+            if plan.wants(layer.time) {
+                collected.add(layer.time, Family::V4, Contender::Weft, all.p99 - none.p50);
+            }
         }
-        let [none, hundred, all] = timed.as_slice() else { continue };
-        if plan.wants("scale.l4-decision") {
-            collected.add("scale.l4-decision", Family::V4, Contender::Weft, all.p99 - none.p50);
-        }
-        if plan.wants("scale.decision-growth") {
-            collected.add(
-                "scale.decision-growth",
-                Family::V4,
-                Contender::Weft,
-                all.allowed_p50 / hundred.allowed_p50,
-            );
+        if plan.wants(GROWTH) {
+            collected.add(GROWTH, Family::V4, Contender::Weft, growth);
         }
     }
-    collected.note("scale.l4-decision", "p99 at 10,000 policies, less the median at none".to_owned());
+    for layer in LAYERS.iter().filter(|layer| plan.wants(layer.time)) {
+        collected.note(layer.time, "p99 at 10,000 policies, less the median at none".to_owned());
+    }
     Ok(())
 }
 
@@ -157,11 +191,13 @@ struct Timed {
     allowed_p50: f64,
 }
 
-fn time_decisions(lab: &Lab, binaries: &Path) -> Result<Timed> {
+fn time_decisions(lab: &Lab, binaries: &Path, layer: &Layer, policies: usize) -> Result<Timed> {
+    lab.config().write("policies.jsonl", &lines((0..policies).map(layer.policy))?)?;
     let config = lab.config().path().to_str().context("the lab's directory is UTF-8")?;
     let program = binaries.join("decision-bench");
     let program = program.to_str().context("the target directory is UTF-8")?;
-    let text = weft_lab::output(program, &["--config", config, "--to", "mesh/server"])?;
+    let args = [&["--config", config, "--to", "mesh/server"], layer.args].concat();
+    let text = weft_lab::output(program, &args)?;
     let timed: Value = serde_json::from_str(&text)?;
     let number = |field: &str| {
         timed.get(field).and_then(Value::as_f64).with_context(|| format!("no {field}: {timed}"))
