@@ -104,7 +104,7 @@ impl<'a> Sidecars<'a> {
 
     fn part(&self, path: &str) -> Map<String, Value> {
         let part = self.told.pointer(path).and_then(Value::as_object);
-        part.cloned().unwrap_or_else(|| panic!("{path} is not recorded"))
+        part.cloned().expect("it is recorded; see `cargo xtask record`")
     }
 
     fn outbound(&self, port: u16) -> Value {

@@ -1,4 +1,5 @@
 //! istiod as the CA of our agents, and Istio's own clients at our CA.
+#![allow(clippy::indexing_slicing, reason = "what a JSON value lacks is null")]
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

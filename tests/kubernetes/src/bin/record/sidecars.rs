@@ -114,7 +114,8 @@ fn of_service(client: &Value, name: &str) -> Result<Value> {
 
 fn routes(client: &Value, port: u16) -> Result<&Value> {
     let routes = client["routes"].as_array().context("routes are a list")?;
-    let found = routes.iter().find(|it| it["name"] == port.to_string());
+    let name = port.to_string();
+    let found = routes.iter().find(|it| it["name"] == name);
     found.with_context(|| format!("there are no routes of port {port}"))
 }
 
