@@ -52,6 +52,21 @@ impl Code {
     pub const fn info(code: &'static str, name: &'static str) -> Self {
         Self { code, name, severity: Severity::Info }
     }
+
+    /// A finding about the source of the configuration itself, which is no object's.
+    pub fn of_source(self, message: String, fix: impl Into<String>) -> Problem {
+        let Self { code, name, severity } = self;
+        Problem {
+            severity,
+            code,
+            name,
+            object: None,
+            field: String::new(),
+            origin: None,
+            message,
+            fix: fix.into(),
+        }
+    }
 }
 
 /// Where an object was read. Documents count from 1, lines from 1.

@@ -139,6 +139,30 @@ pub struct CaptureRules {
     pub exclude_inbound_ports: Vec<u16>,
 }
 
+/// What the kernel does by these rules, for explanations.
+impl CaptureRules {
+    /// Whether connections to a port are captured; `None` where that depends on the address. An excluded port wins
+    /// over an included one.
+    pub fn captures_outbound_port(&self, port: u16) -> Option<bool> {
+        let excluded = self.exclude_outbound_ports.contains(&port);
+        (excluded || self.include_outbound_ports.contains(&port)).then_some(!excluded)
+    }
+
+    /// Whether connections to an address are captured, where no rule for the port says it. An excluded range wins
+    /// over an included one.
+    pub fn captures_outbound_address(&self, address: &IpAddr) -> bool {
+        let within = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(address));
+        let included = self.include_outbound_ranges.as_deref().is_none_or(within);
+        included && !within(&self.exclude_outbound_ranges)
+    }
+
+    /// Whether connections to the pod on this port are captured.
+    pub fn captures_inbound(&self, port: u16) -> bool {
+        let included = self.include_inbound_ports.as_ref().is_none_or(|ports| ports.contains(&port));
+        included && !self.exclude_inbound_ports.contains(&port)
+    }
+}
+
 /// The effective mTLS mode of one workload: PA-1 to PA-3 already resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerAuthenticationModes {

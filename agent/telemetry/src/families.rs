@@ -2,61 +2,42 @@
 
 use crate::scrape::{Family, Kind};
 
+/// Labels that say who spoke with whom, and those that say how it ended.
+macro_rules! labels {
+    ($($ended:literal),*) => {
+        &[
+            "reporter",
+            "source_workload",
+            "source_workload_namespace",
+            "source_principal",
+            "source_app",
+            "source_version",
+            "source_cluster",
+            "source_canonical_service",
+            "source_canonical_revision",
+            "destination_workload",
+            "destination_workload_namespace",
+            "destination_principal",
+            "destination_app",
+            "destination_version",
+            "destination_cluster",
+            "destination_canonical_service",
+            "destination_canonical_revision",
+            "destination_service",
+            "destination_service_name",
+            "destination_service_namespace",
+            "request_protocol",
+            $($ended,)*
+        ]
+    };
+}
+
 /// Labels of a TCP series, in the order in which [`crate::TcpLabels`] renders them (M-3).
-pub(crate) const TCP_LABELS: &[&str] = &[
-    "reporter",
-    "source_workload",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service",
-    "destination_service_name",
-    "destination_service_namespace",
-    "request_protocol",
-    "response_flags",
-    "connection_security_policy",
-];
+pub(crate) const TCP_LABELS: &[&str] = labels!("response_flags", "connection_security_policy");
 
 /// Labels of a series of requests, in the order in which [`crate::RequestLabels`] renders them (M-3).
-pub(crate) const REQUEST_LABELS: &[&str] = &[
-    "reporter",
-    "source_workload",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "destination_workload",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_service",
-    "destination_service_name",
-    "destination_service_namespace",
-    "request_protocol",
-    "response_code",
-    "grpc_response_status",
-    "response_flags",
-    "connection_security_policy",
-];
+pub(crate) const REQUEST_LABELS: &[&str] =
+    labels!("response_code", "grpc_response_status", "response_flags", "connection_security_policy");
 
 /// Labels of a client workload's cluster (M-9, D-14).
 const CLUSTER_LABELS: &[&str] = &["cluster_name", "workload"];

@@ -54,9 +54,10 @@ pub(crate) fn start(directives: &str, format: LogFormat) -> anyhow::Result<LogLe
     Ok(LogLevel { handle })
 }
 
-/// Kube logs every failed try as an error. What that means is told by those who try: an API server that is away for
-/// a night is one line, not thousands. Whoever names it in the directives hears it all the same.
-const QUIET: &str = "kube_client=off";
+/// Libraries that say more than they should. Kube logs every failed try as an error; what that means is told by those
+/// who try: an API server that is away for a night is one line, not thousands. H2 warns of what clients do, who could
+/// fill a disk by it; that is counted. Whoever names them in the directives hears them all the same.
+const QUIET: &str = "kube_client=off,h2=error";
 
 fn parse(directives: &str) -> anyhow::Result<EnvFilter> {
     let all = if directives.trim().is_empty() { QUIET.to_owned() } else { format!("{QUIET},{directives}") };

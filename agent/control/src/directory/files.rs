@@ -16,7 +16,6 @@ use weft_core::problem::{Code, Origin};
 use weft_core::resource::{Change, Kind, ObjectRef, ResourceKey};
 
 use super::notice::Noticed;
-use super::source_problem;
 use super::state::{Claim, Entry, FileState, Page, Standing, length};
 use super::tree::{FileKey, Signature, Tree};
 use crate::codes;
@@ -183,7 +182,7 @@ impl Files {
         }
         let message =
             format!("The file cannot be read ({error}); what was read from it before stays in force.");
-        let mut problem = source_problem(codes::UNREADABLE_FILE, message, "Let the agent's user read it.");
+        let mut problem = codes::UNREADABLE_FILE.of_source(message, "Let the agent's user read it.");
         problem.origin = Some(Origin { file: state.name.clone(), document: 1, line: 1 });
         state.unreadable = Some(problem);
         // Whatever happens to it next is to be noticed.

@@ -20,7 +20,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::time::{Duration, Instant};
 
 use weft_core::compile::{CompileOptions, Compiler};
-use weft_core::problem::Code;
 use weft_core::resource::Change;
 use weft_core::{Problem, Snapshot};
 
@@ -238,20 +237,6 @@ impl Source {
         update.report = Some(files.report(problems));
         update.done = done;
         *over |= updates.send(update).is_err();
-    }
-}
-
-/// A finding about the source itself.
-fn source_problem(code: Code, message: String, fix: &str) -> Problem {
-    Problem {
-        severity: code.severity,
-        code: code.code,
-        name: code.name,
-        object: None,
-        field: String::new(),
-        origin: None,
-        message,
-        fix: fix.to_owned(),
     }
 }
 

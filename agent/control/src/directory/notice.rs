@@ -10,7 +10,6 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use weft_core::Problem;
 
 use super::files::Files;
-use super::source_problem;
 use super::tree::Tree;
 use crate::codes;
 use crate::decode::documents::Format;
@@ -94,7 +93,7 @@ impl Notice {
             format!("Changes are found by looking every second, because watching failed: {reason}.");
         let fix =
             "Raise fs.inotify.max_user_instances and fs.inotify.max_user_watches, and restart the agent.";
-        Some(source_problem(codes::POLLING, message, fix))
+        Some(codes::POLLING.of_source(message, fix))
     }
 }
 

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use weft_core::Problem;
 
-use super::source_problem;
 use crate::codes;
 use crate::decode::documents::Format;
 
@@ -234,14 +233,14 @@ impl Tree {
                 "The configuration {} is gone; what was read from it stays in force.",
                 root.path.display()
             );
-            source_problem(codes::SOURCE_GONE, message, "Put it back, or start the agent with another path.")
+            codes::SOURCE_GONE.of_source(message, "Put it back, or start the agent with another path.")
         });
         let unreadable = self.unreadable.iter().map(|(path, reason)| {
             let path = path.display();
             let message = format!(
                 "The directory {path} cannot be read ({reason}); what was read from it stays in force."
             );
-            source_problem(codes::UNREADABLE_FILE, message, "Let the agent's user read it.")
+            codes::UNREADABLE_FILE.of_source(message, "Let the agent's user read it.")
         });
         gone.chain(unreadable).collect()
     }

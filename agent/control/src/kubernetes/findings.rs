@@ -3,23 +3,9 @@
 use std::collections::BTreeMap;
 
 use weft_core::Problem;
-use weft_core::problem::Code;
 
 use super::kinds::Target;
 use crate::codes;
-
-fn problem(code: Code, message: String, fix: String) -> Problem {
-    Problem {
-        severity: code.severity,
-        code: code.code,
-        name: code.name,
-        object: None,
-        field: String::new(),
-        origin: None,
-        message,
-        fix,
-    }
-}
 
 /// What there is to say: `failing` are kinds with the reason, and whether that is a denial.
 pub(super) fn of_source<'a>(
@@ -46,7 +32,7 @@ pub(super) fn of_source<'a>(
                        CustomResourceDefinitions may not be watched."
             .to_owned();
         let fix = "Allow `list` and `watch` of customresourcedefinitions.apiextensions.k8s.io.".to_owned();
-        problems.push(problem(codes::POLLING_FOR_KINDS, message, fix));
+        problems.push(codes::POLLING_FOR_KINDS.of_source(message, fix));
     }
     problems
 }
@@ -58,18 +44,18 @@ fn denied(target: &Target, failure: &str) -> Problem {
     );
     let fix =
         format!("Allow the service account to `list` and `watch` {resource}; it is tried again by itself.");
-    problem(codes::KIND_DENIED, message, fix)
+    codes::KIND_DENIED.of_source(message, fix)
 }
 
 fn not_followed(failure: &str, kinds: &str) -> Problem {
     let message =
         format!("What was read last stays in force, because changes are not heard of: {failure} ({kinds}).");
     let fix = "Check the API server and the way to it; it is tried again by itself.".to_owned();
-    problem(codes::NOT_FOLLOWED, message, fix)
+    codes::NOT_FOLLOWED.of_source(message, fix)
 }
 
 fn undiscovered(failure: &str) -> Problem {
     let message = format!("Which kinds the cluster has cannot be asked: {failure}.");
     let fix = "Check the API server and the way to it; it is tried again by itself.".to_owned();
-    problem(codes::NOT_FOLLOWED, message, fix)
+    codes::NOT_FOLLOWED.of_source(message, fix)
 }

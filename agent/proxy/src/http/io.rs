@@ -17,7 +17,8 @@ use super::stream::TunnelIo;
 
 /// How long a request's head may take from its first byte on.
 const HEAD: Duration = Duration::from_secs(60);
-/// How long a connection may be idle; up to twice as long before it is noticed (H-11).
+/// How long a connection may be idle, also in the middle of a request's body; up to twice as long before it is
+/// noticed (H-11).
 const IDLE: Duration = Duration::from_secs(3600);
 /// How long a connection that was idle may take to close when its client was told.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -142,6 +143,8 @@ impl Drop for Busy {
 pub(crate) enum Late {
     /// The rest of a head.
     Head,
+    /// The rest of a request's body, with nothing sent to the client either.
+    Body,
     /// Another request.
     Idle,
 }
@@ -178,9 +181,14 @@ impl Deadline {
         if self.head.is_some() {
             return Poll::Ready(Late::Head);
         }
-        if self.watch.open.get() == 0 && self.seen == moves {
-            self.timer.as_mut().reset(Instant::now() + CLOSING);
-            return Poll::Ready(Late::Idle);
+        if self.seen == moves {
+            if self.watch.open.get() == 0 {
+                self.timer.as_mut().reset(Instant::now() + CLOSING);
+                return Poll::Ready(Late::Idle);
+            }
+            if self.watch.scan.borrow().in_body() {
+                return Poll::Ready(Late::Body);
+            }
         }
         self.seen = moves;
         self.timer.as_mut().reset(Instant::now() + IDLE);
@@ -271,6 +279,21 @@ mod tests {
         watch.set_opening(true);
         assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Head);
         assert_eq!(began.elapsed().as_secs(), HEAD.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_go_on_is_not_waited_for_for_ever() {
+        let watch = Watch::new();
+        let mut deadline = Deadline::new(watch.clone());
+        watch.scan.borrow_mut().feed(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhel");
+        let (_, _busy) = watch.request();
+        let began = Instant::now();
+        assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Body);
+        assert_eq!(began.elapsed().as_secs(), 2 * IDLE.as_secs());
+        // What is complete may take as long as it likes.
+        watch.scan.borrow_mut().feed(b"lo");
+        let mut deadline = Deadline::new(watch);
+        tokio::time::timeout(10 * IDLE, poll_fn(|cx| deadline.poll_over(cx))).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]

@@ -78,6 +78,11 @@ pub(crate) fn late_head() -> Failure {
     Failure::new("DPE", "head_timeout", "the head of a request did not come to its end within 60 s")
 }
 
+/// For a connection whose client did not send a body to its end.
+pub(crate) fn late_body() -> Failure {
+    Failure::new("DPE", "body_timeout", "nothing of a request's body came for an hour")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -69,6 +69,11 @@ impl Scan {
         matches!(self.state, State::RequestLine | State::Field)
     }
 
+    /// Whether a request's body has begun and is not complete.
+    pub(crate) fn in_body(&self) -> bool {
+        matches!(self.state, State::Body(_) | State::ChunkSize | State::Trailer)
+    }
+
     /// What is wrong with the request of this number, counted from 1.
     pub(crate) fn smell(&self, request: u64) -> Option<Smell> {
         self.smell.filter(|(at, _)| *at == request).map(|(_, smell)| smell)

@@ -160,6 +160,7 @@ impl Downstream {
             }
             End::Broken(error) => refused::broken_http2(error),
             End::Late(Late::Head) => Some(refused::late_head()),
+            End::Late(Late::Body) => Some(refused::late_body()),
             End::Late(Late::Idle) | End::Over | End::Cut => None,
         };
         if let (Some(failure), Some(record)) = (failure, self.unread()) {
@@ -290,7 +291,7 @@ async fn drive<C: Driven>(
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            late @ (Late::Idle | Late::Head) => Poll::Ready(End::Late(late)),
+            late @ (Late::Idle | Late::Body | Late::Head) => Poll::Ready(End::Late(late)),
         }
     })
     .await

@@ -176,7 +176,16 @@ impl Inquiry<'_> {
             ));
             return;
         };
-        let identity = if hop.path == "plaintext" { None } else { self.source.identity.as_deref() };
+        let plaintext = hop.path == "plaintext";
+        if plaintext && !local.capture.captures_inbound(candidate.addr.port()) {
+            hop.sentences.push(format!(
+                "Annotations of Pod {} exclude port {} from capture: no policy is enforced there.",
+                workload.key,
+                candidate.addr.port()
+            ));
+            return;
+        }
+        let identity = if plaintext { None } else { self.source.identity.as_deref() };
         let connection = InboundConnection {
             identity,
             source_ip: self.source.address_towards(candidate.addr),

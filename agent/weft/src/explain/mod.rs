@@ -5,6 +5,7 @@
 
 mod answer;
 mod authorization;
+mod capture;
 mod chance;
 mod connection;
 mod destination;
@@ -31,7 +32,9 @@ pub(crate) use self::answer::{
     FaultView, HashView, MirrorView, ObjectView, PeerAuthenticationView, RequestAuthenticationView,
     RequestView, ResponseView, RetryView, RouteView, ServiceView, SourceView,
 };
+use self::capture::LeftAlone;
 pub(crate) use self::destination::load_balancer;
+use self::hop::Outcome;
 pub(crate) use self::question::{Question, Unanswerable};
 use self::source::Source;
 use self::target::{Scheme, Target, To};
@@ -56,8 +59,14 @@ pub(crate) fn explain(
             "--at {gateway}: Gateways are checked but not executed; ask without --at."
         )));
     }
-    let source = Source::parse(snapshot, question)?;
+    let mut source = Source::parse(snapshot, question)?;
     let target = Target::parse(snapshot, &question.to, source.namespace())?;
+    let mut steps = vec![source.sentence(), target.sentence(&question.to)];
+    let left_alone = LeftAlone::of(snapshot, &source, &target);
+    steps.extend(left_alone.map(|left| left.sentence().to_owned()));
+    if left_alone == Some(LeftAlone::Excluded) {
+        source = source.uncaptured();
+    }
     let inquiry = Inquiry { snapshot, learned, question, source: &source, target: &target };
     let spoken = inquiry.spoken();
     let mut answer = Explanation {
@@ -66,9 +75,13 @@ pub(crate) fn explain(
             .service()
             .map(|service| ServiceView { host: service.host.to_string(), port: target.port }),
         source: source.view(),
-        steps: vec![source.sentence(), target.sentence(&question.to)],
+        steps,
         ..Explanation::default()
     };
+    if left_alone == Some(LeftAlone::Own) {
+        connection::nowhere(&mut answer, Outcome::Passthrough);
+        return Ok(answer);
+    }
     answer.steps.extend(inquiry.surprise(spoken));
     match spoken {
         Spoken::Http | Spoken::Grpc => http::explain(&inquiry, &mut answer)?,

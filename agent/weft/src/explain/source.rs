@@ -79,6 +79,19 @@ impl Source {
         Self { workload: Arc::new(workload), in_mesh: false, identity: None, kind }
     }
 
+    /// The pod, where it is one.
+    pub(super) fn as_pod(&self) -> Option<&Workload> {
+        match self.kind {
+            Kind::Pod { .. } => Some(&self.workload),
+            Kind::Identity | Kind::Address(_) | Kind::Outside => None,
+        }
+    }
+
+    /// The same client without its proxy: what it opens proves nothing.
+    pub(super) fn uncaptured(self) -> Self {
+        Self { in_mesh: false, identity: None, ..self }
+    }
+
     /// The namespace from which short names resolve.
     pub(super) fn namespace(&self) -> Option<&str> {
         match self.kind {

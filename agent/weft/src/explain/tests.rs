@@ -131,6 +131,37 @@ fn verdicts() {
     }
 }
 
+/// As `out` and `steer` do it (C-2, C-3).
+#[test]
+fn what_is_not_captured_is_not_explained_by_rules() {
+    let deny_all = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: shop}\nspec: {}\n";
+    let outbound: &str = &MESH.replace(
+        "metadata: {name: cart, namespace: shop}",
+        "metadata: {name: cart, namespace: shop, annotations: {traffic.sidecar.istio.io/excludeOutboundPorts: '5432', traffic.sidecar.istio.io/excludeOutboundIPRanges: 10.0.1.0/24}}",
+    );
+    let inbound: &str = &MESH.replace(
+        "metadata: {name: ledger-0, namespace: bank,",
+        "metadata: {name: ledger-0, namespace: bank, annotations: {traffic.sidecar.istio.io/excludeInboundPorts: '5433'},",
+    );
+    for (files, from, to, verdict, path) in [
+        (&[MESH, deny_all][..], "shop/cart", "10.0.0.1:80", "passthrough", Some("passthrough")),
+        (&[MESH, deny_all][..], "shop/cart", "http://10.0.0.1:80/", "passthrough", Some("passthrough")),
+        (&[outbound, STRICT][..], "shop/cart", "ledger.bank:5432", "deny", Some("plaintext")),
+        (&[outbound][..], "shop/cart", "10.0.1.2:5433", "allow", Some("plaintext")),
+        (&[outbound, STRICT][..], "shop/cart", "10.0.0.2:5433", "allow", Some("direct")),
+        (&[inbound, STRICT][..], "old/legacy", "10.0.0.2:5433", "allow", Some("plaintext")),
+        (&[inbound, STRICT][..], "old/legacy", "10.0.0.2:5434", "deny", Some("plaintext")),
+    ] {
+        let answer = ask(files, from, to).unwrap();
+        assert_eq!(
+            (answer.verdict.as_str(), answer.path.as_deref()),
+            (verdict, path),
+            "{from} to {to}: {:?}",
+            answer.steps
+        );
+    }
+}
+
 #[test]
 fn questions_without_an_answer_say_why() {
     for (from, to, words) in [

@@ -151,3 +151,62 @@ fn a_body_that_breaks_off_is_the_clients_fault() {
         }
     });
 }
+
+/// HTTP/2 frames (RFC 9113 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A short field, not indexed (RFC 7541 6.2.2).
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
+#[test]
+fn who_floods_is_sent_away_counted_and_nobodys_else_trouble() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, true).await;
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http2);
+        let head = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", HOST)];
+        let head = head.map(|(name, value)| field(name, value)).concat();
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, b"")].concat();
+        let reset =
+            |at: u32| [frame(1, 5, 2 * at + 1, &head), frame(3, 0, 2 * at + 1, &[0, 0, 0, 8])].concat();
+        let resets: Vec<u8> = (0..100).flat_map(reset).collect();
+        let more = |at: u32| frame(9, 0, 1, &field(&format!("x-{at}"), &"y".repeat(100)));
+        let continuations: Vec<u8> =
+            [frame(1, 0, 1, &head)].into_iter().chain((0..1000).map(more)).flatten().collect();
+        let empty: Vec<u8> = [frame(1, 0, 1, &head)]
+            .into_iter()
+            .chain((0..5000).map(|_| frame(9, 0, 1, b"")))
+            .flatten()
+            .collect();
+        let mut other = mesh.http2().await;
+        for (times, flood) in (1..).zip([resets, continuations, empty]) {
+            let answer = mesh.raw(&[preface.clone(), flood].concat()).await;
+            assert!(!answer.is_empty(), "GOAWAY");
+            let refused = format!("weft_refused_total{{reason=\"malformed_request\",policy=\"\"}} {times}");
+            mesh.bed.until(&refused, |bed| bed.metrics().contains(&refused)).await;
+            let request = Request::get(format!("http://{HOST}/")).body(Body::empty()).unwrap();
+            assert_eq!(Reply::of(other.send_request(request).await.unwrap()).await.status, 200);
+        }
+    });
+}
+
+#[test]
+fn a_panic_ends_what_it_happened_in_and_nothing_else() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let mut client = mesh.http1().await;
+        assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 200);
+        mesh.bed.worker.spawn(async { panic!("on purpose") });
+        mesh.bed.until("the count", |bed| bed.worker.shared.counters.all().contains(&("panics", 1))).await;
+        client.ready().await.unwrap();
+        assert_eq!(Reply::of(client.send_request(get("/")).await.unwrap()).await.status, 200);
+    });
+}
