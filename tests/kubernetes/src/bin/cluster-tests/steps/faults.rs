@@ -43,7 +43,11 @@ pub(super) fn replaced(cluster: &mut Cluster) -> Result<()> {
     tell(&report);
     let requests = report.get("requests").and_then(Value::as_u64);
     let answered = report.pointer("/statuses/200").and_then(Value::as_u64);
-    ensure!(answered == requests, "requests failed while agents were replaced: {report}\n{}", agents(cluster));
+    ensure!(
+        answered == requests,
+        "requests failed while agents were replaced: {report}\n{}",
+        agents(cluster)
+    );
     let logs = agent_pods(cluster)?.into_iter().map(|pod| {
         // One that was replaced may go at any moment.
         cluster.kubectl(&["logs", "-n=weft-system", &pod.name, "-c=agent"]).unwrap_or_default()
