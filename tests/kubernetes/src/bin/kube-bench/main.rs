@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
 use weft_lab::{
-    cpu_seconds, ms_between, peak_resident_bytes, poll_until, resident_bytes, settled_resident_bytes,
+    Process, cpu_seconds, ms_between, peak_resident_bytes, poll_until, resident_bytes, settled_resident_bytes,
 };
 
 use objects::Templates;
@@ -62,50 +62,60 @@ fn run(args: &Args) -> Result<bool> {
     let mut rounds = Vec::new();
     for round in 1..=args.rounds {
         eprintln!("kube: round {round} of {}", args.rounds);
-        rounds.push(measure(&world, &templates, services)?);
+        rounds.push(measure(&world, &templates, services, round)?);
     }
     println!("{}", Value::from(rounds));
     Ok(true)
 }
 
 /// One round. The field names are those that `xtask bench` reads.
-fn measure(world: &World, templates: &Templates, services: usize) -> Result<Value> {
+fn measure(world: &World, templates: &Templates, services: usize, round: usize) -> Result<Value> {
     let before = world.requests_of(AGENT);
     let started = Instant::now();
     let mut agent = world.start_agent()?;
     let synced_s = started.elapsed().as_secs_f64();
-    let sync_cpu_s = cpu_seconds(agent.pid())?;
-    let resident = settled_resident_bytes(agent.pid())?;
-    let peak = peak_resident_bytes(agent.pid())?;
-    let sync_requests = world.requests_of(AGENT) - before;
-    eprintln!("kube: the agent has read everything in {synced_s:.1} s, {:.1} MB", mb(resident));
-    let mut controller = world.start_controller()?;
-    let controller_resident = settled_resident_bytes(controller.pid())?;
-    let pids = [agent.pid(), controller.pid()];
-    let enforced_ms = time_changes(world)?;
-    let enrol_ms = time_enrolments(world)?;
-    let add_ms = world.add_pods()?;
-    let requests = [AGENT, CONTROLLER].map(|user| world.requests_of(user));
-    let (rate, cores) = time_churn(templates, services, &pids)?;
-    let churn_requests = [AGENT, CONTROLLER].map(|user| world.requests_of(user));
-    let busy_ms = while_telling(templates, services, || time_changes(world))?.1;
-    let report = json!({
-        "synced_s": synced_s, "sync_cpu_s": sync_cpu_s, "sync_requests": sync_requests,
-        "resident": resident, "peak": peak, "resident_after": resident_bytes(agent.pid())?,
-        "controller_resident": controller_resident, "controller_peak": peak_resident_bytes(controller.pid())?,
-        "enforced_ms": enforced_ms, "enforced_busy_ms": busy_ms, "enrol_ms": enrol_ms, "add_ms": add_ms,
-        "rate": rate, "agent_cores": cores.first(), "controller_cores": cores.last(),
-        "requests_after": [churn_requests[0] - requests[0], churn_requests[1] - requests[1]],
+    let mut report = json!({
+        "synced_s": synced_s, "sync_cpu_s": cpu_seconds(agent.pid())?,
+        "resident": settled_resident_bytes(agent.pid())?, "peak": peak_resident_bytes(agent.pid())?,
+        "sync_requests": world.requests_of(AGENT) - before,
+        "enforced_ms": time_changes(world)?, "enrol_ms": time_enrolments(world)?, "add_ms": world.add_pods()?,
     });
-    eprintln!("kube: {report}");
-    controller.kill();
+    // Reading everything takes it long: once is enough.
+    let controller = if round == 1 { Some(world.start_controller()?) } else { None };
+    let mut told = match &controller {
+        Some(controller) => {
+            let resident = settled_resident_bytes(controller.pid())?;
+            json!({ "controller_resident": resident })
+        }
+        None => json!({}),
+    };
+    add(&mut report, &mut told);
+    let requests = [AGENT, CONTROLLER].map(|user| world.requests_of(user));
+    let pids: Vec<u32> = std::iter::once(agent.pid()).chain(controller.as_ref().map(Process::pid)).collect();
+    let (rate, cores) = time_churn(templates, services, &pids)?;
+    let after = [AGENT, CONTROLLER].map(|user| world.requests_of(user));
+    let made: Vec<usize> = after.iter().zip(requests).map(|(after, before)| after - before).collect();
+    let busy_ms = while_telling(templates, services, || time_changes(world))?.1;
+    let mut told = json!({
+        "rate": rate, "agent_cores": cores.first(), "controller_cores": cores.get(1), "requests_after": made,
+        "enforced_busy_ms": busy_ms, "resident_after": resident_bytes(agent.pid())?,
+    });
+    add(&mut report, &mut told);
+    if let Some(controller) = &controller {
+        let mut told = json!({ "controller_peak": peak_resident_bytes(controller.pid())? });
+        add(&mut report, &mut told);
+    }
+    drop(controller);
     agent.stop(Duration::from_secs(30))?;
     world.lab.clean_up_node("a")?;
     Ok(report)
 }
 
-fn mb(bytes: u64) -> f64 {
-    f64::from(u32::try_from(bytes / 1000).unwrap_or(u32::MAX)) / 1e3
+/// Moves the fields of one object into another one.
+fn add(to: &mut Value, from: &mut Value) {
+    if let (Some(to), Some(from)) = (to.as_object_mut(), from.as_object_mut()) {
+        to.append(from);
+    }
 }
 
 /// From the API's answer to the first connection with the new answer, in milliseconds.

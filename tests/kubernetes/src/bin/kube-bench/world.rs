@@ -1,12 +1,12 @@
 //! A lab with one node, whose agent follows a real API server, and a controller.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use weft_kubernetes_tests::etcd_store::{self, Write};
 use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
@@ -26,6 +26,8 @@ const MODE: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n
 pub(crate) const AGENT: &str = "system:serviceaccount:weft-system:weft-agent";
 pub(crate) const CONTROLLER: &str = "system:serviceaccount:weft-system:weft-controller";
 const GROUPS: &[&str] = &["system:serviceaccounts", "system:authenticated"];
+/// Where the lab's agents tell whether they are ready, in the node's namespace.
+const READINESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
 const PATIENCE: Duration = Duration::from_secs(240);
 
 pub(crate) struct World {
@@ -136,14 +138,8 @@ impl World {
             ..AgentOptions::default()
         };
         let mut agent = self.lab.spawn_agent("a", &options)?;
-        poll_until(PATIENCE, || match agent.process_mut().is_running() {
-            true => {
-                let readiness = agent.readiness()?;
-                ensure!(readiness.status == 200, "{}", readiness.body);
-                Ok(())
-            }
-            false => Err(anyhow!("{}", agent.process().report("ended"))),
-        })?;
+        let (netns, address) = (self.lab.node("a")?.netns(), READINESS);
+        wait_ready(agent.process_mut(), netns, address)?;
         Ok(agent)
     }
 
@@ -163,14 +159,7 @@ impl World {
         let here = PathBuf::from("/proc/self/ns/net");
         let place = Place { netns: here.clone(), ..self.lab.node("a")?.place() };
         let mut process = Process::spawn(&place, "controller", &self.lab.weft(), &args)?;
-        poll_until(PATIENCE, || match process.is_running() {
-            true => {
-                let answer = get(&here, ([127, 0, 0, 1], readiness).into(), "/healthz/ready")?;
-                ensure!(answer.status == 200, "{}", answer.body);
-                Ok(())
-            }
-            false => Err(anyhow!("{}", process.report("ended"))),
-        })?;
+        wait_ready(&mut process, &here, ([127, 0, 0, 1], readiness).into())?;
         Ok(process)
     }
 
@@ -210,5 +199,20 @@ impl World {
         };
         let of_user = log.iter().filter(|entry| text(entry, "/user/username") == user);
         of_user.map(|entry| text(entry, "/auditID")).collect::<std::collections::HashSet<_>>().len()
+    }
+}
+
+/// Waits until a process says that it is ready, or has ended.
+fn wait_ready(process: &mut Process, netns: &Path, address: SocketAddr) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let answer = get(netns, address, "/healthz/ready").map(|answer| (answer.status, answer.body));
+        if answer.as_ref().is_ok_and(|(status, _)| *status == 200) {
+            return Ok(());
+        }
+        if !process.is_running() || Instant::now() > end {
+            bail!("{}: {answer:?}", process.report("is not ready"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
