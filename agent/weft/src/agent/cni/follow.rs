@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use weft_cni::rules::{Rules, Workload};
@@ -70,9 +71,11 @@ fn tell(told: &mut Option<String>, error: &anyhow::Error) {
 }
 
 fn watch(directory: &Path, changed: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    // A full channel has the news already.
-    let notice = move |_| {
-        let _ = changed.try_send(());
+    let notice = move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| is_change(&event.kind)) {
+            // A full channel has the news already.
+            let _ = changed.try_send(());
+        }
     };
     let watcher = notify::recommended_watcher(notice).and_then(|mut watcher| {
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
@@ -84,6 +87,19 @@ fn watch(directory: &Path, changed: mpsc::Sender<()>) -> Option<notify::Recommen
             tracing::info!(directory = %directory.display(), %error, "the CNI configuration is looked at from time to time only");
             None
         }
+    }
+}
+
+/// Reading is none: we read ourselves whenever something changes, and would never come to rest.
+fn is_change(kind: &EventKind) -> bool {
+    match kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
+        EventKind::Access(_) => false,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
     }
 }
 
@@ -99,4 +115,26 @@ pub(crate) fn rules(snapshot: &Snapshot) -> Rules {
         })
         .collect();
     Rules { namespaces: opted.iter().map(ToString::to_string).collect(), workloads }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_reads_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("10-lab.conflist");
+        std::fs::write(&list, "{}").unwrap();
+        let (changed, mut changes) = mpsc::channel(100);
+        let watcher = watch(dir.path(), changed).unwrap();
+        std::fs::read(&list).unwrap();
+        std::fs::read_dir(dir.path()).unwrap().for_each(drop);
+        // Events come in order: what reading caused would come before this.
+        std::fs::remove_file(&list).unwrap();
+        let limit = Duration::from_secs(10);
+        assert_eq!(tokio::time::timeout(limit, changes.recv()).await, Ok(Some(())));
+        drop(watcher);
+        assert_eq!(changes.recv().await, None, "there was one change");
+    }
 }
