@@ -19,7 +19,7 @@ use weft_core::identity::Identity;
 use weft_core::kernel_view::{DirectPair, KernelPod, KernelService, KernelView};
 use weft_core::resource::{Labels, NamespacedName};
 use weft_core::snapshot::{CaptureRules, Membership, Workload, WorkloadLabels};
-use weft_kernel::{Datapath, DatapathConfig, Enrolled, Netns, PodToEnrol};
+use weft_kernel::{Datapath, DatapathConfig, EnrolError, Enrolled, Netns, PodToEnrol};
 
 /// Nothing that works takes as long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -383,4 +383,13 @@ pub fn pins(directory: &Path) -> BTreeSet<PathBuf> {
 
 pub fn cookie(socket: impl AsFd) -> u64 {
     rustix::net::sockopt::socket_cookie(socket).unwrap()
+}
+
+/// Why a pod is not enrolled.
+#[track_caller]
+pub fn refusal(result: Result<Enrolled, EnrolError>) -> String {
+    match result {
+        Err(EnrolError::Refused(reason) | EnrolError::NotYet(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
 }
