@@ -110,6 +110,30 @@ fn a_forged_source_address_is_nobody() {
     assert!(refused >= 1.0, "forged captured connections are counted");
 }
 
+/// Source ports below the ephemeral range are those of the agent's own onward connections.
+#[test]
+fn the_agents_source_ports_are_no_way_in() {
+    let Some(mesh) = Mesh::usual(PUPPET) else { return };
+    let mut client = mesh.puppet("client");
+    for pod in ["near", "seven", "far"] {
+        let (_server, _) = mesh.serve(pod, Role::Greet);
+        let to = mesh.target(Family::V4, pod);
+        let from = |port: u16| {
+            let bind = Some(SocketAddr::new(mesh.pod("client").ipv4().into(), port));
+            Connect { bind, wait_ms: 3_000, ..Connect::to(to) }
+        };
+        assert!(greeted(&mut client, from(2001)), "{pod}: an ordinary connection from such a port");
+        mesh.write("deny.yaml", &policy("deny", pod, "DENY", &from_account("client")));
+        mesh.wait_reaches(&mut client, to, false);
+        for port in [2000, 15_008, 32_767] {
+            for mark in [None, Some(MARKS[0])] {
+                assert!(!greeted(&mut client, Connect { mark, ..from(port) }), "{pod} from {port} {mark:?}");
+            }
+        }
+        mesh.remove("deny.yaml");
+    }
+}
+
 #[test]
 fn a_pod_cannot_reach_what_governs_it() {
     let Some(mesh) = Mesh::usual(PUPPET) else { return };
