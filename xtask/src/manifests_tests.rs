@@ -78,7 +78,7 @@ fn every_value_has_an_effect() {
         (&["agent.affinity.nodeAffinity.x=y"], "nodeAffinity:"),
         (&["agent.priorityClassName=mine"], "priorityClassName: mine"),
         (&["agent.updateStrategy.rollingUpdate.maxUnavailable=10%"], "maxUnavailable: 10%"),
-        (&["agent.updateStrategy.rollingUpdate.maxSurge=1"], "maxSurge: 1"),
+        (&["agent.updateStrategy.rollingUpdate.maxSurge=2"], "maxSurge: 2"),
         (&["agent.terminationGracePeriodSeconds=60"], "terminationGracePeriodSeconds: 65"),
         (&["agent.podAnnotations.note=agent"], "note: agent"),
         (&["agent.podLabels.team=net"], "team: net"),

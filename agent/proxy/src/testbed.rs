@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -92,14 +92,16 @@ pub(crate) struct Bed {
     lines: Lines,
 }
 
-/// Addresses of 127.0.0.0/8 that no other test, in this process or another, uses.
+/// Addresses of 127.0.0.0/8 that no other test, in this process or another, uses: 1,024 for each process.
 fn addresses() -> [IpAddr; 3] {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     static PROCESS: AtomicU32 = AtomicU32::new(0);
     let _ = PROCESS.compare_exchange(0, std::process::id(), Ordering::Relaxed, Ordering::Relaxed);
-    let [_, _, high, low] = PROCESS.load(Ordering::Relaxed).to_be_bytes();
+    // Neither 127.0.0.1 and its neighbours nor the broadcast address.
+    let process = 1 + PROCESS.load(Ordering::Relaxed) % 0x3ffe;
     let test = NEXT.fetch_add(3, Ordering::Relaxed);
-    let ip = |last| IpAddr::from(Ipv4Addr::new(127, 100 + high % 100, low, last));
+    assert!(test + 2 < 1 << 10, "there are more tests than addresses");
+    let ip = |number| IpAddr::from(Ipv4Addr::from_bits(0x7f00_0000 | process << 10 | number));
     [ip(test), ip(test + 1), ip(test + 2)]
 }
 
