@@ -99,14 +99,7 @@ impl PodsApi {
     pub(super) async fn clear(client: Client, node: Arc<str>, config: Published) {
         let (_, unchanged) = watch::channel(());
         let mut api = Self::new(client, node, config, Arc::default(), unchanged);
-        in_time(async {
-            match api.read().await {
-                Ok(written) => api.written = written,
-                Err(error) => return tracing::warn!(%error, "the annotations of pods cannot be read"),
-            }
-            api.remove_all().await;
-        })
-        .await;
+        in_time(api.remove_all()).await;
     }
 
     async fn write_for_ever(&mut self) {
@@ -242,7 +235,12 @@ impl PodsApi {
         }
     }
 
+    /// Of all pods that have any: an agent that ends soon may not have read yet what the one before it wrote.
     async fn remove_all(&mut self) {
+        match self.read().await {
+            Ok(written) => self.written = written,
+            Err(error) => tracing::warn!(%error, "the annotations of pods cannot be read"),
+        }
         for (key, Written { uid, .. }) in std::mem::take(&mut self.written) {
             if let Err(error) = self.patch(&key, uid.as_deref(), &Annotations::default()).await {
                 tracing::warn!(pod = %key, %error, "its annotations cannot be removed");
