@@ -87,7 +87,8 @@ impl PodsApi {
     pub(super) async fn follow(mut self, mut farewell: oneshot::Receiver<Farewell>) {
         let done = tokio::select! {
             asked = &mut farewell => asked,
-            () = self.write_for_ever() => return,
+            // The node's state is followed no more, and the last word is still to come.
+            () = self.write_for_ever() => (&mut farewell).await,
         };
         // Without a word it is an ordinary end: what is pinned goes on to be true.
         let Ok(done) = done else { return };
