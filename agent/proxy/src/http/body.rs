@@ -1,12 +1,12 @@
 //! The body of a message on its way through the proxy.
 
-use std::error::Error as _;
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+
+use super::h1::Broken;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,9 @@ pub(crate) enum BodyError {
     /// The connection that it came from broke, or its sender reset it.
     #[error("the sender of the body broke off: {0}")]
     Sender(#[from] hyper::Error),
+    /// The same over HTTP/1.
+    #[error("the sender of the body broke off: {0}")]
+    Broken(#[from] Broken),
     /// We ended it ourselves; the text says why.
     #[error("the body was ended: {0}")]
     Ended(&'static str),
@@ -22,14 +25,10 @@ pub(crate) enum BodyError {
 impl BodyError {
     /// Whether the sender has sent something that is no body, as opposed to having left.
     pub(crate) fn is_malformed(&self) -> bool {
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<io::Error>() {
-                return matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
-            }
-            cause = error.source();
+        match self {
+            Self::Broken(Broken::Malformed(_)) => true,
+            Self::Broken(Broken::Incomplete | Broken::Io(_)) | Self::Sender(_) | Self::Ended(_) => false,
         }
-        false
     }
 }
 
@@ -54,6 +53,11 @@ impl Body {
     pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Self(Kind::Full((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    /// Whether it needs nothing of anybody any more.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.0, Kind::Full(_))
     }
 
     /// A body that does something of its own, for example count until it is dropped.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 use weft_core::decide::http::{
     Action, Caller, Cluster, Cors, Forward, RouteDecision, cors, draw_fault, drawn, hash, prepare, route,
@@ -61,14 +60,14 @@ pub(crate) async fn exchange(
     downstream: &Rc<Downstream>,
     outbound: &Outbound,
     admitted: Admitted,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
     let source = inbound::own_workload(&snapshot, &outbound.pod);
     let source = source.map_err(|failure| downstream.unknown(&failure))?;
     let (parts, body) = request.into_parts();
-    let (mut parts, body) = expectation::wait(parts, Body::from(body));
+    let (mut parts, body) = expectation::wait(parts, body);
     if downstream.http2 {
         join_cookies(&mut parts.headers);
     }
@@ -261,7 +260,6 @@ fn outward(asked: Asked<'_>, extra: Extra) -> Outward<'_> {
     let Asked { downstream, leg, message, mut parts, body, record, upgrade } = asked;
     strip_hop_by_hop(&mut parts.headers, upgrade);
     parts.headers.remove(X_FORWARDED_CLIENT_CERT);
-    parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let protocol = clients_protocol(downstream.http2);
     Outward {
         downstream,

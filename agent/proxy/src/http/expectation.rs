@@ -19,11 +19,19 @@ use super::body::{Body, BodyError};
 /// How long an application may be silent: some never say 100, and wait for the body (RFC 9110 10.1.1).
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Told by the connection to the application.
+/// Told by the connection to the application, which has it as an extension of the request.
 #[derive(Default)]
-struct Gate {
+pub(crate) struct Gate {
     open: AtomicBool,
     waker: AtomicWaker,
+}
+
+impl Gate {
+    /// The application wants the body.
+    pub(crate) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.waker.wake();
+    }
 }
 
 /// Holds the body back until the application says 100, if the client waits for that.
@@ -40,11 +48,12 @@ pub(crate) fn wait(parts: Parts, body: Body) -> (Parts, Body) {
     let mut request = Request::from_parts(parts, ());
     hyper::ext::on_informational(&mut request, move |response| {
         if response.status() == http::StatusCode::CONTINUE {
-            opener.open.store(true, Ordering::Release);
-            opener.waker.wake();
+            opener.open();
         }
     });
-    let (parts, ()) = request.into_parts();
+    let (mut parts, ()) = request.into_parts();
+    // Connections of HTTP/1 are ours.
+    parts.extensions.insert(gate.clone());
     (parts, Body::new(Held { body, gate, patience: None, open: false }))
 }
 

@@ -19,6 +19,7 @@ use super::body::Body;
 use super::exchange::Extra;
 use super::failure;
 use super::flags::Reason;
+use super::h1::Switched;
 use super::headers::{
     GRPC_STATUS, address, grpc_timeout, set_attempt, set_expected_timeout, set_grpc_timeout,
     set_service_time, strip_hop_by_hop,
@@ -322,7 +323,7 @@ fn no_endpoint() -> Reply {
 
 /// Turns an endpoint's answer into the client's.
 fn answer(mut out: Outward<'_>, sent: Sent, deadline: Option<Instant>) -> Result<Response<Body>, BrokenOff> {
-    let Sent { mut response, endpoint, workload, route } = sent;
+    let Sent { response, endpoint, workload, route } = sent;
     let record = &mut out.record;
     record.route = route;
     record.upstream = Some(endpoint);
@@ -336,7 +337,6 @@ fn answer(mut out: Outward<'_>, sent: Sent, deadline: Option<Instant>) -> Result
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switch(out, response);
     }
-    response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers, false);
     for operations in &out.response_changes {
@@ -368,7 +368,7 @@ fn switch(out: Outward<'_>, mut response: Response<Body>) -> Result<Response<Bod
         let reply = Reply::flagged(502, "", "upstream_switched_protocols_unasked", Reason::UPE);
         return Ok(out.record.reply(reply));
     }
-    let upstream = hyper::upgrade::on(&mut response);
+    let Some(upstream) = Switched::take(&mut response) else { return Err(BrokenOff::new()) };
     let (mut parts, held) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers, true);
     parts.version = Version::HTTP_11;

@@ -10,7 +10,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header::SERVER;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use weft_core::decide::ext_authz::{self, Allowed, Answer};
@@ -30,6 +29,7 @@ use super::body::Body;
 use super::expectation;
 use super::external::{Asker, Included, OfAuthoriser};
 use super::failure;
+use super::h1::Switched;
 use super::headers::{
     X_FORWARDED_CLIENT_CERT, address, identify, join_cookies, set_service_time, strip_hop_by_hop,
     wants_upgrade,
@@ -143,14 +143,14 @@ pub(crate) async fn arrived(
     downstream: &Rc<Downstream>,
     arrival: &Arrival,
     admitted: Admitted,
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
     let local = crate::inbound::own_workload(&snapshot, &arrival.pod);
     let local = local.map_err(|failure| downstream.unknown(&failure))?;
     let (parts, body) = request.into_parts();
-    let (mut parts, body) = expectation::wait(parts, Body::from(body));
+    let (mut parts, body) = expectation::wait(parts, body);
     if downstream.http2 {
         join_cookies(&mut parts.headers);
     }
@@ -164,7 +164,6 @@ pub(crate) async fn arrived(
     record.identified(&parts.headers);
     let upgrade = !downstream.http2 && wants_upgrade(&parts.headers);
     strip_hop_by_hop(&mut parts.headers, upgrade);
-    parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
     let protocol = if upgrade { UpstreamProtocol::Http1 } else { protocol_of(local, arrival, clients) };
     let upload = Upload::new(body, || record.received(), false, downstream.http2);
@@ -178,7 +177,7 @@ pub(crate) async fn arrived(
     };
     let Delivered { mut response, record } = delivered;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade {
-        let upstream = hyper::upgrade::on(&mut response);
+        let Some(upstream) = Switched::take(&mut response) else { return Err(BrokenOff::new()) };
         let (mut parts, held) = response.into_parts();
         strip_hop_by_hop(&mut parts.headers, true);
         parts.version = Version::HTTP_11;

@@ -1,6 +1,6 @@
 //! What a client's HTTP connection is read from and written to, and the watch over it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use super::scan::{Scan, Smell};
+use super::h1::Progress;
 use super::stream::TunnelIo;
 
 /// How long a request's head may take from its first byte on.
@@ -84,7 +84,8 @@ impl Transport {
 /// Follows what arrives on a connection: its requests, and for HTTP/1 all that is read and written.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    scan: RefCell<Scan>,
+    /// Of HTTP/1.
+    pub(crate) progress: Rc<Progress>,
     /// Something has arrived that does not tell the version yet: a head, or the preface, has begun.
     opening: Cell<bool>,
     /// Reads and writes.
@@ -98,7 +99,7 @@ impl Watch {
     /// Of a connection of which nothing was read yet.
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Self {
-            scan: RefCell::new(Scan::new()),
+            progress: Rc::default(),
             opening: Cell::new(false),
             moves: Cell::new(0),
             requests: Cell::new(0),
@@ -112,7 +113,7 @@ impl Watch {
     }
 
     fn in_head(&self) -> bool {
-        self.opening.get() || self.scan.borrow().in_head()
+        self.opening.get() || self.progress.in_head.get()
     }
 
     /// Whether a request is not over.
@@ -120,11 +121,11 @@ impl Watch {
         self.open.get() > 0
     }
 
-    /// Counts a request until the guard is dropped; says what is wrong with it.
-    pub(crate) fn request(self: &Rc<Self>) -> (Option<Smell>, Busy) {
+    /// Counts a request until the guard is dropped.
+    pub(crate) fn request(self: &Rc<Self>) -> Busy {
         self.requests.set(self.requests.get() + 1);
         self.open.set(self.open.get() + 1);
-        (self.scan.borrow().smell(self.requests.get()), Busy(self.clone()))
+        Busy(self.clone())
     }
 }
 
@@ -186,7 +187,7 @@ impl Deadline {
                 self.timer.as_mut().reset(Instant::now() + CLOSING);
                 return Poll::Ready(Late::Idle);
             }
-            if self.watch.scan.borrow().in_body() {
+            if self.watch.progress.in_body.get() {
                 return Poll::Ready(Late::Body);
             }
         }
@@ -213,12 +214,8 @@ impl Io {
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
         ready!(this.transport.poll_read(cx, buf))?;
         this.moved();
-        if let Some(watch) = &this.watch {
-            watch.scan.borrow_mut().feed(buf.filled().get(before..).unwrap_or_default());
-        }
         Poll::Ready(Ok(()))
     }
 }
@@ -285,13 +282,13 @@ mod tests {
     async fn a_body_that_does_not_go_on_is_not_waited_for_for_ever() {
         let watch = Watch::new();
         let mut deadline = Deadline::new(watch.clone());
-        watch.scan.borrow_mut().feed(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhel");
-        let (_, _busy) = watch.request();
+        watch.progress.in_body.set(true);
+        let _busy = watch.request();
         let began = Instant::now();
         assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Body);
         assert_eq!(began.elapsed().as_secs(), 2 * IDLE.as_secs());
         // What is complete may take as long as it likes.
-        watch.scan.borrow_mut().feed(b"lo");
+        watch.progress.in_body.set(false);
         let mut deadline = Deadline::new(watch);
         tokio::time::timeout(10 * IDLE, poll_fn(|cx| deadline.poll_over(cx))).await.unwrap_err();
     }
@@ -303,7 +300,7 @@ mod tests {
         let began = Instant::now();
         // In the first hour there was a request, the second one passes with one that is open.
         drop(watch.request());
-        let (_, busy) = watch.request();
+        let busy = watch.request();
         tokio::time::timeout(3 * IDLE - HEAD, poll_fn(|cx| deadline.poll_over(cx))).await.unwrap_err();
         drop(busy);
         assert_eq!(poll_fn(|cx| deadline.poll_over(cx)).await, Late::Idle);

@@ -10,9 +10,9 @@ use weft_core::decide::http::Request;
 use weft_core::http_path::normalise;
 use weft_core::resource::PathNormalization;
 
+use super::h1::Smell;
 use super::headers::{X_FORWARDED_PROTO, is_authority};
 use super::reply::Reply;
-use super::scan::Smell;
 
 /// Whom a request is addressed to.
 #[derive(Debug, Clone)]

@@ -13,6 +13,7 @@ mod external;
 mod failure;
 pub(crate) mod flags;
 pub(crate) mod forward;
+mod h1;
 pub(crate) mod headers;
 pub(crate) mod inbound;
 pub(crate) mod io;
@@ -24,7 +25,6 @@ mod parting;
 pub(crate) mod record;
 mod refused;
 pub(crate) mod reply;
-pub(crate) mod scan;
 pub(crate) mod serve;
 pub(crate) mod stream;
 #[cfg(test)]

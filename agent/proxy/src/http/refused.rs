@@ -6,6 +6,7 @@ use http::request::Parts;
 use http::{Method, Request, Uri, Version};
 
 use super::flags::Reason;
+use super::h1::Malformed;
 use super::reply::Reply;
 use crate::account::Failure;
 use crate::labels::Service;
@@ -57,12 +58,9 @@ pub(crate) fn unread_head(http2: bool) -> Parts {
 }
 
 /// The answer that the connection has given to a head that it could not read (H-10).
-pub(crate) fn unread(error: &hyper::Error) -> Reply {
-    let (status, details) = match error.is_parse_too_large() {
-        true => (431, "http1.headers_too_large"),
-        false => (400, "http1.codec_error"),
-    };
-    Reply { failure: Some(error.to_string()), ..Reply::malformed(status, "", details) }
+pub(crate) fn unread(malformed: Malformed) -> Reply {
+    let details = if malformed.status == 431 { "http1.headers_too_large" } else { "http1.codec_error" };
+    Reply { failure: Some(malformed.to_string()), ..Reply::malformed(malformed.status, "", details) }
 }
 
 /// For a connection on which the client broke the rules of HTTP/2. Clients that just leave break none.

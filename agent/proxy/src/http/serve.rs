@@ -12,31 +12,28 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::{HttpService, service_fn};
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 
 use super::body::Body;
 use super::exchange::{self, Outbound};
+use super::h1::server::{self, Ended};
+use super::h1::{Duplex, Malformed, Progress, Smell};
 use super::inbound::{self, Arrival};
 use super::io::{Busy, Deadline, Io, Late, Transport, Watch};
 use super::parting::Parting;
 use super::record::Record;
 use super::refused;
-use super::scan::Smell;
 use crate::account::{Facts, Failure, Route, Side};
 use crate::inbound::own_workload;
 use crate::registry::{Live, Registered};
 use crate::sniff::{self, Protocol};
 use crate::worker::Worker;
 
-/// Bytes of a request's head (H-10). It has at most 100 fields, which is hyper's own limit: asked for, it would cost each
-/// request the initialisation of as many places.
-const HEAD_BYTES: usize = 60 * 1024;
-/// What a connection may have read or written ahead, in bytes. More than a head.
-const BUFFERED: usize = 64 * 1024;
+/// Bytes of the head of an HTTP/2 request (H-10).
+const HEAD_BYTES: u32 = 60 * 1024;
 /// Requests of one HTTP/2 connection at a time.
 const STREAMS: u32 = 200;
 /// What one HTTP/2 stream, and one connection, may send without being read, in bytes.
@@ -82,7 +79,7 @@ pub(crate) struct Admitted {
 /// A connection that is about to speak another protocol.
 pub(crate) struct Upgrade {
     /// The application's side.
-    pub(crate) upstream: OnUpgrade,
+    pub(crate) upstream: Box<dyn Duplex>,
     /// Counts what is moved.
     pub(crate) record: Box<Record>,
     /// What the answer's body holds until the end.
@@ -107,9 +104,12 @@ impl Downstream {
         *self.upgrade.borrow_mut() = Some(upgrade);
     }
 
-    async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Body>, BrokenOff> {
-        let (smell, busy) = self.watch.request();
-        let admitted = Admitted { smell, busy };
+    async fn answer(
+        self: Rc<Self>,
+        request: Request<Body>,
+        smell: Option<Smell>,
+    ) -> Result<Response<Body>, BrokenOff> {
+        let admitted = Admitted { smell, busy: self.watch.request() };
         let mut answer = match &self.origin {
             Origin::Outbound(outbound) => exchange::exchange(&self, outbound, admitted, request).await,
             Origin::Inbound(arrival) => inbound::arrived(&self, arrival, admitted, request).await,
@@ -153,9 +153,9 @@ impl Downstream {
     /// Counts and logs what ended the connection, where it was the client's fault.
     fn account(&self, end: &End) {
         let failure = match end {
-            End::Broken(error) if error.is_parse() => {
+            End::Malformed(malformed) => {
                 // The connection has answered already.
-                drop(self.unread().map(|record| record.reply(refused::unread(error))));
+                drop(self.unread().map(|record| record.reply(refused::unread(*malformed))));
                 return;
             }
             End::Broken(error) => refused::broken_http2(error),
@@ -227,6 +227,8 @@ fn poll_protocol(transport: &mut Transport, cx: &mut Context<'_>) -> Poll<Option
 enum End {
     /// Both sides are through with it.
     Over,
+    /// The client's head was not understood.
+    Malformed(Malformed),
     /// The client broke the protocol or went away.
     Broken(hyper::Error),
     /// Its time is over.
@@ -236,86 +238,104 @@ enum End {
 }
 
 /// A connection of either version.
-trait Driven: Future<Output = hyper::Result<()>> {
-    fn graceful(self: Pin<&mut Self>);
+trait Driven {
+    type Output;
+    /// Drives it.
+    fn poll_on(&mut self, cx: &mut Context<'_>) -> Poll<Self::Output>;
+    /// Ends it after the requests that are on it.
+    fn graceful(&mut self);
 }
 
-impl<S> Driven for http1::Connection<TokioIo<Io>, S>
-where
-    S: HttpService<Incoming, ResBody = Body, Error: Into<Box<dyn Error + Send + Sync>>>,
-{
-    fn graceful(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+/// A connection of HTTP/1.
+struct Driven1<'a, F> {
+    serving: Pin<&'a mut F>,
+    progress: &'a Progress,
+}
+
+impl<F: Future> Driven for Driven1<'_, F> {
+    type Output = F::Output;
+
+    fn poll_on(&mut self, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.serving.as_mut().poll(cx)
+    }
+
+    fn graceful(&mut self) {
+        self.progress.closing.set(true);
     }
 }
 
-impl<S> Driven for http2::Connection<TokioIo<Io>, S, Tasks>
+impl<S> Driven for Pin<&mut http2::Connection<TokioIo<Io>, S, Tasks>>
 where
     S: HttpService<Incoming, ResBody = Body, Error: Into<Box<dyn Error + Send + Sync>>, Future: 'static>,
 {
-    fn graceful(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    type Output = hyper::Result<()>;
+
+    fn poll_on(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.as_mut().poll(cx)
+    }
+
+    fn graceful(&mut self) {
+        self.as_mut().graceful_shutdown();
     }
 }
 
+/// Drives a connection until it ends by itself, or has to be ended.
 async fn drive<C: Driven>(
     downstream: &Downstream,
-    mut connection: Pin<&mut C>,
+    mut connection: C,
     mut deadline: Deadline,
     live: &Live,
-) -> End {
+) -> Result<C::Output, End> {
     let mut told = false;
     let mut parting = Parting::default();
     poll_fn(|cx| {
         live.listen(cx);
         if live.is_cut() {
-            return Poll::Ready(End::Cut);
+            return Poll::Ready(Err(End::Cut));
         }
         if live.is_going_away() && !told {
             downstream.parting.set(true);
             told = downstream.http2 || parting.is_due(downstream.watch.is_busy(), cx);
             if told {
-                connection.as_mut().graceful();
+                connection.graceful();
             }
         }
-        match connection.as_mut().poll(cx) {
-            Poll::Ready(Ok(())) => return Poll::Ready(End::Over),
-            Poll::Ready(Err(error)) => return Poll::Ready(End::Broken(error)),
-            Poll::Pending => {}
+        if let Poll::Ready(output) = connection.poll_on(cx) {
+            return Poll::Ready(Ok(output));
         }
         match ready!(deadline.poll_over(cx)) {
             Late::Idle if !told => {
                 // An HTTP/2 client hears it before its next request.
                 told = true;
-                connection.as_mut().graceful();
+                connection.graceful();
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            late @ (Late::Idle | Late::Body | Late::Head) => Poll::Ready(End::Late(late)),
+            late @ (Late::Idle | Late::Body | Late::Head) => Poll::Ready(Err(End::Late(late))),
         }
     })
     .await
 }
 
 async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, live: &Registered) {
-    let mut builder = http1::Builder::new();
-    builder
-        .preserve_header_case(true)
-        .max_header_size(HEAD_BYTES)
-        .max_buf_size(BUFFERED)
-        .header_read_timeout(None);
-    let answering = service_fn(|request| downstream.clone().answer(request));
-    let mut connection = builder.serve_connection(TokioIo::new(io), answering);
-    let end = drive(downstream, Pin::new(&mut connection), deadline, live).await;
-    downstream.account(&end);
-    let upgrade = downstream.upgrade.borrow_mut().take();
-    match (end, upgrade) {
-        (End::Over, Some(upgrade)) => {
-            let http1::Parts { io, read_buf, .. } = connection.into_parts();
-            tunnel(io.into_inner(), read_buf, upgrade, live).await;
+    let progress = &downstream.watch.progress;
+    let answering = |request, smell| downstream.clone().answer(request, smell);
+    let serving = pin!(server::serve(io, progress, answering));
+    let driven = Driven1 { serving, progress };
+    match drive(downstream, driven, deadline, live).await {
+        Err(end) => downstream.account(&end),
+        Ok(Ended::Over) => {}
+        Ok(Ended::Unread(io)) => linger(io).await,
+        Ok(Ended::Malformed(malformed, io)) => {
+            downstream.account(&End::Malformed(malformed));
+            linger(io).await;
         }
-        (End::Broken(error), _) if error.is_parse() => linger(connection.into_parts().io.into_inner()).await,
-        (End::Over | End::Cut | End::Late(_) | End::Broken(_), _) => {}
+        Ok(Ended::Switched(io, ahead)) => {
+            let upgrade = downstream.upgrade.borrow_mut().take();
+            if let Some(upgrade) = upgrade {
+                tunnel(io, ahead, upgrade, live).await;
+            }
+        }
     }
 }
 
@@ -325,17 +345,22 @@ async fn serve_http2(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEAD_BYTES as u32)
+        .max_header_list_size(HEAD_BYTES)
         .max_send_buf_size(STREAM_WINDOW as usize)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG);
     // A stream becomes a task, and its future is moved on the way there.
-    let answering = service_fn(|request| Box::pin(downstream.clone().answer(request)));
+    let answering = service_fn(|request: Request<Incoming>| {
+        Box::pin(downstream.clone().answer(request.map(Body::from), None))
+    });
     let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.
-    let end = drive(downstream, connection, deadline, live).await;
-    downstream.account(&end);
+    match drive(downstream, connection, deadline, live).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => downstream.account(&End::Broken(error)),
+        Err(end) => downstream.account(&end),
+    }
 }
 
 /// Runs the streams of HTTP/2 connections on their worker.
@@ -350,9 +375,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
 
 /// Moves bytes after an upgrade until both sides are through (H-5).
 async fn tunnel(mut client: Io, ahead: Bytes, upgrade: Upgrade, live: &Registered) {
-    let Upgrade { upstream, record, held } = upgrade;
-    let Ok(upstream) = upstream.await else { return };
-    let mut server = TokioIo::new(upstream);
+    let Upgrade { upstream: mut server, record, held } = upgrade;
     let moving = async {
         server.write_all(&ahead).await?;
         copy_bidirectional(&mut client, &mut server).await
@@ -392,7 +415,7 @@ async fn linger(mut client: Io) {
 mod tests {
     use super::*;
 
-    fn size_of_output<A, B, F: Future>(_: impl FnOnce(A, B) -> F) -> usize {
+    fn size_of_output<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
         size_of::<F>()
     }
 

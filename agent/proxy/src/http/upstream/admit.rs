@@ -170,7 +170,7 @@ impl Admission<'_> {
         }
         match ready {
             Ready::Connection(connection) => {
-                pool.put(self.worker, connection, Some(self.cluster), &self.settings);
+                pool.put(connection, Some(self.cluster), &self.settings);
             }
             Ready::Slot(slot) => drop(slot),
         }
@@ -271,8 +271,8 @@ struct Promise<'a> {
 impl Drop for Promise<'_> {
     fn drop(&mut self) {
         if let Some(connection) = self.pool.take_handed(self.id) {
-            let Admission { worker, cluster, settings, .. } = self.admission;
-            self.pool.put(worker, connection, Some(cluster), settings);
+            let Admission { cluster, settings, .. } = self.admission;
+            self.pool.put(connection, Some(cluster), settings);
         }
     }
 }

@@ -2,19 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until};
 
 use super::super::body::Body;
-use super::dial::{Dial, Opened, open};
-use super::engine::{Engine, Own};
+use super::super::h1::client::{Client, connect};
+use super::dial::{Dial, Opened, Wire, open};
 use super::exchange::Exchange;
 use super::limits::{Slot, Ticket};
 use super::pool::{Pool, Settings};
@@ -116,9 +116,7 @@ impl Usage {
 /// An HTTP/1.1 connection. Whoever has it has it alone; dropped, it is closed.
 pub(super) struct Single {
     /// Takes the requests.
-    pub(super) sender: http1::SendRequest<Body>,
-    /// Does what they ask for.
-    pub(super) engine: Rc<Engine>,
+    pub(super) sender: Client<Wire>,
     /// How it is used.
     pub(super) usage: Rc<Usage>,
 }
@@ -139,17 +137,11 @@ pub(super) async fn single(
     (slot, settings): (Option<Slot>, &Settings),
 ) -> Result<Single, Failure> {
     let opened = open(worker, dial).await?;
-    let io = TokioIo::new(opened.wire);
-    let mut builder = http1::Builder::new();
-    // Of the fields of an answer, hyper takes 100, as Envoy does.
-    builder.preserve_header_case(true);
-    let (sender, connection) = builder.handshake(io).await.map_err(|error| no_handshake(dial, &error))?;
+    let (sender, mut own) = connect(opened.wire);
     let usage = Usage::new(slot, settings);
     let rest = Rest { held: opened.held, closed: opened.closed, usage: usage.clone() };
-    let engine = Engine::new(Box::pin(connection.with_upgrades()));
-    let mut own = Own(engine.clone());
     drive(worker, pool, move |cx| own.poll(cx), rest);
-    Ok(Single { sender, engine, usage })
+    Ok(Single { sender, usage })
 }
 
 /// Opens an HTTP/2 connection.
@@ -243,9 +235,4 @@ async fn until_over(mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>, usage: &
         Poll::Pending
     })
     .await;
-}
-
-/// Waits until an HTTP/1.1 connection takes another request; `false` when it never will.
-pub(super) async fn until_ready(connection: &mut Single) -> bool {
-    poll_fn(|cx: &mut Context<'_>| Pin::new(&mut connection.sender).poll_ready(cx)).await.is_ok()
 }

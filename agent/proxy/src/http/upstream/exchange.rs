@@ -1,21 +1,18 @@
 //! One request on its connection: sends it, and keeps account of it until the body of the answer has ended.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::task::unconstrained;
 use weft_core::decide::http::ClusterPolicy;
 
 use super::super::body::{Body, BodyError};
+use super::super::h1::client::{Answer, Failed};
 use super::connection::{Shared, Single, Usage};
-use super::engine::Driving;
 use super::limits::{Permit, Slot};
 use super::outlier::{Outcome, status_of_grpc};
 use super::pool::{Pool, Settings};
@@ -76,8 +73,6 @@ pub(super) struct Exchange {
     pub(super) carrier: Carrier,
     pub(super) home: Home,
     using: Option<Using>,
-    /// After what it drives: whoever drops the request leaves the rest to the connection's own task.
-    driving: Option<Driving>,
 }
 
 /// Where a connection goes back to.
@@ -92,7 +87,7 @@ pub(super) struct Home {
 impl Home {
     /// Takes a connection back.
     pub(super) fn take_back(&self, connection: Single) {
-        self.pool.put(&self.worker, connection, self.cluster.as_ref(), &self.settings);
+        self.pool.put(connection, self.cluster.as_ref(), &self.settings);
     }
 }
 
@@ -104,13 +99,13 @@ impl Exchange {
             Carrier::Shared(connection) => Some(Using::new(&connection.usage)),
             Carrier::Node(_) => None,
         };
-        Self { permit, active, carrier, home, using, driving: None }
+        Self { permit, active, carrier, home, using }
     }
 
     /// The answer has ended as it should.
     fn finish(self) {
-        let Self { permit, active, carrier, home, using, driving } = self;
-        drop((permit, active, using, driving));
+        let Self { permit, active, carrier, home, using } = self;
+        drop((permit, active, using));
         match carrier {
             Carrier::Single(connection) => home.take_back(connection),
             Carrier::Shared(_) | Carrier::Node(_) => {}
@@ -121,12 +116,11 @@ impl Exchange {
     pub(super) async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         match &mut self.carrier {
             Carrier::Single(connection) => {
-                // A body has to go on while the answer waits to be read.
-                self.driving = request.body().is_end_stream().then(|| Driving::begin(&connection.engine));
-                let driving = self.driving.as_ref();
-                let mut answer = pin!(unconstrained(connection.sender.try_send_request(request)));
-                let sent = poll_fn(|cx| poll_driven(driving, answer.as_mut(), cx)).await;
-                sent.map(|response| framed_once(response).map(Body::from)).map_err(send_error)
+                let Answer { response, rest } = connection.sender.send(request).await.map_err(failed)?;
+                if let Some(rest) = rest {
+                    self.home.worker.spawn(rest.run());
+                }
+                Ok(response)
             }
             Carrier::Shared(connection) => {
                 let sent = connection.sender.clone().try_send_request(request).await;
@@ -140,9 +134,8 @@ impl Exchange {
 
     /// Keeps the account until the body has ended, or the connection that the answer upgrades is closed. Where that
     /// is not ours, the body of the answer stands for it until it is dropped.
-    pub(super) fn attach(mut self, response: Response<Body>, judge: Option<Judge>) -> Response<Body> {
+    pub(super) fn attach(self, response: Response<Body>, judge: Option<Judge>) -> Response<Body> {
         let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        self.driving.take_if(|_| upgraded);
         match &self.carrier {
             Carrier::Single(connection) if upgraded => {
                 let usage = connection.usage.clone();
@@ -151,7 +144,7 @@ impl Exchange {
             }
             Carrier::Single(_) | Carrier::Shared(_) | Carrier::Node(_) => {}
         }
-        if response.body().is_end_stream() && !upgraded {
+        if response.body().is_complete() && !upgraded {
             self.finish();
             return response;
         }
@@ -159,25 +152,18 @@ impl Exchange {
     }
 }
 
-/// Of two lengths Transfer-Encoding is the one that was read (RFC 9112 6.3); nobody else is to read the other.
-fn framed_once<B>(mut response: Response<B>) -> Response<B> {
-    let headers = response.headers_mut();
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
+fn failed(failed: Failed) -> SendError {
+    match failed {
+        Failed::Unsent(request) => {
+            let why = "the connection was closed before the request";
+            SendError::new(SendErrorKind::ResetBeforeRequest, why).with(*request)
+        }
+        Failed::Body(error) => {
+            let kind = SendErrorKind::BrokenBody { malformed: error.is_malformed() };
+            SendError::new(kind, error.to_string())
+        }
+        Failed::Reset(why) => SendError::new(SendErrorKind::Reset, why),
     }
-    response
-}
-
-/// Looks for an answer, after driving the connection where that is up to the request.
-fn poll_driven<F: Future>(
-    driving: Option<&Driving>,
-    answer: Pin<&mut F>,
-    cx: &mut Context<'_>,
-) -> Poll<F::Output> {
-    let Some(driving) = driving else { return answer.poll(cx) };
-    driving.drive(cx);
-    // Only the connection answers: who drives it need not be woken for that.
-    answer.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
@@ -284,19 +270,6 @@ impl Accounted {
         }
     }
 
-    /// What is here already needs nothing of the connection.
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let body = Pin::new(&mut self.body);
-        let Some(driving) = self.exchange.as_ref().and_then(|exchange| exchange.driving.as_ref()) else {
-            return body.poll_frame(cx);
-        };
-        if let Poll::Ready(frame) = body.poll_frame(&mut Context::from_waker(Waker::noop())) {
-            return Poll::Ready(frame);
-        }
-        driving.drive(cx);
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
     fn end(&mut self) {
         if let Some(exchange) = self.exchange.take() {
             exchange.finish();
@@ -313,7 +286,7 @@ impl HttpBody for Accounted {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let frame = ready!(this.poll_body(cx));
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         this.look_at(frame.as_ref());
         Poll::Ready(frame)
     }

@@ -9,7 +9,6 @@ mod admit;
 mod balance;
 mod connection;
 mod dial;
-mod engine;
 mod exchange;
 mod limits;
 mod local;

@@ -114,25 +114,14 @@ impl Pool {
     /// Takes a connection back after a request.
     pub(super) fn put(
         self: &Rc<Self>,
-        worker: &Rc<Worker>,
-        mut connection: Single,
+        connection: Single,
         cluster: Option<&Arc<ClusterState>>,
         settings: &Settings,
     ) {
-        if connection.sender.is_closed() || connection.usage.is_retired(settings) {
-            return;
-        }
-        if connection.sender.is_ready() {
+        connection.sender.rest();
+        if !connection.sender.is_closed() && !connection.usage.is_retired(settings) {
             self.put_ready(connection, cluster, settings);
-            return;
         }
-        // Its driver has still to finish the message.
-        let (pool, cluster, settings) = (self.clone(), cluster.cloned(), *settings);
-        worker.spawn(async move {
-            if connection::until_ready(&mut connection).await {
-                pool.put_ready(connection, cluster.as_ref(), &settings);
-            }
-        });
     }
 
     fn put_ready(

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use hyper::upgrade;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_core::resource::destination_rule::{ClientTls, ClientTlsMode};
@@ -11,6 +10,7 @@ use super::super::limits::Counted;
 use super::super::{Application, SendErrorKind, application};
 use super::*;
 use crate::account::Route;
+use crate::http::h1::Switched;
 use crate::testbed::{identity, run};
 
 #[test]
@@ -205,9 +205,9 @@ fn an_upgraded_connection_is_accounted_for_until_it_is_closed() {
         let mut request = get();
         request.headers_mut().insert("upgrade", "echo".parse().unwrap());
         request.headers_mut().insert("connection", "Upgrade".parse().unwrap());
-        let sent = client.send(&cluster, request).await.unwrap();
+        let mut sent = client.send(&cluster, request).await.unwrap();
         assert_eq!(sent.response.status(), 101);
-        let mut stream = TokioIo::new(upgrade::on(sent.response).await.unwrap());
+        let mut stream = Switched::take(&mut sent.response).unwrap();
         stream.write_all(b"ping").await.unwrap();
         let mut echo = [0; 4];
         stream.read_exact(&mut echo).await.unwrap();

@@ -1,0 +1,317 @@
+//! Heads as they are read.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
+use httparse::{Error, Header, Status};
+use smallvec::SmallVec;
+
+use super::case::Case;
+use super::decoder::Framing;
+use super::{Malformed, Smell};
+
+/// Fields of a head, as Envoy takes them (H-10).
+const FIELDS: usize = 100;
+/// Bytes of a request's head (H-10), and of an answer's.
+pub(super) const REQUEST_BYTES: usize = 60 * 1024;
+pub(super) const ANSWER_BYTES: usize = 256 * 1024;
+/// Fields that requests and answers get on their way: room for them is taken with that for those they have.
+const ADDED: usize = 8;
+
+const TOO_LARGE: Malformed = Malformed { status: 431, reason: "the head is too large" };
+const TARGET: Malformed = Malformed::new("the target of the request is no URI");
+const FIELD: Malformed = Malformed::new("a header field is malformed");
+const LENGTH: Malformed = Malformed::new("the length of the body is malformed, or given twice");
+const CODING: Malformed = Malformed::new("the transfer coding does not end with `chunked`");
+
+/// Names that the mesh itself adds, and others that are frequent: found without taking memory for them.
+static FREQUENT: [HeaderName; 10] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-envoy-attempt-count"),
+    HeaderName::from_static("x-envoy-upstream-service-time"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+    HeaderName::from_static("x-b3-traceid"),
+    HeaderName::from_static("x-b3-spanid"),
+];
+
+/// A request's head.
+pub(super) struct Asked {
+    pub(super) parts: request::Parts,
+    /// `None` where there is no body.
+    pub(super) framing: Option<Framing>,
+    pub(super) keep_alive: bool,
+    /// The client waits for 100 before it sends the body.
+    pub(super) expects: bool,
+    pub(super) smell: Option<Smell>,
+}
+
+/// An answer's head.
+pub(super) struct Answered {
+    pub(super) parts: response::Parts,
+    /// `None` where there is no body.
+    pub(super) framing: Option<Framing>,
+    pub(super) keep_alive: bool,
+}
+
+/// What the server said instead of the status' usual phrase.
+#[derive(Debug, Clone)]
+pub(super) struct Phrase(pub(super) Bytes);
+
+/// A part of a buffer.
+type Span = (usize, usize);
+
+fn span(buffer: &[u8], part: &[u8]) -> Span {
+    let start = part.as_ptr().addr().wrapping_sub(buffer.as_ptr().addr());
+    (start, start + part.len())
+}
+
+type Spans = SmallVec<[(Span, Span); 24]>;
+
+fn spans(buffer: &[u8], fields: &[Header<'_>]) -> Spans {
+    let of = |field: &Header<'_>| (span(buffer, field.name.as_bytes()), span(buffer, field.value));
+    fields.iter().map(of).collect()
+}
+
+impl From<Error> for Malformed {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::TooManyHeaders => TOO_LARGE,
+            Error::HeaderName | Error::HeaderValue => FIELD,
+            Error::NewLine => Self::new("a line of the head does not end as it should"),
+            Error::Status => Self::new("the status of the answer is malformed"),
+            Error::Token => Self::new("the first line of the head is malformed"),
+            Error::Version => Self::new("this is no version of HTTP/1"),
+        }
+    }
+}
+
+/// Whether a head that was incomplete may be complete, of which `before` bytes were looked at.
+///
+/// A head that comes byte by byte is not parsed as often.
+pub(super) fn may_be_complete(ahead: &[u8], before: usize) -> bool {
+    let new = ahead.get(before.saturating_sub(3)..).unwrap_or_default();
+    before == 0 || new.windows(2).any(|two| two == b"\n\n") || new.windows(3).any(|three| three == b"\n\r\n")
+}
+
+/// Takes a request's head; `None` when it is not complete. `spare` is emptied memory for its fields.
+pub(super) fn request(ahead: &mut BytesMut, spare: &mut HeaderMap) -> Result<Option<Asked>, Malformed> {
+    let mut room = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let status = parsed.parse_with_uninit_headers(ahead, &mut room)?;
+    let Some(length) = complete(status, ahead.len(), REQUEST_BYTES)? else { return Ok(None) };
+    let method = Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
+        .map_err(|_| Malformed::new("the method of the request is malformed"))?;
+    let target = parsed.path.unwrap_or_default().as_bytes();
+    let fragment = target.contains(&b'#');
+    let target = span(ahead, target);
+    let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    let spans = spans(ahead, parsed.headers);
+    let head = ahead.split_to(length).freeze();
+    let uri = Uri::from_maybe_shared(head.slice(target.0..target.1)).map_err(|_| TARGET)?;
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.headers = std::mem::take(spare);
+    let (said, case) = fields(&head, &spans, &mut parts.headers)?;
+    (parts.method, parts.uri, parts.version) = (method, uri, version);
+    if let Some(case) = case {
+        parts.extensions.insert(case);
+    }
+    // RFC 9112 6.3: a request whose coding is not understood has no end, and HTTP/1.0 knows no codings.
+    let framing = match (said.coding, said.length) {
+        (Coding::Other, _) => return Err(CODING),
+        (Coding::Chunked, _) if version == Version::HTTP_10 => return Err(CODING),
+        (Coding::Chunked, _) => Some(Framing::Chunked),
+        (Coding::None, length) => length.filter(|length| *length > 0).map(Framing::Length),
+    };
+    let smell = match (fragment, said.coding, said.length) {
+        (true, ..) => Some(Smell::Fragment),
+        (false, Coding::Chunked, Some(_)) => Some(Smell::TwoLengths),
+        (false, ..) => None,
+    };
+    let keep_alive = said.keeps_alive(version) && smell.is_none();
+    let expects = said.expects && framing.is_some() && version == Version::HTTP_11;
+    Ok(Some(Asked { parts, framing, keep_alive, expects, smell }))
+}
+
+/// Takes an answer's head; `None` when it is not complete. `to_head` says that HEAD was asked.
+pub(super) fn answer(
+    ahead: &mut BytesMut,
+    to_head: bool,
+    spare: &mut HeaderMap,
+) -> Result<Option<Answered>, Malformed> {
+    let mut room = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let status = config.parse_response_with_uninit_headers(&mut parsed, ahead, &mut room)?;
+    let Some(length) = complete(status, ahead.len(), ANSWER_BYTES)? else { return Ok(None) };
+    let status = StatusCode::from_u16(parsed.code.unwrap_or_default())
+        .map_err(|_| Malformed::new("the status of the answer is malformed"))?;
+    let phrase = parsed.reason.filter(|phrase| status.canonical_reason() != Some(phrase));
+    let phrase = phrase.map(|phrase| span(ahead, phrase.as_bytes()));
+    let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
+    let spans = spans(ahead, parsed.headers);
+    let head = ahead.split_to(length).freeze();
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.headers = std::mem::take(spare);
+    let (said, case) = fields(&head, &spans, &mut parts.headers)?;
+    (parts.status, parts.version) = (status, version);
+    if let Some(case) = case {
+        parts.extensions.insert(case);
+    }
+    if let Some((start, end)) = phrase {
+        parts.extensions.insert(Phrase(head.slice(start..end)));
+    }
+    let bodiless = to_head || status.is_informational() || has_no_body(status);
+    let framing = match (said.coding, said.length) {
+        _ if bodiless => None,
+        (Coding::Chunked | Coding::Other, _) if version == Version::HTTP_10 => return Err(CODING),
+        (Coding::Chunked, _) => Some(Framing::Chunked),
+        (Coding::Other, _) => Some(Framing::UntilClose),
+        (Coding::None, Some(length)) => Some(length).filter(|length| *length > 0).map(Framing::Length),
+        (Coding::None, None) => Some(Framing::UntilClose),
+    };
+    Ok(Some(Answered { parts, framing, keep_alive: said.keeps_alive(version) }))
+}
+
+/// Answers with these have no body, whatever they say (RFC 9110 6.4.1).
+pub(super) fn has_no_body(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+/// Takes the trailers of a chunked body, to the empty line after them; `None` when they are not complete.
+pub(super) fn trailers(ahead: &mut BytesMut) -> Result<Option<HeaderMap>, Malformed> {
+    let mut room = [httparse::EMPTY_HEADER; FIELDS];
+    let Status::Complete((length, parsed)) = httparse::parse_headers(ahead, &mut room)? else {
+        return Ok(None);
+    };
+    let spans = spans(ahead, parsed);
+    let block = ahead.split_to(length).freeze();
+    let mut trailers = HeaderMap::with_capacity(spans.len());
+    for (name, value) in spans {
+        let name = HeaderName::from_bytes(block.get(name.0..name.1).unwrap_or_default());
+        let value = HeaderValue::from_maybe_shared(block.slice(value.0..value.1));
+        if let (Ok(name), Ok(value)) = (name, value)
+            && ![CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name)
+        {
+            trailers.append(name, value);
+        }
+    }
+    Ok(Some(trailers))
+}
+
+/// Leaves out empty lines before a request (RFC 9112 2.2).
+pub(super) fn skip_empty_lines(ahead: &mut BytesMut) {
+    while let Some(b'\r' | b'\n') = ahead.first() {
+        ahead.advance(1);
+    }
+}
+
+fn complete(status: Status<usize>, read: usize, most: usize) -> Result<Option<usize>, Malformed> {
+    match status {
+        Status::Complete(length) if length > most => Err(TOO_LARGE),
+        Status::Complete(length) => Ok(Some(length)),
+        Status::Partial if read >= most => Err(TOO_LARGE),
+        Status::Partial => Ok(None),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Coding {
+    #[default]
+    None,
+    Chunked,
+    /// Another one comes last.
+    Other,
+}
+
+/// What a head says about its message and its connection.
+#[derive(Debug, Default)]
+struct Said {
+    length: Option<u64>,
+    coding: Coding,
+    close: bool,
+    keep_alive: bool,
+    expects: bool,
+}
+
+impl Said {
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.close && (version == Version::HTTP_11 || self.keep_alive)
+    }
+
+    /// Whether the field belongs into the map.
+    fn hear(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<bool, Malformed> {
+        if *name == CONTENT_LENGTH {
+            let length = length(value).ok_or(LENGTH)?;
+            if self.length.is_some_and(|before| before != length) {
+                return Err(LENGTH);
+            }
+            // The same once more is left out.
+            return Ok(self.length.replace(length).is_none());
+        }
+        if *name == TRANSFER_ENCODING {
+            let last = value.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+            let chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+            self.coding = if chunked { Coding::Chunked } else { Coding::Other };
+        } else if *name == CONNECTION {
+            self.close |= names(value, "close");
+            self.keep_alive |= names(value, "keep-alive");
+        } else if *name == EXPECT {
+            self.expects = value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a list has an element.
+pub(super) fn names(list: &HeaderValue, element: &str) -> bool {
+    let mut elements = list.as_bytes().split(|byte| *byte == b',');
+    elements.any(|it| it.trim_ascii().eq_ignore_ascii_case(element.as_bytes()))
+}
+
+/// A `Content-Length`: digits alone (RFC 9110 8.6).
+pub(super) fn length(value: &HeaderValue) -> Option<u64> {
+    let digits = value.as_bytes();
+    let all = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    if all { value.to_str().ok()?.parse().ok() } else { None }
+}
+
+fn name(raw: &[u8]) -> Result<HeaderName, Malformed> {
+    let frequent = || FREQUENT.iter().find(|name| name.as_str().as_bytes() == raw);
+    match raw.starts_with(b"x-").then(frequent).flatten() {
+        Some(frequent) => Ok(frequent.clone()),
+        None => HeaderName::from_bytes(raw).map_err(|_| FIELD),
+    }
+}
+
+/// Puts the fields into the map. Of two kinds of length only the one that counts is kept (RFC 9112 6.3).
+fn fields(head: &Bytes, spans: &Spans, headers: &mut HeaderMap) -> Result<(Said, Option<Case>), Malformed> {
+    headers.reserve(spans.len() + ADDED);
+    let mut said = Said::default();
+    // One in capitals is enough: of several fields of one name each has its own case.
+    let capitals = |((start, end), _): &(Span, Span)| {
+        head.get(*start..*end).is_some_and(|name| name.iter().any(u8::is_ascii_uppercase))
+    };
+    let mut case = spans.iter().any(capitals).then(Case::default);
+    for (of_name, of_value) in spans {
+        let raw = head.get(of_name.0..of_name.1).unwrap_or_default();
+        let name = name(raw)?;
+        let value = HeaderValue::from_maybe_shared(head.slice(of_value.0..of_value.1)).map_err(|_| FIELD)?;
+        if !said.hear(&name, &value)? {
+            continue;
+        }
+        if let Some(case) = &mut case {
+            case.note(head.slice(of_name.0..of_name.1));
+        }
+        headers.append(name, value);
+    }
+    if said.coding != Coding::None && said.length.is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
+    Ok((said, case))
+}
