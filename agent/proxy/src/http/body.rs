@@ -7,6 +7,7 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 
 use super::h1::Broken;
+use super::received::Received;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,9 @@ pub(crate) enum BodyError {
     /// The connection that it came from broke, or its sender reset it.
     #[error("the sender of the body broke off: {0}")]
     Sender(#[from] hyper::Error),
+    /// The same over HTTP/2, where we are the client.
+    #[error("the sender of the body broke off: {0}")]
+    Stream(#[from] h2::Error),
     /// The same over HTTP/1.
     #[error("the sender of the body broke off: {0}")]
     Broken(#[from] Broken),
@@ -27,7 +31,10 @@ impl BodyError {
     pub(crate) fn is_malformed(&self) -> bool {
         match self {
             Self::Broken(Broken::Malformed(_)) => true,
-            Self::Broken(Broken::Incomplete | Broken::Io(_)) | Self::Sender(_) | Self::Ended(_) => false,
+            Self::Broken(Broken::Incomplete | Broken::Io(_))
+            | Self::Sender(_)
+            | Self::Stream(_)
+            | Self::Ended(_) => false,
         }
     }
 }
@@ -40,6 +47,7 @@ pub(crate) struct Body(Kind);
 enum Kind {
     Full(Option<Bytes>),
     Incoming(Incoming),
+    Stream(Received),
     Other(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
 }
 
@@ -53,6 +61,11 @@ impl Body {
     pub(crate) fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         Self(Kind::Full((!bytes.is_empty()).then_some(bytes)))
+    }
+
+    /// A body that comes on an HTTP/2 stream.
+    pub(crate) fn stream(stream: h2::RecvStream) -> Self {
+        Self(Kind::Stream(Received::new(stream)))
     }
 
     /// Whether it needs nothing of anybody any more.
@@ -90,6 +103,9 @@ impl HttpBody for Body {
             Kind::Incoming(incoming) => {
                 Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| Ok(frame?)))
             }
+            Kind::Stream(stream) => {
+                Pin::new(stream).poll_frame(cx).map(|frame| frame.map(|frame| Ok(frame?)))
+            }
             Kind::Other(body) => body.as_mut().poll_frame(cx),
         }
     }
@@ -98,6 +114,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Full(bytes) => bytes.is_none(),
             Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Stream(stream) => stream.is_end_stream(),
             Kind::Other(body) => body.is_end_stream(),
         }
     }
@@ -106,6 +123,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Stream(stream) => stream.size_hint(),
             Kind::Other(body) => body.size_hint(),
         }
     }
@@ -117,6 +135,7 @@ impl std::fmt::Debug for Body {
             Kind::Full(None) => "Body(empty)",
             Kind::Full(Some(_)) => "Body(full)",
             Kind::Incoming(_) => "Body(incoming)",
+            Kind::Stream(_) => "Body(stream)",
             Kind::Other(_) => "Body(other)",
         })
     }

@@ -22,6 +22,7 @@ pub(crate) mod message;
 mod mirror;
 mod outcall;
 mod parting;
+mod received;
 pub(crate) mod record;
 mod refused;
 pub(crate) mod reply;

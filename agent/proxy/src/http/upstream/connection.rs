@@ -8,27 +8,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until};
 
-use super::super::body::Body;
 use super::super::h1::client::{Client, connect};
 use super::dial::{Dial, Opened, Wire, open};
 use super::exchange::Exchange;
+use super::http2;
 use super::limits::{Slot, Ticket};
 use super::pool::{Pool, Settings};
 use crate::account::Failure;
 use crate::worker::Worker;
 
-/// What a stream's receiver may be sent ahead, in bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for all streams of a connection.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// The longest list of headers of an answer, in bytes.
-const HEADER_LIST: u32 = 64 * 1024;
-/// Bytes of a stream that wait to be sent.
-const SEND_BUFFER: usize = 256 * 1024;
 /// A timer that is set to no time.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
@@ -124,7 +114,7 @@ pub(super) struct Single {
 /// An HTTP/2 connection.
 pub(super) struct Shared {
     /// Takes the requests.
-    pub(super) sender: http2::SendRequest<Body>,
+    pub(super) sender: http2::Sender,
     /// How it is used.
     pub(super) usage: Rc<Usage>,
 }
@@ -152,39 +142,12 @@ pub(super) async fn shared(
     (slot, settings): (Option<Slot>, &Settings),
 ) -> Result<Shared, Failure> {
     let Opened { wire, held, closed } = open(worker, dial).await?;
-    let mut builder = http2::Builder::new(Tasks(worker.clone()));
-    builder
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_LIST)
-        .max_send_buf_size(SEND_BUFFER);
-    if let Some((interval, timeout)) = settings.pings {
-        // An idle one as well: what is in between forgets connections on which nothing moves.
-        builder.timer(TokioTimer::new());
-        builder.keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
-    }
-    let (sender, connection) =
-        builder.handshake(TokioIo::new(wire)).await.map_err(|error| no_handshake(dial, &error))?;
+    let (sender, mut driver) = http2::handshake(wire, settings.pings).await.map_err(|error| {
+        Failure::new("UF", "http", format!("{} does not speak HTTP/2: {error}", dial.endpoint))
+    })?;
     let usage = Usage::new(slot, settings);
-    let mut connection = Box::pin(connection);
-    // The users of the connection see an error of it themselves.
-    let poll = move |cx: &mut Context<'_>| connection.as_mut().poll(cx).map(drop);
-    drive(worker, pool, poll, Rest { held, closed, usage: usage.clone() });
+    drive(worker, pool, move |cx| driver.poll(cx), Rest { held, closed, usage: usage.clone() });
     Ok(Shared { sender, usage })
-}
-
-fn no_handshake(dial: &Dial, error: &hyper::Error) -> Failure {
-    Failure::new("UF", "http", format!("{} does not speak HTTP: {error}", dial.endpoint))
-}
-
-/// Runs the tasks of HTTP/2 connections on their worker.
-#[derive(Clone)]
-struct Tasks(Rc<Worker>);
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Tasks {
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
-    }
 }
 
 /// What is left to do when a connection's driver has ended.

@@ -13,6 +13,7 @@ use weft_core::decide::http::ClusterPolicy;
 use super::super::body::{Body, BodyError};
 use super::super::h1::client::{Answer, Failed};
 use super::connection::{Shared, Single, Usage};
+use super::http2;
 use super::limits::{Permit, Slot};
 use super::outlier::{Outcome, status_of_grpc};
 use super::pool::{Pool, Settings};
@@ -123,8 +124,12 @@ impl Exchange {
                 Ok(response)
             }
             Carrier::Shared(connection) => {
-                let sent = connection.sender.clone().try_send_request(request).await;
-                sent.map(|response| response.map(Body::from)).map_err(send_error)
+                let http2::Answer { response, rest } =
+                    connection.sender.send(request).await.map_err(failed_stream)?;
+                if let Some(rest) = rest {
+                    self.home.worker.spawn(rest.run());
+                }
+                Ok(response)
             }
             Carrier::Node(_) => {
                 Err(SendError::new(SendErrorKind::ConnectFailure, "there is no connection to send on"))
@@ -154,50 +159,32 @@ impl Exchange {
 
 fn failed(failed: Failed) -> SendError {
     match failed {
-        Failed::Unsent(request) => {
-            let why = "the connection was closed before the request";
-            SendError::new(SendErrorKind::ResetBeforeRequest, why).with(*request)
-        }
-        Failed::Body(error) => {
-            let kind = SendErrorKind::BrokenBody { malformed: error.is_malformed() };
-            SendError::new(kind, error.to_string())
-        }
+        Failed::Unsent(request) => unsent(*request),
+        Failed::Body(error) => broken_body(&error),
         Failed::Reset(why) => SendError::new(SendErrorKind::Reset, why),
     }
 }
 
-fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
-    let request = error.take_message();
-    let error = error.into_error();
-    let kind = match (&request, h2_error(&error), broken_body(&error)) {
-        (Some(_), ..) => SendErrorKind::ResetBeforeRequest,
-        (None, _, Some(body)) => SendErrorKind::BrokenBody { malformed: body.is_malformed() },
-        (None, Some(h2), None) if is_refusal(h2) => SendErrorKind::RefusedStream,
-        (None, Some(h2), None) if is_ours(h2) => SendErrorKind::BrokenBody { malformed: false },
-        (None, Some(_) | None, None) => SendErrorKind::Reset,
-    };
-    let mut detail = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        detail = format!("{detail}: {cause}");
-        source = cause.source();
+fn failed_stream(failed: http2::Failed) -> SendError {
+    match failed {
+        http2::Failed::Unsent(request) => unsent(*request),
+        http2::Failed::Body(error) => broken_body(&error),
+        http2::Failed::Stream(error) => {
+            let refused = is_refusal(&error);
+            let kind = if refused { SendErrorKind::RefusedStream } else { SendErrorKind::Reset };
+            SendError::new(kind, error.to_string())
+        }
     }
-    SendError { kind, detail, endpoint: None, request }
 }
 
-/// Why the body that was to be sent did not come to its end, where that is what went wrong.
-fn broken_body(error: &hyper::Error) -> Option<&BodyError> {
-    std::error::Error::source(error)?.downcast_ref()
+fn unsent(request: Request<Body>) -> SendError {
+    let why = "the connection was closed before the request";
+    SendError::new(SendErrorKind::ResetBeforeRequest, why).with(request)
 }
 
-/// The stream was reset from here. That happens when its body cannot be read to the end, and only then while
-/// somebody waits for the answer.
-fn is_ours(error: &h2::Error) -> bool {
-    error.is_reset() && !error.is_remote() && !error.is_library()
-}
-
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    std::error::Error::source(error)?.downcast_ref()
+fn broken_body(error: &BodyError) -> SendError {
+    let kind = SendErrorKind::BrokenBody { malformed: error.is_malformed() };
+    SendError::new(kind, error.to_string())
 }
 
 /// REFUSED_STREAM, and GOAWAY without an error before the stream's turn, say that nothing was done (RFC 9113 8.7).

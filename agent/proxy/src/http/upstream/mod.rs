@@ -10,6 +10,7 @@ mod balance;
 mod connection;
 mod dial;
 mod exchange;
+mod http2;
 mod limits;
 mod local;
 mod opaque;
