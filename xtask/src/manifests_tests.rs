@@ -84,6 +84,8 @@ fn every_value_has_an_effect() {
         (&["agent.podLabels.team=net"], "team: net"),
         (&["agent.env[0].name=RUST_BACKTRACE,agent.env[0].value=full"], "name: RUST_BACKTRACE"),
         (&["agent.extraArgs[0]=--workers=2"], "- --workers=2"),
+        (&["agent.holder.patienceSeconds=40"], "--patience-seconds=40"),
+        (&["agent.holder.resources.limits.memory=99Mi"], "memory: 99Mi"),
         (&["agent.volumes[0].name=mine"], "- name: mine"),
         (&["agent.volumeMounts[0].name=mount"], "- name: mount"),
         (&["agent.seLinuxOptions.type=spc_t"], "type: spc_t"),
@@ -115,6 +117,29 @@ fn every_value_has_an_effect() {
 fn monitoring_is_left_out_where_the_cluster_does_not_know_it() {
     let Some(renderer) = renderer("monitoring_is_left_out_where_the_cluster_does_not_know_it") else {
         return;
+#[test]
+fn the_holder_has_no_rights_and_can_be_left_out() {
+    let Some(renderer) = renderer("the_holder_has_no_rights_and_can_be_left_out") else { return };
+    let plain = with(&renderer, &[]);
+    let (_, holder) = plain.split_once("initContainers:").unwrap();
+    let (holder, _) = holder.split_once("      containers:").unwrap();
+    for line in [
+        "restartPolicy: Always",
+        "drop: [ALL]",
+        "allowPrivilegeEscalation: false",
+        "readOnlyRootFilesystem: true",
+    ] {
+        assert!(holder.contains(line), "{line}");
+    }
+    assert!(!holder.contains("add:"), "it has capabilities");
+    assert_eq!(
+        holder.matches("mountPath:").count(),
+        1,
+        "it sees more than the place where it meets the agent"
+    );
+    assert!(!with(&renderer, &["-set", "agent.holder.enabled=false"]).contains("holder"));
+}
+
     };
     let on = ["-set", "podMonitor.enabled=true,prometheusRule.enabled=true"];
     assert!(!with(&renderer, &on).contains("monitoring.coreos.com"));

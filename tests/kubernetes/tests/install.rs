@@ -56,7 +56,7 @@ fn installed_changed_and_removed_again() {
 
 fn only_looking(world: &World) {
     let manifest = world.well(&["install", "--crds", "-o", "yaml", "--image=registry.example/weft:7"]);
-    assert_eq!(manifest.matches("image: registry.example/weft:7").count(), 2);
+    assert_eq!(manifest.matches("image: registry.example/weft:7").count(), 3);
     assert_eq!(manifest.matches("kind: CustomResourceDefinition").count(), 15);
     let said = world.well(&["install", "--dry-run"]);
     assert!(said.contains("DaemonSet weft-system/weft-agent: would be created"), "{said}");

@@ -135,28 +135,59 @@ fn outcomes(process: &Process) -> BTreeSet<String> {
     lines.lines().filter_map(outcome).collect()
 }
 
+/// A mesh whose agent of node a has a holder.
+struct HeldMesh {
+    holder: Process,
+    mesh: Mesh,
+    socket: String,
+}
+
+impl HeldMesh {
+    fn start(patience_seconds: &str) -> Option<Self> {
+        let mut mesh = Mesh::prepare(PUPPET, &usual_spec())?;
+        mesh.write(
+            "strict.yaml",
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: \
+             shop}\nspec: {mtls: {mode: STRICT}}\n",
+        );
+        let socket = mesh.lab().dir().join("hold.sock").display().to_string();
+        let holder = hold(&mesh, &socket, patience_seconds);
+        mesh.start_controller(&[]);
+        let mut held = Self { holder, mesh, socket };
+        held.start_agent();
+        held.mesh.start_agent("b");
+        Some(held)
+    }
+
+    fn start_agent(&mut self) {
+        let args = vec!["--holder-socket".to_owned(), self.socket.clone()];
+        self.mesh.start_agent_with("a", &AgentOptions { args, ..AgentOptions::default() });
+        self.mesh.wait_enrolled("a", &["client", "other", "near", "seven"]);
+    }
+
+    fn start_holder(&mut self, patience_seconds: &str) {
+        self.holder = hold(&self.mesh, &self.socket, patience_seconds);
+    }
+
+    fn said(&self, what: &str) -> bool {
+        self.mesh.agent("a").process().stderr().contains(what)
+    }
+}
+
+fn hold(mesh: &Mesh, socket: &str, patience_seconds: &str) -> Process {
+    let place = mesh.lab().node("a").unwrap().place();
+    let args = ["hold", "--socket", socket, "--patience-seconds", patience_seconds];
+    // What one that was killed has left there is nobody.
+    let _ = std::fs::remove_file(socket);
+    let holder = Process::spawn(&place, "hold", &mesh.lab().weft(), &args).unwrap();
+    eventually("the holder is there", || FilePath::new(socket).exists());
+    holder
+}
+
 #[test]
 fn with_a_holder_connections_wait_for_the_next_agent() {
-    let Some(mut mesh) = Mesh::prepare(PUPPET, &usual_spec()) else { return };
-    mesh.write(
-        "strict.yaml",
-        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: shop}\nspec: \
-         {mtls: {mode: STRICT}}\n",
-    );
-    let socket = mesh.lab().dir().join("hold.sock").display().to_string();
-    let place = mesh.lab().node("a").unwrap().place();
-    let args = ["hold", "--socket", &socket, "--patience-seconds", "5"];
-    let _holder = Process::spawn(&place, "hold", &mesh.lab().weft(), &args).unwrap();
-    mesh.start_controller(&[]);
-    let options =
-        AgentOptions { args: vec!["--holder-socket".to_owned(), socket.clone()], ..AgentOptions::default() };
-    let start = |mesh: &mut Mesh| {
-        mesh.start_agent_with("a", &options);
-        mesh.wait_enrolled("a", &["client", "other", "near", "seven"]);
-    };
-    eventually("the holder is there", || FilePath::new(&socket).exists());
-    start(&mut mesh);
-    mesh.start_agent("b");
+    let Some(mut held) = HeldMesh::start("5") else { return };
+    let mesh = &mut held.mesh;
     let servers = [mesh.serve("near", Role::Greet), mesh.serve("far", Role::Silent)];
     let mut client = mesh.puppet("client");
     let direct = mesh.connect_by(&mut client, &Connect::to(mesh.target(Family::V4, "near")), Path::Direct);
@@ -169,11 +200,12 @@ fn with_a_holder_connections_wait_for_the_next_agent() {
         eventually("connections are tried", || !outcomes(connections).is_empty());
     }
     for _ in 0..3 {
-        mesh.agent_mut("a").kill();
+        held.mesh.agent_mut("a").kill();
         assert!(client.echoes(direct), "a direct flow needs no agent");
-        start(&mut mesh);
-        assert!(mesh.agent("a").process().stderr().contains("were held"), "it went on with the sockets");
+        held.start_agent();
+        assert!(held.said("were held"), "it went on with the sockets");
         assert!(client.echoes(direct));
+        let mesh = &held.mesh;
         mesh.connect_by(&mut client, &Connect::to(mesh.target(Family::V4, "near")), Path::Direct);
     }
     // Those that the killed agent had accepted end with it; all others wait.
@@ -182,6 +214,7 @@ fn with_a_holder_connections_wait_for_the_next_agent() {
     assert!(seen.contains("ok") && seen.is_subset(&of(&["ok", "reset", "closed"])), "{seen:?}");
     assert!(!outcomes(&stranger).contains("ok"), "somebody got in without identity");
 
+    let mesh = &mut held.mesh;
     mesh.agent_mut("a").kill();
     let mut outside = mesh.outside();
     let to = Connect { wait_ms: 2_000, ..Connect::to(mesh.target(Family::V4, "near")) };
@@ -191,6 +224,44 @@ fn with_a_holder_connections_wait_for_the_next_agent() {
             .try_connect(to.clone())
             .is_err_and(|failure| failure.is(std::io::ErrorKind::ConnectionRefused))
     });
+    drop(servers);
+}
+
+#[test]
+fn a_holder_may_die_alone_or_with_its_agent() {
+    let Some(mut held) = HeldMesh::start("60") else { return };
+    let servers = [held.mesh.serve("near", Role::Greet), held.mesh.serve("far", Role::Greet)];
+    let mut client = held.mesh.puppet("client");
+    let far = Connect { wait_ms: 20_000, ..Connect::to(held.mesh.target(Family::V4, "far")) };
+    let proxied = held.mesh.connect_by(&mut client, &far, Path::Proxied);
+    // Alone: the agent goes on, and gives everything to the next holder.
+    held.holder.kill();
+    assert!(client.echoes(proxied), "the agent needs no holder");
+    held.mesh.connect_by(&mut client, &far, Path::Proxied);
+    held.start_holder("60");
+    eventually("the agent has met the next holder", || held.said("the holder is back"));
+    assert!(client.echoes(proxied));
+    held.mesh.agent_mut("a").kill();
+    held.start_agent();
+    assert!(held.said("were held"), "the next holder had them");
+    held.mesh.connect_by(&mut client, &far, Path::Proxied);
+
+    // Together: what waits is refused, as without a holder, and both come back.
+    let near = held.mesh.target(Family::V4, "near");
+    let direct = held.mesh.connect_by(&mut client, &Connect::to(near), Path::Direct);
+    held.mesh.agent_mut("a").kill();
+    held.holder.kill();
+    assert!(client.try_connect(Connect { wait_ms: 2_000, ..far.clone() }).is_err(), "fail closed");
+    assert!(held.mesh.outside().try_connect(Connect { wait_ms: 2_000, ..Connect::to(near) }).is_err());
+    assert!(client.echoes(direct), "a direct flow needs neither");
+    held.start_holder("60");
+    held.start_agent();
+    assert!(!held.said("were held"), "there was nothing");
+    held.mesh.connect_by(&mut client, &far, Path::Proxied);
+    assert!(client.echoes(direct));
+    held.mesh.agent_mut("a").kill();
+    held.start_agent();
+    assert!(held.said("were held"));
     drop(servers);
 }
 

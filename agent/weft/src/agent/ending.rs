@@ -17,6 +17,9 @@ use crate::shutdown::Signals;
 
 /// The last part of the time for an end, in which nothing is accepted any more.
 const LAST: Duration = Duration::from_secs(5);
+/// How long connections may end while nobody accepts new ones, because there is no successor: a stream that never ends
+/// must not shut everybody else out.
+const UNSERVED: Duration = Duration::from_secs(30);
 /// How long connections may go on in a pod that was replaced and not deleted yet.
 const UNASKED: Duration = Duration::from_secs(24 * 3600);
 /// How often it is looked whether connections that would be cut are open.
@@ -99,7 +102,7 @@ impl End {
         // A reconciler that has ended needs no telling.
         let _ = self.reconciler.take().map(|reconciler| reconciler.send(Event::Stop));
         tokio::select! {
-            () = drain(&self.proxy, self.limit.saturating_sub(begun.elapsed())) => {}
+            () = drain(&self.proxy, self.limit.saturating_sub(begun.elapsed()).min(UNSERVED)) => {}
             Some(retirement) = self.retired.recv() => return self.hand_over(retirement, true).await,
             () = self.signals.next() => tracing::info!("stopping now"),
         }

@@ -86,7 +86,7 @@ fn hook_panics(metrics: Metrics) {
 }
 
 /// Each connection needs two descriptors: the soft limit of 1024 is soon met.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
 
     let mut limit = getrlimit(Resource::Nofile);

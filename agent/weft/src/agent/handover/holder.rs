@@ -15,6 +15,9 @@ use rustix::io::Errno;
 use super::Message;
 use super::wire::{Listener, Wire};
 
+/// An agent that does not take what it is given within so long is done without.
+const HEARING: Duration = Duration::from_secs(2);
+
 /// Settings of `weft hold`.
 #[derive(Debug, Args)]
 pub(crate) struct HoldOptions {
@@ -28,6 +31,8 @@ pub(crate) struct HoldOptions {
 
 /// Holds until it is killed.
 pub(crate) fn hold(options: &HoldOptions) -> anyhow::Result<()> {
+    // Two or four sockets for each pod.
+    crate::agent::raise_descriptor_limit();
     let listener = Listener::replace(&options.socket)?;
     let mut holder = Holder::new(Duration::from_secs(options.patience_seconds));
     loop {
@@ -72,11 +77,13 @@ impl Holder {
         }
         let (comes, speaks) = ready(listener, self.agent.as_ref(), limit)?;
         if speaks {
+            // To its end, before anybody else: an agent that was killed may have given something just before.
             self.hear();
-        }
-        if comes {
+        } else if comes {
             // The one before has ended, or is being replaced.
-            self.agent = Some(listener.accept()?);
+            let agent = listener.accept()?;
+            agent.set_patience(Some(HEARING))?;
+            self.agent = Some(agent);
             self.until = None;
         }
         Ok(())

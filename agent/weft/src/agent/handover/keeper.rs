@@ -59,14 +59,18 @@ impl Keeper {
         Ok(found)
     }
 
-    /// Whether a holder is wanted and not there: it is to be met again, and told of all pods.
-    pub(crate) fn is_missing(&self) -> bool {
+    /// Whether a holder is wanted and not there, or not any more: it is to be met again, and told of all pods.
+    pub(crate) fn is_missing(&mut self) -> bool {
+        if self.wire.take_if(|wire| wire.has_news()).is_some() {
+            // It only answers, so this is its end.
+            tracing::warn!("the holder has ended: until it is back a crash would refuse connections");
+        }
         self.socket.is_some() && self.wire.is_none()
     }
 
     /// Meets a holder that has been started again. True if it is there.
     pub(crate) fn meet_again(&mut self) -> bool {
-        self.begin().inspect(|_| tracing::info!("the holder is back")).is_ok()
+        self.begin().is_ok()
     }
 
     /// A pod's sockets are to be held.

@@ -166,7 +166,7 @@ fn a_holder_gives_back_what_an_agent_that_is_gone_had() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hold.sock");
     let listener = Listener::replace(&path).unwrap();
-    let mut holder = holder::Holder::new(std::time::Duration::from_millis(200));
+    let mut holder = holder::Holder::new(std::time::Duration::from_secs(2));
     let pod = |name: &str| NamespacedName::new("shop", name);
     let meet = |holder: &mut holder::Holder| {
         std::thread::scope(|scope| {
@@ -212,6 +212,68 @@ fn without_a_holder_an_agent_goes_on() {
     assert!(found.is_empty() && keeper.is_missing() && !keeper.meet_again());
     let sockets = sockets();
     keeper.keep(&NamespacedName::new("shop", "cart"), &sockets.inbound, &sockets.outbound);
-    let (keeper, _) = Keeper::meet(None);
+    let (mut keeper, _) = Keeper::meet(None);
     assert!(!keeper.is_missing(), "none is wanted");
+}
+
+#[test]
+fn a_holder_that_ends_is_missed_and_the_next_one_gets_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hold.sock");
+    let start = || (Listener::replace(&path).unwrap(), holder::Holder::new(Duration::from_secs(60)));
+    let (cart, key) = (sockets(), NamespacedName::new("shop", "cart"));
+    let (listener, mut holder) = start();
+    let mut keeper = std::thread::scope(|scope| {
+        let met = scope.spawn(|| Keeper::meet(Some(path.clone())).0);
+        for _ in 0..2 {
+            holder.step(&listener).unwrap();
+        }
+        met.join().unwrap()
+    });
+    keeper.keep(&key, &cart.inbound, &cart.outbound);
+    assert!(!keeper.is_missing());
+    drop((listener, holder));
+    assert!(keeper.is_missing(), "nothing had to be said to it");
+    assert!(!keeper.meet_again(), "nobody is there");
+
+    let (listener, mut holder) = start();
+    std::thread::scope(|scope| {
+        let met = scope.spawn(|| keeper.meet_again());
+        for _ in 0..2 {
+            holder.step(&listener).unwrap();
+        }
+        assert!(met.join().unwrap());
+    });
+    assert!(!keeper.is_missing());
+    keeper.keep(&key, &cart.inbound, &cart.outbound);
+    holder.step(&listener).unwrap();
+    assert_eq!(holder.pods(), 1);
+}
+
+#[test]
+fn agents_and_holders_that_do_not_understand_each_other_do_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hold.sock");
+    let listener = Listener::replace(&path).unwrap();
+    // A holder of a version to come.
+    std::thread::scope(|scope| {
+        let met = scope.spawn(|| Keeper::meet(Some(path.clone())));
+        let wire = listener.accept().unwrap();
+        assert!(matches!(wire.receive::<Message>().unwrap(), Some((Message::Begin, _))));
+        wire.send(&serde_json::json!({"perhaps": {}}), &[]).unwrap();
+        let (mut keeper, found) = met.join().unwrap();
+        assert!(found.is_empty() && keeper.is_missing(), "it is done without");
+    });
+    // An agent of a version to come: what it gave is held for the next one.
+    let mut holder = holder::Holder::new(Duration::from_secs(60));
+    let agent = Wire::connect(&path).unwrap();
+    holder.step(&listener).unwrap();
+    let pod = Message::Pod { namespace: "shop".into(), name: "cart".into(), inbound: 1 };
+    agent.send(&pod, &[listener.as_fd()]).unwrap();
+    agent.send(&serde_json::json!({"perhaps": {}}), &[]).unwrap();
+    for _ in 0..2 {
+        holder.step(&listener).unwrap();
+    }
+    assert_eq!(holder.pods(), 1);
+    assert!(agent.receive::<Message>().unwrap().is_none(), "it is not heard any more");
 }

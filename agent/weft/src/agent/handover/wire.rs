@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -68,6 +69,12 @@ impl Wire {
     pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
         set_socket_timeout(&self.0, Timeout::Send, patience)?;
         Ok(set_socket_timeout(&self.0, Timeout::Recv, patience)?)
+    }
+
+    /// Whether the other side has said something or ended.
+    pub(super) fn has_news(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Says something, with descriptors.

@@ -56,6 +56,7 @@ impl Node {
         for (pod, listeners) in self.listeners().unwrap_or_default() {
             self.keeper.keep(&pod, &listeners.inbound, &listeners.outbound);
         }
+        tracing::info!("the holder is back");
     }
 
     /// True when that is not possible.

@@ -211,8 +211,9 @@ async fn logs(cluster: &Cluster, node: Option<&str>, tail: u32, archive: &mut Ar
         }
         let Some(name) = pod.metadata.name.clone() else { continue };
         let restarted = restarted(&pod);
-        let containers = pod.spec.map(|spec| spec.containers).unwrap_or_default();
-        for container in containers {
+        let spec = pod.spec.unwrap_or_default();
+        // Sidecars are init containers that stay.
+        for container in spec.containers.into_iter().chain(spec.init_containers.into_iter().flatten()) {
             for previous in [false, true] {
                 if previous && !restarted.contains(&container.name) {
                     continue;
@@ -238,9 +239,10 @@ async fn logs(cluster: &Cluster, node: Option<&str>, tail: u32, archive: &mut Ar
 
 /// Containers that have run before.
 fn restarted(pod: &Pod) -> BTreeSet<String> {
-    let statuses =
-        pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-    let again = statuses.iter().filter(|status| status.restart_count > 0);
+    let statuses = pod.status.iter().flat_map(|status| {
+        [&status.container_statuses, &status.init_container_statuses].into_iter().flatten().flatten()
+    });
+    let again = statuses.filter(|status| status.restart_count > 0);
     again.map(|status| status.name.clone()).collect()
 }
 

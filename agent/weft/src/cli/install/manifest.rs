@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn everything_that_can_be_set_stands_in_the_manifest() {
-        for (place, times) in [(IMAGE, 2), (TRUST_DOMAIN, 1), (ADOPT, 2), (LEVEL, 2)] {
+        for (place, times) in [(IMAGE, 3), (TRUST_DOMAIN, 1), (ADOPT, 2), (LEVEL, 2)] {
             assert_eq!(WEFT.matches(place).count(), times, "{place}");
         }
     }
@@ -131,7 +131,7 @@ mod tests {
         };
         let text = Manifest::new(&settings).unwrap().text(false);
         for (place, times) in [
-            ("image: registry.example:5000/mesh/weft@sha256:abc\n", 2),
+            ("image: registry.example:5000/mesh/weft@sha256:abc\n", 3),
             ("trustDomain: \"corp.example\"\n", 1),
             ("--adopt-istio-labels=true\n", 2),
             ("--log-level=info,weft_proxy=debug\n", 2),

@@ -94,7 +94,8 @@ fn hindrance(pod: &Pod) -> Option<String> {
     }
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("no node");
-    let waiting = status.container_statuses.iter().flatten().find_map(|container| {
+    let mut containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let waiting = containers.find_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         let reason = waiting.reason.clone().unwrap_or_default();
         Some(match &waiting.message {

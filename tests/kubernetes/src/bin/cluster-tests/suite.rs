@@ -171,7 +171,6 @@ pub(crate) fn peer(cluster: &Cluster, namespace: &str, pod: &str, args: &[&str])
 pub(crate) struct AgentPod {
     pub(crate) name: String,
     pub(crate) address: String,
-    pub(crate) restarts: u64,
 }
 
 /// The agents' pods.
@@ -185,10 +184,6 @@ pub(crate) fn agent_pods(cluster: &Cluster) -> Result<Vec<AgentPod>> {
         .map(|item| AgentPod {
             name: text(item, "/metadata/name"),
             address: text(item, "/status/podIP"),
-            restarts: item
-                .pointer("/status/containerStatuses/0/restartCount")
-                .and_then(Value::as_u64)
-                .unwrap_or_default(),
         })
         .collect())
 }

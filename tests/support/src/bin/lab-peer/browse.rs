@@ -73,6 +73,9 @@ pub(crate) struct HttpArgs {
     /// Goes on until standard input ends; `count` does not matter then.
     #[arg(long)]
     until_eof: bool,
+    /// Pause after each request, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
     /// Give up a request after so many milliseconds.
     #[arg(long, default_value_t = 20_000)]
     timeout_ms: u64,
@@ -187,6 +190,9 @@ async fn work(job: Rc<Job>) {
             sender = None;
         }
         job.tally.borrow_mut().add(outcome, started);
+        if job.args.pause_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(job.args.pause_ms)).await;
+        }
     }
 }
 

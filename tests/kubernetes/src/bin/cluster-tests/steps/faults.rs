@@ -5,33 +5,97 @@ use serde_json::Value;
 use weft_kubernetes_tests::cluster::Cluster;
 use weft_lab::poll_until;
 
-use super::SHOP;
 use super::install::rolled_out;
-use super::travel::{agents, protected, travel, under_load};
-use crate::suite::{LIMIT, agent_pods, ready};
+use super::outside::refused;
+use super::strict::apply_strict;
+use super::travel::{Requests, agents, protected, travel, under_load};
+use super::{OUTSIDE, SHOP};
+use crate::suite::{LIMIT, address, agent_pods, ready};
 
 const CLIENT: (&str, &str) = (SHOP, "client");
 const WEB: (&str, &str) = (SHOP, "web");
+const STRANGER: (&str, &str) = (OUTSIDE, "stranger");
+/// Containers of the agent's pods.
+const AGENT: &str = "agent";
+const HOLDER: &str = "holder";
 
-/// SIGKILL for the agents of both nodes.
+/// SIGKILL for the holders of both nodes, then for the agents: new connections wait for the next agent, and nobody gets
+/// in who may not.
 pub(super) fn killed(cluster: &mut Cluster) -> Result<()> {
-    let before: u64 = agent_pods(cluster)?.iter().map(|pod| pod.restarts).sum();
-    let report = under_load(cluster, CLIENT, WEB, |cluster| {
-        for node in cluster.nodes() {
-            // The pattern does not match itself in the command of grep.
-            let pattern = format!("[-]-node={}", node.name());
-            node.sh(&format!("kill -9 $(grep -lzx -- '{pattern}' /proc/[0-9]*/cmdline | cut -d/ -f3)"))?;
-        }
-        poll_until(LIMIT, || {
-            let pods = agent_pods(cluster)?;
-            let restarts: u64 = pods.iter().map(|pod| pod.restarts).sum();
-            ensure!(restarts >= before + 2, "the agents were not restarted: {pods:?}");
-            Ok(())
-        })?;
-        rolled_out(cluster, "daemonset", "weft-agent")
+    apply_strict(cluster)?;
+    refused(cluster)?;
+    poll_until(LIMIT, || {
+        let pods = agent_pods(cluster)?;
+        ensure!(pods.len() == cluster.nodes().len(), "some are of a step before: {pods:?}");
+        Ok(())
     })?;
+    let web = format!("{}:8080", address(cluster, WEB.0, WEB.1)?);
+    let stranger = Requests::start(cluster, STRANGER, &[&web, "--pause-ms", "20", "--timeout-ms", "2000"])?;
+    let report = under_load(cluster, CLIENT, WEB, |cluster| {
+        kill(cluster, "[-]-socket=/run/weft-holder/holder.sock", HOLDER)?;
+        said(cluster, "the holder is back")?;
+        for node in ["one", "two"] {
+            kill(cluster, &format!("[-]-node={node}"), AGENT)?;
+        }
+        rolled_out(cluster, "daemonset", "weft-agent")?;
+        said(cluster, "took listening sockets back that were held")
+    });
+    let stranger = stranger.end()?;
+    let report = report?;
     tell(&report);
+    ensure!(stranger.pointer("/statuses/200").is_none(), "a stranger was let in: {stranger}");
+    for outcome in ["refused", "timeout"] {
+        ensure!(
+            report.get("errors").and_then(|errors| errors.get(outcome)).is_none(),
+            "{outcome} while agents were killed: {report}\n{}",
+            agents(cluster)
+        );
+    }
     protected(cluster, CLIENT, WEB)
+}
+
+/// Kills the processes of all nodes whose command line has a word, which is written as a pattern that does not match
+/// itself in the command of grep. Waits until as many containers (of all pods of the agent) have been started again.
+fn kill(cluster: &Cluster, word: &str, container: &str) -> Result<()> {
+    let before = restarts(cluster, container)?;
+    let find = format!("grep -lzx -- '{word}' /proc/[0-9]*/cmdline | cut -d/ -f3");
+    // Nodes see each other's processes.
+    let node = cluster.nodes().first().context("a cluster has nodes")?;
+    let killed = node.sh(&format!("pids=$({find}); kill -9 $pids; echo $pids"))?;
+    let killed = u64::try_from(killed.split_whitespace().count())?;
+    ensure!(killed > 0, "nobody has {word} in the command line");
+    poll_until(LIMIT, || {
+        let now = restarts(cluster, container)?;
+        ensure!(now >= before + killed, "{killed} of {container} were killed, {} came back", now - before);
+        Ok(())
+    })
+}
+
+/// How often a container was started again, of all pods of the agent.
+fn restarts(cluster: &Cluster, container: &str) -> Result<u64> {
+    let list = cluster.json(&["get", "pods", "-n=weft-system", "-l=app=weft-agent"])?;
+    let items = list.get("items").and_then(Value::as_array).context("a list has items")?;
+    let statuses = items.iter().flat_map(|item| {
+        ["/status/initContainerStatuses", "/status/containerStatuses"]
+            .into_iter()
+            .filter_map(|at| item.pointer(at)?.as_array())
+            .flatten()
+    });
+    let counts = statuses
+        .filter(|status| status.get("name").is_some_and(|name| name == container))
+        .filter_map(|status| status.get("restartCount")?.as_u64());
+    Ok(counts.sum())
+}
+
+/// Waits until the agents of all nodes have said something.
+fn said(cluster: &Cluster, what: &str) -> Result<()> {
+    poll_until(LIMIT, || {
+        for pod in agent_pods(cluster)? {
+            let log = cluster.kubectl(&["logs", "-n=weft-system", &pod.name, "-c", AGENT])?;
+            ensure!(log.contains(what), "{} has not said {what:?}:\n{log}", pod.name);
+        }
+        Ok(())
+    })
 }
 
 /// A rollout, as an upgrade does it: no request fails, and each node's new agent has taken over from a running one.

@@ -56,7 +56,9 @@ pub(crate) fn run(suite: &mut Suite, look: CgroupLook) {
     suite.step("a node that is not selected any more is left as it was", |cluster, _| {
         outside::not_selected(cluster, &before.files)
     });
-    suite.step("a killed agent comes back, and nothing was plain", |cluster, _| faults::killed(cluster));
+    suite.step("connections wait for an agent that was killed, and nothing was plain", |cluster, _| {
+        faults::killed(cluster)
+    });
     suite.step("agents are replaced, and no request fails", |cluster, _| faults::replaced(cluster));
     // Where cgroup2 has no controllers, kubelet does not start beside pods that run already.
     if look == CgroupLook::Machine {

@@ -150,7 +150,8 @@ fn admitted(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn refused(cluster: &Cluster) -> Result<()> {
+/// Waits until a stranger is refused.
+pub(super) fn refused(cluster: &Cluster) -> Result<()> {
     poll_until(LIMIT, || {
         let stranger = travel(cluster, STRANGER, WEB)?;
         ensure!(!stranger.answered(), "a stranger is let in: {stranger:?}");

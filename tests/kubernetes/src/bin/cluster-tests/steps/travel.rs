@@ -95,26 +95,43 @@ pub(super) fn under_load(
     let marker = marker();
     let target = format!("{}:8080", address(cluster, to.0, to.1)?);
     let capture = Capture::start(cluster.place(), BRIDGE)?;
-    let mut client = std::process::Command::new(cluster.plane().programs().join("kubectl"))
-        .args(["exec", "-i", "-n", from.0, from.1, "--", "/bin/lab-peer", "http", &target, "--path", &marker])
-        .args(["--close", "--until-eof", "--timeout-ms", "5000"])
-        .env("KUBECONFIG", cluster.plane().kubeconfig())
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .context("kubectl cannot be run")?;
+    let client = Requests::start(cluster, from, &[&target, "--path", &marker, "--timeout-ms", "15000"])?;
     let done = happens(cluster);
-    drop(client.stdin.take());
-    let said = client.wait_with_output()?;
+    let report = client.end();
     let seen = capture.stop()?;
     done?;
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    let report: Value = serde_json::from_str(text.lines().last().unwrap_or_default())
-        .with_context(|| format!("lab-peer did not print JSON: {text}"))?;
+    let report = report?;
     ensure!(!seen.contains(&marker), "a request could be read on the wire; the client says {report}");
     let requests = report.get("requests").and_then(Value::as_u64).unwrap_or_default();
     ensure!(requests > 0, "nothing was asked: {report}");
     Ok(report)
+}
+
+/// Requests of a pod without pause, each over a connection of its own.
+pub(super) struct Requests(std::process::Child);
+
+impl Requests {
+    /// Begins, with these arguments of `lab-peer http`.
+    pub(super) fn start(cluster: &Cluster, from: (&str, &str), args: &[&str]) -> Result<Self> {
+        let child = std::process::Command::new(cluster.plane().programs().join("kubectl"))
+            .args(["exec", "-i", "-n", from.0, from.1, "--", "/bin/lab-peer", "http"])
+            .args(args)
+            .args(["--close", "--until-eof"])
+            .env("KUBECONFIG", cluster.plane().kubeconfig())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        child.map(Self).context("kubectl cannot be run")
+    }
+
+    /// Ends and gives their report.
+    pub(super) fn end(mut self) -> Result<Value> {
+        drop(self.0.stdin.take());
+        let said = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        serde_json::from_str(text.lines().last().unwrap_or_default())
+            .with_context(|| format!("lab-peer did not print JSON: {text}"))
+    }
 }
 
 /// The ends of the logs of Weft's pods, for messages.
