@@ -88,28 +88,36 @@ impl Status {
     }
 }
 
+/// A snapshot and what there is to say about it: nobody sees the one with another's status.
+#[derive(Debug)]
+struct InForce {
+    snapshot: Arc<Snapshot>,
+    status: Arc<Status>,
+}
+
 /// What readers see.
 #[derive(Debug, Clone)]
 pub struct Published {
-    snapshot: Arc<ArcSwap<Snapshot>>,
-    status: Arc<ArcSwap<Status>>,
+    /// Acted upon before it is told of.
+    cell: Arc<ArcSwap<Snapshot>>,
+    in_force: Arc<ArcSwap<InForce>>,
     revision: watch::Receiver<u64>,
 }
 
 impl Published {
     /// The snapshot in force.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.load_full()
+        self.in_force.load().snapshot.clone()
     }
 
     /// The cell in which the snapshot in force stands, for readers that look often.
     pub fn cell(&self) -> &Arc<ArcSwap<Snapshot>> {
-        &self.snapshot
+        &self.cell
     }
 
     /// The state of the configuration.
     pub fn status(&self) -> Arc<Status> {
-        self.status.load_full()
+        self.in_force.load().status.clone()
     }
 
     /// Tells of the revision of the snapshot in force whenever that, or the findings, changed (a slow reader is
@@ -209,8 +217,8 @@ fn start_with(
     };
     let (revision, subscription) = watch::channel(empty.revision());
     let published = Published {
-        snapshot: Arc::new(ArcSwap::new(empty)),
-        status: Arc::new(ArcSwap::from_pointee(status)),
+        cell: Arc::new(ArcSwap::new(empty.clone())),
+        in_force: Arc::new(ArcSwap::from_pointee(InForce { snapshot: empty, status: Arc::new(status) })),
         revision: subscription,
     };
     let state = State {
@@ -282,16 +290,15 @@ impl State {
 
     /// The source is still being read: its findings are told, the snapshot stays.
     fn wait(&mut self, report: SourceReport) {
-        let snapshot = self.published.snapshot.load_full();
+        let snapshot = self.published.snapshot();
         let problems = report.problems.iter().chain(snapshot.problems().iter()).cloned().collect();
-        self.tell(report, snapshot.revision(), problems);
+        self.tell(report, snapshot, problems);
     }
 
     fn publish(&mut self, snapshot: Arc<Snapshot>, report: SourceReport) {
         let problems = report.problems.iter().chain(snapshot.problems().iter()).cloned().collect();
-        let revision = snapshot.revision();
-        self.published.snapshot.store(snapshot);
-        self.tell(report, revision, problems);
+        self.published.cell.store(snapshot.clone());
+        self.tell(report, snapshot, problems);
     }
 
     /// The last snapshot stays in force; the next change makes us begin anew.
@@ -308,12 +315,11 @@ impl State {
                 .to_owned(),
             fix: "This is a fault of Weft: please report it. Undo the last change to go on.".to_owned(),
         };
-        let revision = self.published.snapshot.load().revision();
         let problems = std::iter::once(failure).chain(report.problems.iter().cloned()).collect();
-        self.tell(report, revision, problems);
+        self.tell(report, self.published.snapshot(), problems);
     }
 
-    fn tell(&mut self, report: SourceReport, revision: u64, problems: Arc<[Problem]>) {
+    fn tell(&mut self, report: SourceReport, snapshot: Arc<Snapshot>, problems: Arc<[Problem]>) {
         for problem in problems.iter().filter(|problem| !self.told.contains(*problem)) {
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
@@ -324,13 +330,13 @@ impl State {
         self.told = problems.iter().cloned().collect();
         let SourceReport { objects, kinds, pending, freshness, .. } = report;
         let before = self.published.status();
-        let complete = before.complete || !pending;
+        let (revision, complete) = (snapshot.revision(), before.complete || !pending);
         let changed =
             before.revision != revision || before.problems != problems || before.complete != complete;
         let source = before.source;
         let applied = Instant::now();
         let status = Status { source, revision, applied, objects, kinds, problems, complete, freshness };
-        self.published.status.store(Arc::new(status));
+        self.published.in_force.store(Arc::new(InForce { snapshot, status: Arc::new(status) }));
         // A source that only looked wakes nobody.
         if changed {
             self.revision.send_replace(revision);
