@@ -49,6 +49,9 @@ pub struct SourceReport {
     pub kinds: BTreeMap<Kind, usize>,
     /// The source has not been read to its end yet: its findings are told, but no snapshot is published.
     pub pending: bool,
+    /// Counts up with changes of objects that analyzers compare Istio's objects with, pods left aside; only of the
+    /// Kubernetes source.
+    pub compared: u64,
     /// When the API server was last heard of; only of the Kubernetes source.
     pub freshness: Option<Freshness>,
 }
@@ -70,6 +73,9 @@ pub struct Status {
     pub problems: Arc<[Problem]>,
     /// Whether everything was read once: before that there is no configuration that one may act upon.
     pub complete: bool,
+    /// Counts up with changes of objects that analyzers compare Istio's objects with, pods left aside; only of the
+    /// Kubernetes source.
+    pub compared: u64,
     /// When the API server was last heard of; only of the Kubernetes source.
     pub freshness: Option<Freshness>,
 }
@@ -120,8 +126,8 @@ impl Published {
         self.in_force.load().status.clone()
     }
 
-    /// Tells of the revision of the snapshot in force whenever that, or the findings, changed (a slow reader is
-    /// told of the last one only). The channel ends when the writer does.
+    /// Tells of the revision of the snapshot in force whenever that, the findings, or [`Status::compared`] changed (a
+    /// slow reader is told of the last one only). The channel ends when the writer does.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.revision.clone()
     }
@@ -213,6 +219,7 @@ fn start_with(
         kinds: BTreeMap::new(),
         problems: Arc::new([]),
         complete: false,
+        compared: 0,
         freshness: None,
     };
     let (revision, subscription) = watch::channel(empty.revision());
@@ -328,14 +335,17 @@ impl State {
             }
         }
         self.told = problems.iter().cloned().collect();
-        let SourceReport { objects, kinds, pending, freshness, .. } = report;
+        let SourceReport { objects, kinds, pending, compared, freshness, .. } = report;
         let before = self.published.status();
         let (revision, complete) = (snapshot.revision(), before.complete || !pending);
-        let changed =
-            before.revision != revision || before.problems != problems || before.complete != complete;
+        let changed = before.revision != revision
+            || before.problems != problems
+            || before.complete != complete
+            || before.compared != compared;
         let source = before.source;
         let applied = Instant::now();
-        let status = Status { source, revision, applied, objects, kinds, problems, complete, freshness };
+        let status =
+            Status { source, revision, applied, objects, kinds, problems, complete, compared, freshness };
         self.published.in_force.store(Arc::new(InForce { snapshot, status: Arc::new(status) }));
         // A source that only looked wakes nobody.
         if changed {

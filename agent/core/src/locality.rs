@@ -104,6 +104,11 @@ impl Localities {
         self.by_node.is_empty()
     }
 
+    /// Where a node is, if it says so.
+    pub fn of_node(&self, node: &str) -> Option<&Arc<Locality>> {
+        self.by_node.get(node)
+    }
+
     /// Where a pod is: by its own label, else by its node.
     pub fn of(&self, workload: &Workload) -> Locality {
         let own = [names::ISTIO_LOCALITY, names::ISTIO_LOCALITY_OLD];

@@ -296,6 +296,7 @@ pub struct Snapshot {
     pub(crate) localities: Arc<Localities>,
     pub(crate) problems: Arc<[Problem]>,
     pub(crate) objects: usize,
+    pub(crate) label_sets: u64,
 }
 
 impl Snapshot {
@@ -384,6 +385,11 @@ impl Snapshot {
     /// What the compiler found wrong.
     pub fn problems(&self) -> &Arc<[Problem]> {
         &self.problems
+    }
+
+    /// Counts up whenever pods with labels come that no pod of their namespace had, and when the last such pod goes.
+    pub fn label_sets(&self) -> u64 {
+        self.label_sets
     }
 
     /// Number of objects that it was compiled from.

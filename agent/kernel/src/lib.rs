@@ -35,6 +35,7 @@ mod older;
 mod pins;
 mod probe;
 pub mod processes;
+pub mod program;
 mod route;
 #[cfg(test)]
 mod steer_tests;

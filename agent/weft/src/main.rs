@@ -10,6 +10,7 @@ mod controller;
 mod dump;
 mod explain;
 mod logging;
+mod memory;
 mod output;
 mod shutdown;
 mod view;

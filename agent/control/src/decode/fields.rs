@@ -4,6 +4,7 @@
 //! document where it can.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::IpAddr;
@@ -11,7 +12,8 @@ use std::net::IpAddr;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::strict;
+use super::place_in_text;
+use super::strict::{self, Unread};
 
 /// A value that could not be read: where and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,31 +30,37 @@ pub(crate) enum Body<'a> {
     /// JSON text.
     Text(&'a str),
     /// A parsed value.
-    Value(&'a Value),
+    Value(&'a Parsed<'a>),
+}
+
+/// A parsed value. Whoever wants it as a Rust type reads it from text like all others: a way of its own would double
+/// the code of every kind.
+#[derive(Debug)]
+pub(crate) struct Parsed<'v> {
+    pub(crate) value: &'v Value,
+    text: OnceCell<String>,
+}
+
+impl<'v> Parsed<'v> {
+    pub(crate) fn new(value: &'v Value) -> Self {
+        Self { value, text: OnceCell::new() }
+    }
 }
 
 impl<'a> Body<'a> {
     /// Reads the object as `T`.
     pub(crate) fn read<T: Deserialize<'a>>(self) -> Result<T, FieldError> {
-        match self {
-            // The path costs time, so it is looked for only when there is an error to tell.
-            Self::Text(text) => strict::from_str(text).or_else(|_| {
-                let mut json = serde_json::Deserializer::from_str(text);
-                let read =
-                    serde_path_to_error::deserialize(strict::Strict(&mut json)).map_err(field_error)?;
-                json.end().map_err(|error| FieldError { path: String::new(), message: reason(&error) })?;
-                Ok(read)
-            }),
-            Self::Value(value) => {
-                serde_path_to_error::deserialize(strict::Strict(value)).map_err(field_error)
-            }
-        }
+        let text = match self {
+            Self::Text(text) => text,
+            Self::Value(parsed) => parsed.text.get_or_init(|| parsed.value.to_string()),
+        };
+        strict::from_str(text).map_err(|unread| field_error(text, &unread))
     }
 }
 
-fn field_error(error: serde_path_to_error::Error<serde_json::Error>) -> FieldError {
-    let path = error.path().to_string();
-    FieldError { path: if path == "." { String::new() } else { path }, message: reason(error.inner()) }
+#[cold]
+fn field_error(text: &str, unread: &Unread) -> FieldError {
+    FieldError { path: place_in_text::path(text, &unread.steps), message: reason(&unread.error) }
 }
 
 /// Without the position: it counts within the object and would mislead, for the origin names the line.

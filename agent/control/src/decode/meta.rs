@@ -126,7 +126,7 @@ pub(super) fn is_read_annotation(key: &str) -> bool {
 pub(super) fn rescued_key(body: Body<'_>) -> NamespacedName {
     let parsed;
     let value = match body {
-        Body::Value(value) => value,
+        Body::Value(parsed) => parsed.value,
         Body::Text(text) => {
             parsed = serde_json::from_str(text).unwrap_or(Value::Null);
             &parsed

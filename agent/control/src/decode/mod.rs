@@ -16,6 +16,7 @@ mod meta;
 mod networking;
 mod peer;
 mod place;
+mod place_in_text;
 mod pod;
 mod policy;
 mod report;
@@ -40,10 +41,11 @@ use weft_core::resource::{Kind, Resource, ResourceKey};
 
 use crate::codes;
 use documents::{Document, Syntax};
-use fields::{Body, FieldError, Text};
+use fields::{Body, FieldError, Parsed, Text};
 use intern::Interner;
 use kinds::{Class, classify};
 use report::{Place, Report};
+use strict::Unread;
 pub(crate) use yaml::read as read_yaml;
 
 /// What became of one object.
@@ -195,8 +197,8 @@ impl Decoder {
                 let header = (header.api_version.as_str(), header.kind.as_str());
                 self.object(Body::Text(text), header, place, out);
             }
-            Err(error) if error.is_data() => out.push(no_object(place)),
-            Err(error) => out.push(invalid_json(&error, place)),
+            Err(Unread { error, .. }) if error.is_data() => out.push(no_object(place)),
+            Err(Unread { error, .. }) => out.push(invalid_json(&error, place)),
         }
     }
 
@@ -222,7 +224,7 @@ impl Decoder {
         let text = |name: &str| value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let header = (text("apiVersion").unwrap_or(inherited.0), text("kind").unwrap_or(inherited.1));
         if value.is_object() {
-            self.object(Body::Value(value), header, place, out);
+            self.object(Body::Value(&Parsed::new(value)), header, place, out);
         } else {
             out.push(no_object(place));
         }
@@ -277,8 +279,8 @@ impl Decoder {
         out: &mut Vec<Decoded>,
     ) -> Option<Result<(), FieldError>> {
         match body {
-            Body::Value(value) => {
-                let items = value.get("items")?.as_array()?;
+            Body::Value(parsed) => {
+                let items = parsed.value.get("items")?.as_array()?;
                 for (at, item) in items.iter().enumerate() {
                     let prefix = format!("{}items[{at}].", place.prefix);
                     self.parsed(item, header, Place { prefix: &prefix, ..place }, out);

@@ -136,6 +136,13 @@ pub(super) fn custom_kinds(validated: bool) -> impl Iterator<Item = Wanted> + Cl
     EXECUTED.iter().chain(more.into_iter().flatten()).copied()
 }
 
+/// Whether the analyzers compare Istio's objects with objects of this kind. Pods are not meant: they come and go, and
+/// whoever wants to know of them looks into the snapshot.
+pub(super) fn is_compared_with(wanted: &Wanted) -> bool {
+    let of_gateway_api = wanted.group == GATEWAY_API && wanted.kind == "Gateway";
+    of_gateway_api || matches!(wanted.read, Some(Kind::Namespace | Kind::Service | Kind::MeshConfig))
+}
+
 /// A kind in the version in which the cluster serves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Target {

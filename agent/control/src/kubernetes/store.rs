@@ -15,7 +15,7 @@ use weft_core::resource::{Change, Kind, NamespacedName, ResourceKey};
 use super::contact::{Freshness, Noter};
 use super::entries::{Entries, Entry};
 use super::findings;
-use super::kinds::Target;
+use super::kinds::{Target, is_compared_with};
 use crate::decode::{Decoded, Decoder, ObjectCounts, Outcome, Trust};
 use crate::writer::{SourceReport, Update};
 
@@ -86,6 +86,8 @@ pub(super) struct Store {
     discovery_failure: Option<String>,
     /// Kinds that appear are found by asking again and again.
     polling: bool,
+    /// Changes so far of objects that others are compared with.
+    compared: u64,
     /// All findings, unless they changed since they were put together.
     problems: Option<Arc<[Problem]>>,
     decoded: Vec<Decoded>,
@@ -105,6 +107,7 @@ impl Store {
             complete: false,
             discovery_failure: None,
             polling: false,
+            compared: 0,
             problems: None,
             decoded: Vec::new(),
         }
@@ -191,6 +194,7 @@ impl Store {
         self.decoder.known(text, (&table.api_version, table.target.wanted.kind), &mut self.decoded);
         let Some(Decoded { outcome, problems }) = self.decoded.pop() else { return };
         self.decoded.clear();
+        self.compared += u64::from(is_compared_with(&table.target.wanted));
         let (standing, name, resource) = match outcome {
             Outcome::Accepted(resource) => (Standing::Accepted, resource.key().name, Some(resource)),
             Outcome::Rejected(_) | Outcome::Refused => (Standing::Rejected, head.key(), None),
@@ -234,6 +238,7 @@ impl Store {
     fn gone(&mut self, label: &str, name: NamespacedName, standing: Standing) {
         let Some(table) = self.tables.get_mut(label) else { return };
         count(&mut table.counts, standing, false);
+        self.compared += u64::from(is_compared_with(&table.target.wanted));
         if table.problems.remove(&name).is_some() {
             self.problems = None;
         }
@@ -343,6 +348,7 @@ impl Store {
             objects,
             kinds,
             pending: !self.complete,
+            compared: self.compared,
             freshness: Some(self.freshness.clone()),
         }
     }

@@ -441,9 +441,12 @@ impl ObjectSet {
         }
     }
 
-    /// Forgets all objects of Istio's kinds. Those of Kubernetes stay, and MeshConfig: they are many, and whoever
+    /// Forgets all objects of Istio's kinds, Pods and Nodes. The others of Kubernetes stay, and MeshConfig: whoever
     /// analyzes again need not read them again.
-    pub fn forget_istio(&mut self) {
+    pub fn forget_istio_and_pods(&mut self) {
+        (self.pods, self.nodes) = (Vec::new(), Vec::new());
+        self.by_namespace.values_mut().for_each(|members| members.pods = Vec::new());
+        self.by_namespace.retain(|_, members| *members != Members::default());
         let Self { gateways, service_entries, workload_entries, sidecars, telemetries, .. } = self;
         *gateways = Vec::new();
         *service_entries = Vec::new();
@@ -455,8 +458,7 @@ impl ObjectSet {
         self.authorization_policies = Vec::new();
         self.request_authentications = Vec::new();
         self.known.retain(|(kind, of_gateway_api, _)| {
-            *of_gateway_api
-                || matches!(*kind, "Namespace" | "Node" | "Pod" | "Deployment" | "Service" | "Secret")
+            *of_gateway_api || matches!(*kind, "Namespace" | "Deployment" | "Service" | "Secret")
         });
     }
 

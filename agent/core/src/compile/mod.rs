@@ -87,6 +87,8 @@ pub struct Compiler {
     findings: Findings,
     dirty: Dirty,
     objects: usize,
+    /// Changes of the sets of labels that pods have.
+    label_sets: u64,
     last: Option<Arc<Snapshot>>,
 }
 
@@ -121,6 +123,7 @@ impl Compiler {
             findings: Findings::default(),
             dirty: Dirty::default(),
             objects: 0,
+            label_sets: 0,
             last: None,
         }
     }
@@ -171,6 +174,7 @@ impl Compiler {
             localities: self.localities.clone(),
             problems: self.findings.list(),
             objects: self.objects,
+            label_sets: self.label_sets,
         }
     }
 

@@ -206,6 +206,7 @@ impl Compiler {
         let state = self.namespaces.entry(new.workload.key.namespace.clone()).or_default();
         if !state.groups.contains_key(labels) {
             join_services(state, labels);
+            self.label_sets += 1;
         }
         let group = state.groups.entry(labels.clone()).or_default();
         let same_pod = |record: &&mut PodRecord| record.workload.key.name == new.workload.key.name;
@@ -234,6 +235,7 @@ impl Compiler {
         if group.is_empty() {
             state.groups.remove(labels);
             part_services(state, labels);
+            self.label_sets += 1;
         }
     }
 

@@ -53,6 +53,7 @@ use self::standing::Standing;
 use crate::config::Purpose;
 use crate::controller::make_private_directory;
 use crate::logging::{self, LogLevel};
+use crate::memory;
 use crate::shutdown::Signals;
 
 /// How long the end may take once connections are drained.
@@ -159,6 +160,7 @@ impl Agent {
         outside.start(&self.options, &facts, (places, changes), reconciler.clone())?;
         let retired = place.offer(&self.options, reconciler.clone())?;
         tracing::info!(node = self.options.node, admin = %self.options.admin_socket().display(), "the agent runs");
+        memory::give_back_start();
 
         let (limit, is_pod) = (self.options.drain(), self.is_pod());
         let (proxy, standing) = (facts.proxy.clone(), facts.standing.clone());

@@ -18,6 +18,7 @@ use super::duties::{self, Duties, DutyOptions};
 use crate::agent::exposition::Exposition;
 use crate::agent::http::{self as server, Handler, text, words};
 use crate::config;
+use crate::memory;
 use crate::shutdown::Signals;
 
 /// What a scrape gets.
@@ -93,6 +94,7 @@ pub(super) async fn run(
     };
     readiness.send_replace("");
     tracing::info!("the controller runs");
+    memory::give_back_start();
     let ended = tokio::select! {
         () = signals.next() => Ok(()),
         error = ca.ended() => Err(error),

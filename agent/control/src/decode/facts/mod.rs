@@ -22,7 +22,7 @@ pub(super) fn add(set: &mut ObjectSet, body: Body<'_>, header: (&str, &str), pla
     let Some((kind, read)) = reader(header) else { return };
     let parsed;
     let value = match body {
-        Body::Value(value) => value,
+        Body::Value(parsed) => parsed.value,
         Body::Text(_) => {
             let Ok(value) = body.read::<Value>() else { return };
             parsed = value;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use weft_core::resource::{Kind, MeshConfig, Resource};
 
-use super::fields::{Body, FieldError, Pairs, Text, nullable};
+use super::fields::{Body, FieldError, Pairs, Parsed, Text, nullable};
 use super::intern::Interner;
 use super::meta::{self, MetaWire, check_name};
 use super::networking::Reader;
@@ -101,6 +101,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
             Value::Null
         }
     };
+    let value = Parsed::new(&value);
     let wire: MeshWire<'_> = settings(&value, &mut report);
     let http: http::HttpWire<'_> = settings(&value, &mut report);
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
@@ -122,7 +123,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
 }
 
 /// Reads some of the settings; a field that cannot be read rejects the object.
-fn settings<'v, T: Default + Deserialize<'v>>(value: &'v Value, report: &mut Report<'_>) -> T {
+fn settings<'v, T: Default + Deserialize<'v>>(value: &'v Parsed<'v>, report: &mut Report<'_>) -> T {
     match Body::Value(value).read::<Option<T>>() {
         Ok(wire) => wire.unwrap_or_default(),
         Err(FieldError { path, message }) => {

@@ -126,7 +126,7 @@ pub(super) fn decode(kind: Validated, name: &str, body: Body<'_>, place: Place<'
     let mut report = Report::new(codes::SCHEMA_VALIDATION, name, meta::rescued_key(body), place);
     let parsed;
     let value = match body {
-        Body::Value(value) => value,
+        Body::Value(parsed) => parsed.value,
         Body::Text(_) => match body.read::<Value>() {
             Ok(value) => {
                 parsed = value;
@@ -138,14 +138,19 @@ pub(super) fn decode(kind: Validated, name: &str, body: Body<'_>, place: Place<'
             }
         },
     };
-    if let Err(error) = validate(kind, value, &mut report) {
+    if let Err(error) = validate(kind, (body, value), &mut report) {
         reject_field(&mut report, error);
     }
     finish(name, report)
 }
 
-fn validate(kind: Validated, value: &Value, report: &mut Report<'_>) -> Result<(), FieldError> {
-    let MetaOnly { metadata } = Body::Value(value).read()?;
+/// `value` is what `body` says.
+fn validate(
+    kind: Validated,
+    (body, value): (Body<'_>, &Value),
+    report: &mut Report<'_>,
+) -> Result<(), FieldError> {
+    let MetaOnly { metadata } = body.read()?;
     let namespace = metadata.namespace.non_empty().unwrap_or("default");
     check_name(report, "metadata.namespace", namespace, 63);
     check_name(report, "metadata.name", metadata.name.as_str(), 253);

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use weft_control::decode::{Decoder, Outcome, Trust};
+use weft_core::Snapshot;
 use weft_core::analyze::{ObjectSet, analyze};
 use weft_core::problem::Problem;
 
-use super::kinds;
 use super::report::{Standing, Verdict};
+use super::{kinds, pods};
 
 /// The name of an object of one of the kinds that get a status.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,8 +37,10 @@ pub(super) struct Context {
     /// Objects of Kubernetes; `None` where they, or objects of Istio, cannot be read: then nobody can say what
     /// is missing.
     pub(super) surroundings: Option<ObjectSet>,
+    /// The configuration that has the pods.
+    pub(super) snapshot: Option<Arc<Snapshot>>,
     /// Findings of the compiler.
-    pub(super) compiled: Vec<Problem>,
+    pub(super) compiled: Arc<[Problem]>,
 }
 
 /// Judges all objects. The context is given back for the next time.
@@ -57,13 +60,17 @@ pub(super) fn judge(objects: Vec<(Key, Arc<str>)>, mut context: Context) -> (Jud
     };
     context.compiled.iter().for_each(&mut add);
     let mut noted = decoder.into_facts();
+    let snapshot = context.snapshot.take();
     if can_compare {
+        if let Some(snapshot) = snapshot {
+            pods::add(&mut noted, &snapshot);
+        }
         let place = |problem: &Problem| (problem.code, problem.object.clone(), problem.field.clone());
         // The compiler tells some of it already, of the pods that it enrols.
         let known: HashSet<_> = context.compiled.iter().map(place).collect();
         let new = analyze(&noted).into_iter().filter(|problem| !known.contains(&place(problem)));
         new.filter(|problem| !needs_secrets(problem)).for_each(|problem| add(&problem));
-        noted.forget_istio();
+        noted.forget_istio_and_pods();
         context.surroundings = Some(noted);
     }
     let judged = found
@@ -129,7 +136,7 @@ mod tests {
 
     #[test]
     fn objects_are_judged_beside_their_surroundings_again_and_again() {
-        let mut context = Context { surroundings: Some(surroundings()), compiled: Vec::new() };
+        let mut context = Context { surroundings: Some(surroundings()), ..Context::default() };
         let broken = object("VirtualService", "networking.istio.io/v1", "broken", r#"{"hosts":["pay"]}"#);
         for round in 0..2 {
             let objects = vec![route("good", "cart"), route("lost", "nobody"), broken.clone()];
@@ -168,10 +175,14 @@ mod tests {
     fn findings_of_the_compiler_count_once() {
         let (judged, _) = judge(
             vec![route("lost", "nobody")],
-            Context { surroundings: Some(surroundings()), compiled: Vec::new() },
+            Context { surroundings: Some(surroundings()), ..Context::default() },
         );
         let told = judged[&key("VirtualService", "lost")].1.problems[0].clone();
-        let context = Context { surroundings: Some(surroundings()), compiled: vec![told.clone()] };
+        let context = Context {
+            surroundings: Some(surroundings()),
+            compiled: [told.clone()].into(),
+            ..Context::default()
+        };
         let (again, _) = judge(vec![route("lost", "nobody")], context);
         assert_eq!(again[&key("VirtualService", "lost")].1.problems, [told]);
     }

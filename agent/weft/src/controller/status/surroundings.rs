@@ -1,8 +1,6 @@
-//! What the analyzers compare Istio's objects with: Namespaces, Nodes, Pods, Services, Gateways of the Gateway API,
-//! MeshConfig. They are listed in pages and reduced at once; nobody watches them, for it is enough to look again
-//! when the configuration has changed.
-
-use std::collections::HashMap;
+//! What the analyzers compare Istio's objects with: Namespaces, Services, Gateways of the Gateway API, MeshConfig. They
+//! are listed in pages and reduced at once; nobody keeps them up to date, for it is enough to look again when one of them
+//! has changed. Pods are left to [`super::pods`].
 
 use kube::Client;
 use serde_json::Value;
@@ -11,11 +9,9 @@ use weft_core::analyze::ObjectSet;
 
 /// Objects of a page.
 const PAGE: usize = 500;
-/// Of pods with the same labels in one namespace a few stand for all.
-const ALIKE: usize = 3;
 
-const LISTS: &[&str] = &["/api/v1/namespaces", "/api/v1/nodes", "/api/v1/services", "/api/v1/pods"];
-const GATEWAYS: &str = "/apis/gateway.networking.k8s.io/v1/gateways";
+const LISTS: &[&str] =
+    &["/api/v1/namespaces", "/api/v1/services", "/apis/gateway.networking.k8s.io/v1/gateways"];
 /// The first one counts (ruling 14).
 const MESH_CONFIGS: &[&str] =
     &["/api/v1/namespaces/weft-system/configmaps/weft", "/api/v1/namespaces/istio-system/configmaps/istio"];
@@ -30,17 +26,16 @@ pub(super) struct ReadError {
 
 /// Reads everything.
 pub(super) async fn read(client: &Client) -> Result<ObjectSet, ReadError> {
-    let mut reader = Reader { decoder: Decoder::noting(Trust::Api), alike: HashMap::new() };
+    let mut decoder = Decoder::noting(Trust::Api);
     for path in MESH_CONFIGS {
         if let Some(list) = get(client, path, path).await? {
-            reader.note(list);
+            note(&mut decoder, &list);
         }
     }
     for path in LISTS {
-        reader.list(client, path).await?;
+        read_all(client, path, &mut decoder).await?;
     }
-    reader.list(client, GATEWAYS).await?;
-    Ok(reader.decoder.into_facts())
+    Ok(decoder.into_facts())
 }
 
 /// `None` if there is nothing at the address, not even a kind.
@@ -54,43 +49,27 @@ async fn get(client: &Client, path: &'static str, uri: &str) -> Result<Option<Va
     }
 }
 
-struct Reader {
-    decoder: Decoder,
-    /// How many pods were seen, by namespace and labels.
-    alike: HashMap<String, usize>,
-}
-
-impl Reader {
-    async fn list(&mut self, client: &Client, path: &'static str) -> Result<(), ReadError> {
-        let mut after = String::new();
-        loop {
-            let uri = format!("{path}?limit={PAGE}{after}");
-            let Some(mut list) = get(client, path, &uri).await? else { return Ok(()) };
-            let next = list.pointer("/metadata/continue").and_then(Value::as_str).unwrap_or_default();
-            after = format!("&continue={}", encoded(next));
-            let is_last = next.is_empty();
-            if let Some(items) = list.get_mut("items").and_then(Value::as_array_mut) {
-                items.retain_mut(|item| path != "/api/v1/pods" || !self.is_one_too_many(item));
-                items.iter_mut().for_each(slim);
-            }
-            self.note(list);
-            if is_last {
-                return Ok(());
-            }
+async fn read_all(client: &Client, path: &'static str, decoder: &mut Decoder) -> Result<(), ReadError> {
+    let mut after = String::new();
+    loop {
+        let uri = format!("{path}?limit={PAGE}{after}");
+        let Some(mut list) = get(client, path, &uri).await? else { return Ok(()) };
+        let next = list.pointer("/metadata/continue").and_then(Value::as_str).unwrap_or_default();
+        after = format!("&continue={}", encoded(next));
+        let is_last = next.is_empty();
+        if let Some(items) = list.get_mut("items").and_then(Value::as_array_mut) {
+            items.iter_mut().for_each(slim);
+        }
+        note(decoder, &list);
+        if is_last {
+            return Ok(());
         }
     }
+}
 
-    fn note(&mut self, value: Value) {
-        // Whether they are valid is none of our business here.
-        self.decoder.value(&value, None, &mut Vec::new());
-    }
-
-    fn is_one_too_many(&mut self, pod: &Value) -> bool {
-        let part = |name: &str| pod.pointer(name).map(Value::to_string).unwrap_or_default();
-        let seen = self.alike.entry(part("/metadata/namespace") + &part("/metadata/labels")).or_default();
-        *seen += 1;
-        *seen > ALIKE
-    }
+fn note(decoder: &mut Decoder, value: &Value) {
+    // Whether they are valid is none of our business here.
+    decoder.value(value, None, &mut Vec::new());
 }
 
 /// Takes away what no analyzer asks for.
@@ -125,15 +104,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_few_pods_stand_for_many() {
-        let mut reader = Reader { decoder: Decoder::noting(Trust::Api), alike: HashMap::new() };
-        let pod = |app: &str| json!({"metadata": {"namespace": "shop", "labels": {"app": app}}});
-        let left: Vec<bool> = (0..5).map(|_| reader.is_one_too_many(&pod("cart"))).collect();
-        assert_eq!(left, [false, false, false, true, true]);
-        assert!(!reader.is_one_too_many(&pod("pay")));
-    }
 
     #[test]
     fn ballast_goes() {

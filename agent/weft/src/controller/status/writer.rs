@@ -11,6 +11,7 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::watch;
 use weft_control::writer::Published;
+use weft_core::Problem;
 
 use super::findings::{Context, Judged, Key, judge};
 use super::objects::{self, Store, Tracked, View};
@@ -27,11 +28,11 @@ const QUIET: Duration = Duration::from_millis(100);
 const BURST: f64 = 50.0;
 /// … and then so many a second.
 const PER_SECOND: f64 = 50.0;
-/// Surroundings are read again after a change, but not sooner than this …
+/// What objects are compared with is looked at again after a change, but not sooner than this …
 const SOONEST: Duration = Duration::from_secs(2);
-/// … nor sooner than so many times as long as reading took …
+/// … nor listed sooner than so many times as long as that took …
 const RARELY: u32 = 20;
-/// … and without a change after this.
+/// … and listed without a change after this.
 const LATEST: Duration = Duration::from_secs(600);
 /// Longest text of an event, in bytes (events.k8s.io/v1).
 const LONGEST_NOTE: usize = 1000;
@@ -97,18 +98,78 @@ struct Term<'w> {
     store: Arc<Store>,
     changes: watch::Receiver<u64>,
     context: Context,
-    /// When surroundings were last read, and how long that took.
-    read: Option<(Instant, Duration)>,
-    /// The configuration has changed since then.
-    stale: bool,
+    /// What was noticed last.
+    noticed: Around,
+    looked: Option<Look>,
     judged: Judged,
-    /// Of what `judged` tells: texts, configuration, readings.
-    judged_of: Option<(u64, u64, u64)>,
-    readings: u64,
+    /// Of what `judged` tells.
+    judged_of: Option<JudgedOf>,
+    looks: u64,
     written: BTreeMap<Key, Written>,
     pace: Pace,
     /// What was told already.
     told: HashSet<String>,
+}
+
+/// What objects are compared with changes when one of these does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Around {
+    /// Objects that are listed.
+    listed: u64,
+    /// Labels of pods.
+    label_sets: u64,
+}
+
+/// A look at what objects are compared with.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    around: Around,
+    when: Instant,
+    listed: Listing,
+}
+
+/// The last time that lists were read.
+#[derive(Debug, Clone, Copy)]
+struct Listing {
+    when: Instant,
+    took: Duration,
+    failed: bool,
+}
+
+/// What decides about verdicts.
+#[derive(Debug, PartialEq, Eq)]
+struct JudgedOf {
+    /// Revision of the objects' texts.
+    texts: u64,
+    looks: u64,
+    compiled: Arc<[Problem]>,
+}
+
+impl Around {
+    fn of(published: &Published) -> Self {
+        Self { listed: published.status().compared, label_sets: published.snapshot().label_sets() }
+    }
+}
+
+impl Look {
+    /// When to look again.
+    fn due(&self, now: Around) -> Instant {
+        let Listing { when, took, failed } = self.listed;
+        if failed || now.listed != self.around.listed {
+            when + SOONEST.max(took * RARELY)
+        } else if now != self.around {
+            self.when + SOONEST
+        } else {
+            when + LATEST
+        }
+    }
+
+    /// The lists, if they are still good.
+    fn still_listed(&self, now: Around) -> Option<Listing> {
+        let Listing { when, failed, .. } = self.listed;
+        let good = !failed && now.listed == self.around.listed && when.elapsed() < LATEST;
+        good.then_some(self.listed)
+    }
 }
 
 impl<'w> Term<'w> {
@@ -119,11 +180,11 @@ impl<'w> Term<'w> {
             store,
             changes: options.published.subscribe(),
             context: Context::default(),
-            read: None,
-            stale: true,
+            noticed: Around::of(&options.published),
+            looked: None,
             judged: Judged::new(),
             judged_of: None,
-            readings: 0,
+            looks: 0,
             written: BTreeMap::new(),
             pace: Pace::new(Instant::now()),
             told: HashSet::new(),
@@ -133,39 +194,65 @@ impl<'w> Term<'w> {
     async fn run(mut self) {
         loop {
             let mut next = LATEST;
+            self.noticed = Around::of(&self.options.published);
             if let Some(view) = self.store.view() {
                 next = next.min(self.look_around(view.all).await);
                 self.judge(&view).await;
                 next = next.min(self.write(view).await);
             }
-            tokio::select! {
-                () = self.store.changed() => {}
-                changed = self.changes.changed() => match changed {
-                    Ok(()) => self.stale = true,
-                    // The source has ended, and with it the process.
-                    Err(_) => std::future::pending().await,
-                },
-                () = tokio::time::sleep(next) => {}
-            }
+            self.wait(next).await;
             tokio::time::sleep(QUIET).await;
         }
     }
 
-    /// Reads the surroundings if it is time to; says when it is time again.
+    /// Waits until verdicts, or what is written of them, may be different. In a large cluster pods change all the time,
+    /// and mostly nobody is judged by that.
+    async fn wait(&mut self, longest: Duration) {
+        let mut end = std::pin::pin!(tokio::time::sleep(longest));
+        loop {
+            tokio::select! {
+                () = self.store.changed() => return,
+                changed = self.changes.changed() => match changed {
+                    Ok(()) if self.is_news() => return,
+                    Ok(()) => {}
+                    // The source has ended, and with it the process.
+                    Err(_) => std::future::pending().await,
+                },
+                () = &mut end => return,
+            }
+        }
+    }
+
+    /// Whether a new configuration concerns verdicts.
+    fn is_news(&self) -> bool {
+        let compiled = self.options.published.snapshot().problems().clone();
+        Around::of(&self.options.published) != self.noticed
+            || self.judged_of.as_ref().is_none_or(|judged| judged.compiled != compiled)
+    }
+
+    /// Looks at what objects are compared with if it is time to; says when it is time again.
     async fn look_around(&mut self, all: bool) -> Duration {
         if !all {
             self.context.surroundings = None;
-            self.read = None;
+            self.looked = None;
             return LATEST;
         }
-        let now = Instant::now();
-        let due = self
-            .read
-            .map_or(now, |(when, took)| when + if self.stale { SOONEST.max(took * RARELY) } else { LATEST });
+        let (now, around) = (Instant::now(), self.noticed);
+        let due = self.looked.map_or(now, |looked| looked.due(around));
         if now < due {
             return due - now;
         }
-        self.stale = false;
+        let listed = match self.looked.and_then(|looked| looked.still_listed(around)) {
+            Some(listed) => listed,
+            None => self.list(now).await,
+        };
+        self.looks += 1;
+        let looked = Look { around, when: now, listed };
+        self.looked = Some(looked);
+        looked.due(around).saturating_duration_since(Instant::now())
+    }
+
+    async fn list(&mut self, when: Instant) -> Listing {
         match surroundings::read(&self.options.client).await {
             Ok(set) => self.context.surroundings = Some(set),
             Err(error) => {
@@ -174,21 +261,19 @@ impl<'w> Term<'w> {
                 self.tell(format!("nothing is said to be missing in objects: {error}"));
             }
         }
-        self.readings += 1;
-        self.read = Some((now, now.elapsed()));
-        SOONEST.max(now.elapsed() * RARELY)
+        Listing { when, took: when.elapsed(), failed: self.context.surroundings.is_none() }
     }
 
     /// Judges all objects, if anything has changed.
     async fn judge(&mut self, view: &View) {
         let snapshot = self.options.published.snapshot();
-        let of = (view.revision, snapshot.revision(), self.readings);
-        if self.judged_of == Some(of) {
+        let compiled = snapshot.problems().clone();
+        let of = JudgedOf { texts: view.revision, looks: self.looks, compiled: compiled.clone() };
+        if self.judged_of.as_ref() == Some(&of) {
             return;
         }
-        self.context.compiled = snapshot.problems().to_vec();
+        let context = Context { snapshot: Some(snapshot), compiled, ..std::mem::take(&mut self.context) };
         let objects = view.objects.iter().map(|(key, tracked)| (key.clone(), tracked.text.clone())).collect();
-        let context = std::mem::take(&mut self.context);
         // With thousands of objects this takes long.
         match tokio::task::spawn_blocking(move || judge(objects, context)).await {
             Ok((judged, context)) => {
@@ -197,7 +282,7 @@ impl<'w> Term<'w> {
                 self.count();
             }
             // The panic was logged. The surroundings are lost with it.
-            Err(_) => (self.read, self.stale) = (None, true),
+            Err(_) => self.looked = None,
         }
     }
 
