@@ -7,10 +7,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use weft_lab::{AgentOptions, Lab, LabSpec, PodSpec, Watcher, ms_between, now_ns, poll_until};
 
-use super::Plan;
 use super::bed::{Bed, ECHO, SMALL, Where};
 use super::l4::{map_bytes, to_f64};
 use super::report::{Collected, Contender, Family, percentile};
+use super::{Plan, succession};
 
 /// Changes of each round: so many that the p99 of three rounds means something.
 const CHANGES: usize = 40;
@@ -66,7 +66,7 @@ pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -
     if plan.wants("change.enrol-250") {
         note_all(collected, "change.enrol-250", enrol_many(plan, binaries));
     }
-    Ok(())
+    succession::measure(plan, binaries, collected)
 }
 
 fn note(collected: &mut Collected, row: &'static str, value: Result<f64>) {

@@ -15,6 +15,7 @@ mod report;
 mod requests;
 mod rows;
 mod scale;
+mod succession;
 
 use std::path::Path;
 

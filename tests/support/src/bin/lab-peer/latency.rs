@@ -73,7 +73,7 @@ pub(crate) fn run(args: &LatencyArgs) -> Result<()> {
 }
 
 /// When requests are due.
-struct Arrivals {
+pub(crate) struct Arrivals {
     /// Mean time between two; `None` for one after the other.
     mean: Option<Duration>,
     next: Option<Instant>,
@@ -82,13 +82,18 @@ struct Arrivals {
 }
 
 impl Arrivals {
-    fn new(rate: f64) -> Self {
+    pub(crate) fn new(rate: f64) -> Self {
         let mean = (rate > 0.0).then(|| Duration::from_secs_f64(1.0 / rate));
         Self { mean, next: mean.map(|_| Instant::now()), random: 0x9e37_79b9_7f4a_7c15 }
     }
 
+    /// When the next is due.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
     /// Moves what is due by now to the queue.
-    fn due(&mut self, now: Instant, idle: usize, waiting: &mut VecDeque<Instant>) {
+    pub(crate) fn due(&mut self, now: Instant, idle: usize, waiting: &mut VecDeque<Instant>) {
         let Some(mean) = self.mean else {
             waiting.extend(std::iter::repeat_n(now, idle));
             return;

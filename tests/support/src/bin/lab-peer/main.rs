@@ -14,6 +14,7 @@ mod latency;
 mod load;
 mod reactor;
 mod serve;
+mod steady;
 mod watch;
 
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Mode {
     Churn(client::ChurnArgs),
     /// Held connections; `check` on standard input sends a byte over each, end of input ends it.
     Hold(hold::HoldArgs),
+    /// Requests, new connections and held ones at a steady rate until standard input ends, and what became of them.
+    Steady(steady::SteadyArgs),
     /// New connections without pause; prints a line whenever their outcome changes.
     Watch(watch::WatchArgs),
     /// Measure.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Mode::Urgent(args) => client::urgent(&args),
         Mode::Churn(args) => client::churn(&args),
         Mode::Hold(args) => hold::run(&args),
+        Mode::Steady(args) => steady::run(&args),
         Mode::Watch(args) => watch::run(&args),
         Mode::Load(mode) => load::run(&mode),
         Mode::Spin => loop {
