@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +15,7 @@ use weft_lab::{Place, Process, Scope, poll_until};
 
 use crate::keys::{Authority, write_service_account_keys};
 use crate::kubeconfig::Server;
+use crate::ports::free_port;
 use crate::{etcd, servers};
 
 /// How long a server may take to become ready; on an idle machine it is three seconds.
@@ -98,7 +99,7 @@ impl ControlPlane {
         place: Place,
         options: ControlPlaneOptions,
     ) -> Result<Self> {
-        let ports = free_ports(options.address)?;
+        let ports = Ports { etcd: free_port()?, etcd_peer: free_port()?, api: free_port()? };
         let authority = Authority::new()?;
         let root = dir.join("ca.crt");
         fs::write(&root, &authority.certificate)?;
@@ -400,17 +401,4 @@ impl ControlPlane {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ports that nobody has at the moment.
-fn free_ports(address: IpAddr) -> Result<Ports> {
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    // All are held until the last one is known, so that they differ.
-    let held = [(loopback, 0), (loopback, 0), (address, 0)].map(TcpListener::bind);
-    let port = |at: usize| -> Result<u16> {
-        let listener = held.get(at).context("three ports were asked for")?.as_ref();
-        let listener = listener.map_err(|e| anyhow::anyhow!("no free port: {e}"))?;
-        Ok(listener.local_addr()?.port())
-    };
-    Ok(Ports { etcd: port(0)?, etcd_peer: port(1)?, api: port(2)? })
 }

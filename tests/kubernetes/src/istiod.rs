@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::Value;
 use weft_lab::{Process, Scope, poll_until};
 
 use crate::ControlPlane;
+use crate::ports::free_port;
 use crate::servers::istiod;
 
 /// How long it may take to become ready; on an idle machine it is two seconds.
@@ -179,14 +180,7 @@ fn is_ready(http: SocketAddr) -> bool {
     ask().is_ok_and(|answer| answer.contains(" 200 "))
 }
 
-/// Addresses that nobody has at the moment.
 fn free_addresses() -> Result<[SocketAddr; 4]> {
-    // All are held until the last one is known, so that they differ.
-    let held = [(); 4].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 4];
-    for (address, listener) in addresses.iter_mut().zip(&held) {
-        let listener = listener.as_ref().map_err(|e| anyhow::anyhow!("no free port: {e}"))?;
-        *address = listener.local_addr()?;
-    }
-    Ok(addresses)
+    let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    Ok([at(free_port()?), at(free_port()?), at(free_port()?), at(free_port()?)])
 }

@@ -12,6 +12,7 @@ pub mod etcd_store;
 mod istiod;
 mod keys;
 mod kubeconfig;
+mod ports;
 mod proxy;
 mod servers;
 
@@ -19,5 +20,6 @@ pub use control_plane::{ControlPlane, ControlPlaneOptions};
 pub use istiod::{
     ISTIOD_AUDIENCE, ISTIOD_NAMESPACE, ISTIOD_SERVER_NAME, Istiod, IstiodBinary, IstiodOptions, istiod_roots,
 };
+pub use ports::free_port;
 pub use proxy::{Answer, Proxy};
 pub use servers::servers;

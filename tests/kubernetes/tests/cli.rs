@@ -13,10 +13,10 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions, free_port};
 
 /// Whoever waits longer than this for an error thinks that the command hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn weft() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
@@ -127,9 +127,8 @@ fn ways_that_lead_nowhere(plane: &ControlPlane) {
         std::fs::write(&path, text).expect("the directory of the control plane can be written");
         path
     };
-    // A port that nobody listens on any more.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let closed = format!("https://{}", closed.expect("a port"));
+    // A port that nobody listens on.
+    let closed = format!("https://127.0.0.1:{}", free_port().expect("a port"));
     let absent = file("absent.kubeconfig", &good.replace(plane.url(), &closed));
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = format!("https://{}", silent.local_addr().expect("an address"));
@@ -217,7 +216,7 @@ fn codes(output: &Output) -> Vec<(String, String)> {
 
 fn mistakes_in_live_objects(plane: &ControlPlane) {
     plane.apply(&crds()).expect("the definitions");
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + PATIENCE;
     while let Err(error) = plane.kubectl(&["get", "virtualservices,destinationrules", "-A"]) {
         assert!(Instant::now() < until, "the definitions are not served: {error:#}");
     }

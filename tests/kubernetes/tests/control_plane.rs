@@ -4,11 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use anyhow::Context;
 use serde_json::Value;
 use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
-use weft_lab::eventually;
+use weft_lab::{eventually, poll_until};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 const CRD: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
@@ -112,7 +113,9 @@ fn nobody_may_read_and_it_is_written_down(plane: &ControlPlane) {
             && event.pointer("/responseStatus/code") == Some(&Value::from(403))
             && event.pointer("/objectRef/resource") == Some(&Value::from("secrets"))
     };
-    let event = plane.audit_log().into_iter().find(denial).expect("the refusal is written down");
+    // It is written down when the answer is on its way already.
+    let written = || plane.audit_log().into_iter().find(denial).context("nothing is written down");
+    let event = poll_until(LIMIT, written).expect("the refusal is written down");
     let groups = event.pointer("/user/groups").expect("it works").to_string();
     assert!(groups.contains("strangers") && groups.contains("aliens"), "{groups}");
 }

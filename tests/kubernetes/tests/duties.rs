@@ -6,18 +6,17 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions, free_port};
 use weft_lab::{Process, Scope, poll_until};
 
 /// Kinds appear within ten seconds, a Lease is taken over within six.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 const NAMESPACES: &str = r"
 apiVersion: v1
@@ -47,10 +46,6 @@ struct Controller {
     user: String,
     admission: u16,
     process: Process,
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl World {
@@ -266,7 +261,11 @@ fn a_broken_object_is_told_and_a_corrected_one_as_well(world: &World) -> Result<
     let status = world.reason("virtualservice", "cart", "Accepted")?;
     assert_eq!(condition(&status, "weft.dev/Accepted")["status"], "True");
     assert!(status.get("validationMessages").is_none(), "{status}");
-    assert!(!world.writers().is_empty(), "the log of the API server knows who wrote");
+    // It is written down when the answer is on its way already.
+    poll_until(LIMIT, || {
+        ensure!(!world.writers().is_empty(), "the log of the API server does not know who wrote");
+        Ok(())
+    })?;
     // A status that says what it should is not written again: two rounds of the writer pass in between.
     let before = world.get("virtualservice", "cart")?;
     for name in ["first", "second"] {
@@ -393,8 +392,12 @@ fn another_one_takes_over(world: &mut World) -> Result<()> {
     world.leader()?;
     poll_until(LIMIT, || world.plane.apply(&route("cart", "cart", "soon")))?;
     world.reason("virtualservice", "cart", "Invalid")?;
-    let users: Vec<String> = world.writers().split_off(known);
-    assert!(!users.is_empty() && !users.contains(&killed.user), "{users:?}");
+    let users = poll_until(LIMIT, || {
+        let users: Vec<String> = world.writers().split_off(known);
+        ensure!(!users.is_empty(), "nobody else wrote");
+        Ok(users)
+    })?;
+    assert!(!users.contains(&killed.user), "{users:?}");
     // Who is asked to stop gives the Lease back.
     let second = world.leader()?;
     let mut stopped = world.controllers.remove(second);

@@ -6,7 +6,6 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,19 +15,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use weft_kubernetes_tests::{Answer, ControlPlane, ControlPlaneOptions, Proxy};
+use weft_kubernetes_tests::{Answer, ControlPlane, ControlPlaneOptions, Proxy, free_port};
 use weft_lab::{Lab, LabSpec, Place, Pod, PodSpec, Process, poll_until};
 
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/weft.yaml");
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// The name that the manifest's permissions are for.
 const AGENT: &str = "system:serviceaccount:weft-system:weft-agent";
 /// The pod that the agent believes to be.
 const AGENT_POD: &str = "weft-agent-a";
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 struct World {
     plane: ControlPlane,
@@ -103,8 +98,8 @@ impl World {
             format!("--cgroup={}", text(node.kubepods())),
             format!("--agent-cgroup={}", text(node.cgroup().join("agent"))),
             format!("--probe-cgroup={}", text(node.cgroup().join("system"))),
-            format!("--metrics-addr=127.0.0.1:{}", free_port()),
-            format!("--readiness-addr=127.0.0.1:{}", free_port()),
+            format!("--metrics-addr=127.0.0.1:{}", free_port().unwrap()),
+            format!("--readiness-addr=127.0.0.1:{}", free_port().unwrap()),
         ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let here = Place { netns: "/proc/self/ns/net".into(), ..node.place() };

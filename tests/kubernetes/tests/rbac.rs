@@ -8,17 +8,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions, free_port};
 use weft_lab::{Lab, LabSpec, Place, PodSpec, Process, poll_until};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/weft.yaml");
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
@@ -81,10 +80,6 @@ fn resource(name: &str, group: &str) -> String {
 struct World {
     plane: ControlPlane,
     lab: Lab,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl World {
@@ -169,9 +164,9 @@ impl World {
             "controller".to_owned(),
             format!("--kubeconfig={}", self.account("weft-controller")?.display()),
             format!("--ca-listen=127.0.0.1:{ca}"),
-            format!("--admission-addr=127.0.0.1:{}", free_port()),
-            format!("--metrics-addr=127.0.0.1:{}", free_port()),
-            format!("--readiness-addr=127.0.0.1:{}", free_port()),
+            format!("--admission-addr=127.0.0.1:{}", free_port().unwrap()),
+            format!("--metrics-addr=127.0.0.1:{}", free_port().unwrap()),
+            format!("--readiness-addr=127.0.0.1:{}", free_port().unwrap()),
         ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         Process::spawn(&self.here()?, "controller", &self.lab.weft(), &args)
@@ -205,8 +200,8 @@ impl World {
             format!("--cgroup={}", text(&node.kubepods())),
             format!("--agent-cgroup={}", text(&node.cgroup().join("agent"))),
             format!("--probe-cgroup={}", text(&node.cgroup().join("system"))),
-            format!("--metrics-addr=127.0.0.1:{}", free_port()),
-            format!("--readiness-addr=127.0.0.1:{}", free_port()),
+            format!("--metrics-addr=127.0.0.1:{}", free_port().unwrap()),
+            format!("--readiness-addr=127.0.0.1:{}", free_port().unwrap()),
         ];
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         Process::spawn(&self.here()?, "agent", Path::new("env"), &args)
@@ -302,7 +297,7 @@ fn run(world: &World) -> Result<()> {
     world.install()?;
     world.objects()?;
     let _process = world.process()?;
-    let ca = free_port();
+    let ca = free_port().unwrap();
     let controller = world.controller(ca)?;
     let agent = world.agent(ca).with_context(|| controller.report("was asked for its log"))?;
     let logs = || agent.report("was asked for its log") + &controller.report("was asked for its log");

@@ -6,18 +6,17 @@
     reason = "helpers of tests fail as tests do"
 )]
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::ensure;
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions, free_port};
 use weft_lab::{Process, Scope, poll_until};
 
 const README: &str = include_str!("../../../README.md");
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What needs nodes; `cargo xtask test-cluster` has them. Here only the words are checked.
 const NEEDS_NODES: [&str; 4] =
@@ -83,7 +82,7 @@ impl World {
     }
 
     fn controller(&self) -> Process {
-        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = || free_port().unwrap();
         let args = [
             "controller".to_owned(),
             format!("--kubeconfig={}", self.plane.kubeconfig().display()),

@@ -332,12 +332,12 @@ async fn echo((client, server): &mut Ends) -> Result<()> {
 
 /// The order of the handbook: publish both roots, wait, switch the CA, wait, remove the old root.
 fn a_rotation_breaks_no_connection(world: &World) -> Result<()> {
-    let controller = world.controller("rotation", &["--cert-lifetime=60"])?;
+    let controller = world.controller("rotation", &["--cert-lifetime=120"])?;
     controller.wait_ready()?;
     let (old, new) = (world.material("rotation")?, CaMaterial::generate("cluster.local")?);
     let both = format!("{}{}", old.roots_pem, new.roots_pem);
     let token = world.token(AGENT_A)?;
-    let store = |controller: &Controller<'_>| controller.store(&token, Duration::from_secs(60));
+    let store = |controller: &Controller<'_>| controller.store(&token, Duration::from_secs(120));
     let early = store(&controller);
     controller.runtime.block_on(async {
         let before = wait(&early).await?;
@@ -390,11 +390,11 @@ async fn trusted(store: &CertStore, number: usize) -> Result<()> {
     Ok(())
 }
 
-/// Certificates of half a minute, and a CA that is away for a while (ruling 23).
+/// Certificates of a minute, and a CA that is away for a while (ruling 23).
 fn an_outage_is_not_felt(world: &World) -> Result<()> {
-    let mut controller = world.controller("outage", &["--cert-lifetime=40"])?;
+    let mut controller = world.controller("outage", &["--cert-lifetime=60"])?;
     controller.wait_ready()?;
-    let store = controller.store(&world.token(AGENT_A)?, Duration::from_secs(40));
+    let store = controller.store(&world.token(AGENT_A)?, Duration::from_secs(60));
     let runtime = controller.runtime.clone();
     let cart = identity(CART.0, CART.1);
     let before = runtime.block_on(wait(&store))?;
@@ -408,7 +408,7 @@ fn an_outage_is_not_felt(world: &World) -> Result<()> {
     let error = store.infos().into_iter().find_map(|info| info.error).context("an error")?;
     ensure!(error.contains("cannot be reached") && error.contains("refused"), "{error}");
     ensure!(Arc::ptr_eq(&before, &store.get(&cart)?));
-    let again = world.controller_on("outage", controller.port, &["--cert-lifetime=40"])?;
+    let again = world.controller_on("outage", controller.port, &["--cert-lifetime=60"])?;
     again.wait_ready()?;
     let renewed = || {
         ensure!(!Arc::ptr_eq(&before, &store.get(&cart)?));

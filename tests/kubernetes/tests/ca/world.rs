@@ -1,7 +1,7 @@
 //! An API server with two nodes' worth of objects, and controllers beside it.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,13 +20,13 @@ use tokio::sync::oneshot;
 use weft_core::Identity;
 use weft_identity::csr_api::{NetworkCaClient, NetworkCaOptions};
 use weft_identity::{CaClient, CaMaterial, CertStore};
-use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions};
+use weft_kubernetes_tests::{ControlPlane, ControlPlaneOptions, free_port};
 use weft_lab::{Process, Scope, poll_until};
 
 use super::jwt::Claims;
 
 /// Waiting for anything.
-pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a token is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -321,10 +321,6 @@ pub(crate) fn background_runtime() -> Result<(Handle, oneshot::Sender<()>)> {
     let (ends, ended) = oneshot::channel::<()>();
     std::thread::Builder::new().name("agents".to_owned()).spawn(move || drop(runtime.block_on(ended)))?;
     Ok((handle, ends))
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The binary beside this test.

@@ -17,7 +17,7 @@ use weft_kubernetes_tests::{Answer, ControlPlane, ControlPlaneOptions, Proxy};
 use weft_lab::eventually;
 
 /// Backing off ends after half a minute at most.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn start(kubeconfig: &Path, streaming_lists: bool) -> Result<Handle> {
     let client = ClientOptions { kubeconfig: Some(kubeconfig.to_owned()), ..ClientOptions::default() };

@@ -10,7 +10,7 @@ use weft_lab::poll_until;
 use crate::PEER_IMAGE;
 
 /// So long a state that should come may take. Kubelet restarts a container only after ten seconds and more.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// The cluster, and what became of the steps.
 pub(crate) struct Suite {
