@@ -17,7 +17,7 @@ use crate::wait::poll_until;
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15020);
 const READINESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
 /// How long an agent may take to become ready, or a pod to be enrolled: generous, for loaded machines.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What may differ from one agent to another.
 #[derive(Debug, Clone, Default)]
@@ -209,7 +209,7 @@ impl Agent {
 
     /// Waits until a metric (summed over the series with these labels) reaches a value.
     pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], at_least: f64) -> Result<f64> {
-        poll_until(Duration::from_secs(10), || {
+        poll_until(PATIENCE, || {
             let value = self.metrics()?.value(name, labels);
             if value >= at_least {
                 return Ok(value);

@@ -61,7 +61,7 @@ impl Capture {
         let args =
             ["-i", interface, "-Z", "root", "-U", "--immediate-mode", "-B", "32768", "-w", name, "tcp"];
         let process = Process::spawn(place, "tcpdump", Path::new("tcpdump"), &args)?;
-        poll_until(Duration::from_secs(10), || {
+        poll_until(Duration::from_secs(30), || {
             if process.stderr().contains("listening on") {
                 return Ok(());
             }
@@ -73,7 +73,7 @@ impl Capture {
     /// Ends the capture and gives the packets.
     pub fn stop(mut self) -> Result<Captured> {
         self.process.signal(Signal::INT)?;
-        self.process.wait(Duration::from_secs(10))?;
+        self.process.wait(Duration::from_secs(30))?;
         let bytes = fs::read(&self.file)?;
         let _ = fs::remove_file(&self.file);
         parse_file(&bytes).context("the capture is not a pcap file")

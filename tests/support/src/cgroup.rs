@@ -39,7 +39,7 @@ pub(crate) fn remove(cgroup: &Path) -> Result<()> {
         .with_context(|| format!("the processes of {} cannot be killed", cgroup.display()))?;
     eventually(Duration::from_secs(10), "the killed processes have ended", || !populated(cgroup))?;
     // A dying process keeps its group busy for a moment after it has left the count.
-    eventually(Duration::from_secs(5), "the cgroups are removed", || remove_tree(cgroup))
+    eventually(Duration::from_secs(30), "the cgroups are removed", || remove_tree(cgroup))
         .with_context(|| format!("{} cannot be removed", cgroup.display()))
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn remove(cgroup: &Path) -> Result<()> {
 pub(crate) fn remove_from_version_1(name: &str) -> Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     for cgroup in mounts_of_type(&table, "cgroup").map(|mount| mount.join(name)).filter(|dir| dir.exists()) {
-        eventually(Duration::from_secs(5), "the cgroups are removed", || remove_tree(&cgroup))
+        eventually(Duration::from_secs(30), "the cgroups are removed", || remove_tree(&cgroup))
             .with_context(|| format!("{} cannot be removed", cgroup.display()))?;
     }
     Ok(())

@@ -21,9 +21,9 @@ pub struct Response {
 /// `GET path` of `address`, from inside a namespace.
 pub fn get(netns: &Path, address: SocketAddr, path: &str) -> Result<Response> {
     within(netns, || {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(20))
             .with_context(|| format!("{address} cannot be reached"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).with_context(|| format!("{address} did not answer GET {path}"))?;

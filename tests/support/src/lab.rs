@@ -171,7 +171,7 @@ impl Pod {
     /// Starts `lab-peer serve SERVICES…` in the pod and waits until it listens.
     pub fn serve(&self, services: &[&str]) -> Result<Process> {
         let mut server = self.spawn(&[&["serve"], services].concat())?;
-        server.wait_for_line(Duration::from_secs(10), |line| line.contains("listening").then_some(()))?;
+        server.wait_for_line(Duration::from_secs(60), |line| line.contains("listening").then_some(()))?;
         Ok(server)
     }
 
@@ -180,7 +180,7 @@ impl Pod {
         let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
         let mut server = self.spawn(&[&["app", "--version", version], ports.as_slice()].concat())?;
-        server.wait_for_line(Duration::from_secs(10), |line| line.contains("listening").then_some(()))?;
+        server.wait_for_line(Duration::from_secs(60), |line| line.contains("listening").then_some(()))?;
         Ok(server)
     }
 

@@ -114,7 +114,7 @@ fn captures_show_what_is_on_the_wire() {
     for address in [format!("{}:7", far.ipv4()), format!("[{}]:7", far.ipv6())] {
         client.peer(&["connect", &address, "--send", "marker-of-the-payload", "--half-close"]).unwrap();
     }
-    eventually(Duration::from_secs(5), "both connections are captured", || {
+    eventually(Duration::from_secs(30), "both connections are captured", || {
         capture.so_far().unwrap().tls_on_port(7).other_streams == 4
     })
     .unwrap();
@@ -142,6 +142,6 @@ fn a_lab_whose_owner_was_killed_is_removed_by_its_janitor() {
     assert!(!traces(&id).is_empty());
     owner.kill().unwrap();
     owner.wait().unwrap();
-    eventually(Duration::from_secs(20), "the janitor has removed the lab", || traces(&id).is_empty())
+    eventually(Duration::from_secs(60), "the janitor has removed the lab", || traces(&id).is_empty())
         .unwrap();
 }

@@ -22,7 +22,7 @@ use weft_core::snapshot::{CaptureRules, Membership, Workload, WorkloadLabels};
 use weft_kernel::{Datapath, DatapathConfig, EnrolError, Enrolled, Netns, PodToEnrol};
 
 /// Nothing that works takes as long.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tests move their process between cgroups, so there is one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
