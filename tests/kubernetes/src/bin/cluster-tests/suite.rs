@@ -181,9 +181,6 @@ pub(crate) fn agent_pods(cluster: &Cluster) -> Result<Vec<AgentPod>> {
         |item: &Value, at: &str| item.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
     Ok(items
         .iter()
-        .map(|item| AgentPod {
-            name: text(item, "/metadata/name"),
-            address: text(item, "/status/podIP"),
-        })
+        .map(|item| AgentPod { name: text(item, "/metadata/name"), address: text(item, "/status/podIP") })
         .collect())
 }
