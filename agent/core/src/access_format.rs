@@ -1,4 +1,4 @@
-//! Access log formats of a user's own: Envoy's command operators, taken apart (L-5).
+//! Envoy's command operators, taken apart: in access log formats of a user's own (L-5), and in header values (V-17).
 //!
 //! `%OPERATOR%`, `%OPERATOR(argument)%`, `%OPERATOR(argument):LENGTH%`; `%%` is a percent sign. What an operator stands
 //! for is looked up when a line is written; what the mesh does not know prints as `-`.
@@ -78,6 +78,8 @@ pub enum Operator {
     DownstreamLocalUriSan,
     UpstreamPeerUriSan,
     UpstreamLocalUriSan,
+    /// The pod for which the proxy works.
+    Hostname,
     /// Ours: `outbound` or `inbound`.
     TrafficDirection,
     /// Known to Envoy, and nothing that the mesh has: prints `-`.
@@ -187,7 +189,7 @@ impl Template {
 }
 
 /// Where a command ends: at the next `%` that is not within parentheses.
-fn end_of(text: &str) -> Option<usize> {
+pub(crate) fn end_of(text: &str) -> Option<usize> {
     let mut depth = 0_u32;
     for (at, byte) in text.bytes().enumerate() {
         match byte {
@@ -210,6 +212,12 @@ fn literal(parts: &mut Vec<Part>, text: &str) {
 
 /// `NAME`, `NAME(argument)`, each with `:LENGTH`.
 fn operator(command: &str, odd: &mut Vec<Oddity>) -> Part {
+    let (operator, length) = read(command, odd);
+    Part::Operator(operator, length)
+}
+
+/// What a command stands for, and how many characters of it are wanted.
+pub(crate) fn read(command: &str, odd: &mut Vec<Oddity>) -> (Operator, Option<usize>) {
     let (head, length) = match command.rsplit_once(':') {
         // A colon within the argument belongs to the name of a pseudo-header.
         Some((head, length)) if !length.contains(')') => (head, length.parse().ok()),
@@ -235,7 +243,7 @@ fn operator(command: &str, odd: &mut Vec<Oddity>) -> Part {
         });
         Operator::Nothing
     });
-    Part::Operator(found, length)
+    (found, length)
 }
 
 fn header(name: &str, argument: &str) -> Operator {
@@ -270,6 +278,7 @@ fn plain(name: &str) -> Option<Operator> {
         "UPSTREAM_PEER_URI_SAN" => Operator::UpstreamPeerUriSan,
         "UPSTREAM_LOCAL_URI_SAN" => Operator::UpstreamLocalUriSan,
         "TRAFFIC_DIRECTION" => Operator::TrafficDirection,
+        "HOSTNAME" => Operator::Hostname,
         _ => return None,
     })
 }
@@ -307,7 +316,6 @@ fn is_known(name: &str) -> bool {
         "TRACE_ID",
         "SPAN_ID",
         "STREAM_ID",
-        "HOSTNAME",
         "ENVIRONMENT",
         "QUERY_PARAM",
         "QUERY_PARAMS",

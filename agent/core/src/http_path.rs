@@ -105,6 +105,24 @@ impl Steps {
     }
 }
 
+/// A text with every `%XX` replaced by its byte, as far as that makes text.
+pub(crate) fn decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('%') {
+        let (plain, special) = rest.split_at(at);
+        out.extend_from_slice(plain.as_bytes());
+        let (byte, length) = escaped(special).map_or((b'%', 1), |byte| (byte, 3));
+        out.push(byte);
+        rest = special.get(length..).unwrap_or_default();
+    }
+    out.extend_from_slice(rest.as_bytes());
+    String::from_utf8(out).map_or(Cow::Borrowed(text), Cow::Owned)
+}
+
 /// The byte that `%XX` at the beginning of `text` stands for.
 fn escaped(text: &str) -> Option<u8> {
     let [b'%', high, low, ..] = text.as_bytes() else { return None };
@@ -210,6 +228,22 @@ mod tests {
         ] {
             assert_eq!(of(PathNormalization::Base, target), expected, "{target}");
             assert_eq!(normalise(None, target).unwrap(), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_decoded() {
+        for (text, expected) in [
+            ("a.b_c", "a.b_c"),
+            ("%61%2Eb%2e", "a.b."),
+            ("a+b%20", "a+b "),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%zz%41", "%zzA"),
+            ("…%e2%80%a6", "……"),
+            ("%41%ff", "%41%ff"),
+        ] {
+            assert_eq!(decoded(text), expected, "{text}");
         }
     }
 

@@ -53,7 +53,7 @@ fn unusable(what: &'static str, why: &dyn fmt::Display) -> OriginationError {
     OriginationError::Unusable { what, why: why.to_string() }
 }
 
-/// A configuration that offers `protocol` (ALPN). A server must have one of `names`: host names, addresses or URIs;
+/// A configuration that offers `protocol` (ALPN), where there is one to offer. A server must have one of `names`: host names, addresses or URIs;
 /// none stands for the name that it is asked for.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ fn unusable(what: &'static str, why: &dyn fmt::Display) -> OriginationError {
 pub fn client_config(
     material: &Material,
     names: &[Arc<str>],
-    protocol: &[u8],
+    protocol: Option<&[u8]>,
 ) -> Result<Arc<ClientConfig>, OriginationError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match &material.authorities {
@@ -86,7 +86,7 @@ pub fn client_config(
         None => builder.with_no_client_auth(),
     };
     config.resumption = Resumption::disabled();
-    config.alpn_protocols = vec![protocol.to_vec()];
+    config.alpn_protocols = protocol.map(<[u8]>::to_vec).into_iter().collect();
     Ok(Arc::new(config))
 }
 

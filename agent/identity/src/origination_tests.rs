@@ -69,7 +69,7 @@ fn material(ca: &TestCa) -> Material {
 /// What becomes of a handshake in which the server has `names`, is asked for [`HOST`], and `wanted` are accepted.
 fn outcome(ca: &TestCa, issued: &Issued, wanted: &[&str]) -> Result<(), CertificateError> {
     let wanted: Vec<Arc<str>> = wanted.iter().map(|name| (*name).into()).collect();
-    let config = client_config(&material(ca), &wanted, b"h2").unwrap();
+    let config = client_config(&material(ca), &wanted, Some(&b"h2"[..])).unwrap();
     shake(config, server(issued, None), HOST).map_err(|error| match error {
         rustls::Error::InvalidCertificate(error) => error,
         other => panic!("{other}"),
@@ -123,7 +123,7 @@ fn what_is_revoked_is_refused() {
     let issued = ca.issue_named(&[HOST], false);
     for (serial, right) in [(SERIAL, false), (SERIAL + 1, true)] {
         let revoked = Some(ca.revoking(serial).into_bytes());
-        let config = client_config(&Material { revoked, ..material(&ca) }, &[], b"h2").unwrap();
+        let config = client_config(&Material { revoked, ..material(&ca) }, &[], Some(&b"h2"[..])).unwrap();
         assert_eq!(shake(config, server(&issued, None), HOST).is_ok(), right, "{serial}");
     }
 }
@@ -132,20 +132,20 @@ fn what_is_revoked_is_refused() {
 fn a_client_presents_its_certificate() {
     let (ca, clients) = (TestCa::new(), TestCa::new());
     let strict = server(&ca.issue_named(&[HOST], false), Some(&clients));
-    let without = client_config(&material(&ca), &[], b"h2").unwrap();
+    let without = client_config(&material(&ca), &[], Some(&b"h2"[..])).unwrap();
     assert!(shake(without, strict.clone(), HOST).is_err());
     let own = clients.issue_named(&["client.example.com"], false);
     let own = Some((own.chain_pem.into_bytes(), own.key_pem.into_bytes()));
-    let with = client_config(&Material { own, ..material(&ca) }, &[], b"h2").unwrap();
+    let with = client_config(&Material { own, ..material(&ca) }, &[], Some(&b"h2"[..])).unwrap();
     shake(with, strict, HOST).unwrap();
 }
 
 #[test]
 fn without_an_authority_nobody_is_asked_and_names_are_refused() {
     let ca = TestCa::new();
-    let config = client_config(&Material::default(), &[], b"h2").unwrap();
+    let config = client_config(&Material::default(), &[], Some(&b"h2"[..])).unwrap();
     shake(config, server(&ca.issue_named(&["anything.example.com"], true), None), HOST).unwrap();
-    let named = client_config(&Material::default(), &[HOST.into()], b"h2");
+    let named = client_config(&Material::default(), &[HOST.into()], Some(&b"h2"[..]));
     assert_eq!(named.unwrap_err(), OriginationError::NamesWithoutAuthority);
 }
 
@@ -165,7 +165,7 @@ fn texts_that_cannot_be_used_say_so() {
         (Material { own: pair(&own.chain_pem, "nothing"), ..material(&ca) }, "key"),
         (Material { own: pair(&own.chain_pem, &other.key_pem), ..material(&ca) }, "certificate with its key"),
     ] {
-        let error = client_config(&material, &[], b"h2").unwrap_err().to_string();
+        let error = client_config(&material, &[], Some(&b"h2"[..])).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
         assert!(!error.contains("BEGIN"), "{error}");
     }

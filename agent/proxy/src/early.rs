@@ -6,24 +6,32 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::task::noop_waker_ref;
+use tokio::io::{AsyncRead, ReadBuf};
 use weft_core::Identity;
 use weft_core::resource::NamespacedName;
+use weft_core::resource::destination_rule::TcpKeepalive;
 
 use crate::hbone::pool::Permit;
 use crate::http::stream::TunnelIo;
-use crate::net::Dialled;
+use crate::net::{self, Dialled};
+use crate::ports::Lease;
+use crate::relay::Secured;
 use crate::worker::Worker;
 
 /// How long a connection waits for its first request.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Connections that wait, of one worker; further ones are closed.
 const MOST: usize = 256;
+/// What is read of a TLS connection to see whether the server speaks first, in bytes.
+const FIRST_READ: usize = 1024;
 
 /// The server's side of a connection.
 pub(crate) enum Upstream {
@@ -31,16 +39,37 @@ pub(crate) enum Upstream {
     Socket(Dialled),
     /// A stream of a tunnel.
     Tunnel(TunnelIo, Permit),
+    /// A socket with TLS of the client's own, and what was read ahead.
+    Secured(Secured, Bytes, Lease),
 }
 
 impl Upstream {
+    /// Has the kernel probe it as a policy asks (D-12); tunnels are many clients' and probe themselves.
+    pub(crate) fn keep_alive(&self, asked: Option<TcpKeepalive>) {
+        match self {
+            Self::Socket(dialled) => net::keep_alive(&dialled.stream, asked),
+            Self::Secured(stream, ..) => net::keep_alive(stream.get_ref().0, asked),
+            Self::Tunnel(..) => {}
+        }
+    }
+
     /// Whether the server has sent something, or has left.
     pub(crate) fn has_spoken(&mut self, cx: &mut Context<'_>) -> bool {
         match self {
             Self::Socket(dialled) => dialled.stream.poll_read_ready(cx).is_ready(),
             Self::Tunnel(tunnel, _) => tunnel.poll_receive(cx).is_ready(),
+            Self::Secured(stream, ahead, _) => !ahead.is_empty() || has_sent(stream, ahead, cx),
         }
     }
+}
+
+/// Reads ahead: what arrives on a TLS connection may be its own affair.
+fn has_sent(stream: &mut Secured, ahead: &mut Bytes, cx: &mut Context<'_>) -> bool {
+    let mut room = [0; FIRST_READ];
+    let mut buf = ReadBuf::new(&mut room);
+    let read = Pin::new(stream).poll_read(cx, &mut buf);
+    *ahead = Bytes::copy_from_slice(buf.filled());
+    read.is_ready()
 }
 
 /// What a connection is good for.
@@ -59,6 +88,8 @@ pub(crate) struct Purpose {
 pub(crate) enum How {
     /// As the pod itself would.
     Plain,
+    /// With TLS of the client's own, for something that is not HTTP: no request is sent there.
+    Secured,
     /// To an application of this node, in the name of this client.
     Onward(IpAddr),
     /// Through a tunnel of the first identity to a pod of the second.

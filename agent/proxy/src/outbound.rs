@@ -28,7 +28,7 @@ use crate::http::exchange::Outbound;
 use crate::http::io::Transport;
 use crate::http::serve::{Origin, serve as serve_http};
 use crate::http::stream::TunnelIo;
-use crate::http::upstream::{Chosen, Leg, Opaque, Place};
+use crate::http::upstream::{Chosen, Leg, Opaque, Place, Tls};
 use crate::inbound::{self, Application};
 use crate::labels::Service;
 use crate::learn::Learning;
@@ -148,6 +148,10 @@ async fn set_up(
                     let (tunnel, received) = tunnel.into_parts();
                     ahead.stream = received;
                     (Pair::ClientTcp(stream, tunnel), Held::Place(permit))
+                }
+                Upstream::Secured(server, received, lease) => {
+                    ahead.stream = received;
+                    (Pair::ClientTls(stream, server), Held::Port(lease))
                 }
             };
             Some(Next::Relay(Box::new(Open { account, pair, ahead, live, held: (load, held) })))
@@ -282,9 +286,7 @@ async fn in_cluster(
     facts: &mut Facts,
 ) -> Result<Opened, Failure> {
     let policy = Opaque::new(worker, leg, cluster);
-    if let Some(refusal) = policy.refusal() {
-        return Err(refusal);
-    }
+    let tls = policy.tls(worker, leg).await?;
     facts.lifetime = policy.lifetime();
     let limit = policy.connect_timeout().unwrap_or(worker.shared.config.connect_timeout);
     let mut tried = SmallVec::<[SocketAddr; ATTEMPTS]>::new();
@@ -294,7 +296,12 @@ async fn in_cluster(
         let Some(chosen) = policy.choose(worker, leg, &tried) else { break };
         tried.push(chosen.candidate.addr);
         let place = if opaque { Some(policy.place(&chosen)?) } else { None };
-        let opening = one_endpoint(worker, leg.pod, leg.source, &chosen.candidate, facts);
+        let opening = async {
+            match &tls {
+                Some(tls) => secured(worker, leg.pod, &chosen.candidate, tls, facts).await,
+                None => one_endpoint(worker, leg.pod, leg.source, &chosen.candidate, facts).await,
+            }
+        };
         let opened = match policy.connect_timeout() {
             Some(limit) => timeout(limit, opening).await.unwrap_or_else(|_| {
                 let details = format!("no answer from {} within connectTimeout", chosen.candidate.addr);
@@ -304,13 +311,14 @@ async fn in_cluster(
         };
         match opened {
             Ok(way) => {
-                policy.reached(&chosen, true);
+                policy.reached(&chosen, None);
+                way.upstream.keep_alive(policy.keepalive());
                 let later = || Load::Later(Box::new((policy.clone(), chosen)));
                 return Ok((way, place.map_or_else(later, Load::Cluster)));
             }
             Err(Setback::Final(failure)) => return Err(failure),
             Err(Setback::Endpoint(failure)) => {
-                policy.reached(&chosen, false);
+                policy.reached(&chosen, Some(&failure));
                 last = failure;
             }
         }
@@ -351,6 +359,29 @@ async fn plain(
     let live = worker.live.connection(pod, None);
     let purpose = Purpose { pod: pod.key.clone(), endpoint: addr, how: How::Plain };
     Ok(Way { upstream: Upstream::Socket(dialled), purpose, live, learning: None })
+}
+
+/// An endpoint to which the client's policy wants TLS begun.
+async fn secured(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    candidate: &Candidate,
+    tls: &Tls,
+    facts: &mut Facts,
+) -> Result<Way, Setback> {
+    facts.side = Side::Source;
+    facts.route = Route::Plaintext;
+    facts.upstream = Some((candidate.addr, None));
+    name_plain_destination(facts, candidate.workload.as_ref());
+    let Way { upstream, purpose, live, learning } =
+        plain(worker, pod, candidate.addr, facts).await.map_err(Setback::Endpoint)?;
+    let Upstream::Socket(Dialled { stream, lease }) = upstream else {
+        return Ok(Way { upstream, purpose, live, learning });
+    };
+    let limit = worker.shared.config.handshake_timeout;
+    let stream = tls.begin(stream, candidate.addr, limit).await.map_err(Setback::Endpoint)?;
+    let purpose = Purpose { how: How::Secured, ..purpose };
+    Ok(Way { upstream: Upstream::Secured(stream, Bytes::new(), lease), purpose, live, learning })
 }
 
 /// Tries endpoints until one does, as long as no byte has moved and time is left.

@@ -17,6 +17,7 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::account::Meter;
 use crate::buffers::{self, Buffer, Filled, Held};
@@ -40,10 +41,15 @@ pub(crate) struct H2Stream {
     pub(crate) recv: RecvStream,
 }
 
+/// A server's connection with TLS that the mesh has begun for its client.
+pub(crate) type Secured = Box<TlsStream<TcpStream>>;
+
 /// What is relayed.
 pub(crate) enum Pair {
     /// The client's connection and the server's.
     Tcp(TcpStream, TcpStream),
+    /// The same with TLS towards the server.
+    ClientTls(TcpStream, Secured),
     /// A client of this node, its server behind a tunnel.
     ClientTcp(TcpStream, H2Stream),
     /// A client behind a tunnel, its server on this node.
@@ -148,6 +154,7 @@ pub(crate) fn relay<'a>(
 /// Both connections and how far both directions are.
 enum Relay {
     Tcp(TcpStream, TcpStream, TcpToTcp, TcpToTcp),
+    Tls(TcpStream, Secured, TcpToTcp, TcpToTcp),
     Tunnel(TcpStream, H2Stream, TcpToH2, H2ToTcp),
     Over,
 }
@@ -158,12 +165,12 @@ impl Relay {
         let Ahead { socket, stream: chunk } = ahead;
         match pair {
             Pair::Tcp(client, server) => {
-                let mut sending = TcpToTcp::new(up);
-                if !socket.is_empty() {
-                    up.count(meter, &socket);
-                    sending.rest = Held::new(&socket);
-                }
-                Self::Tcp(client, server, sending, TcpToTcp::new(down))
+                Self::Tcp(client, server, TcpToTcp::after(up, &socket, meter), TcpToTcp::new(down))
+            }
+            Pair::ClientTls(client, server) => {
+                let [up, down] = [(up, socket), (down, chunk)];
+                let [up, down] = [up, down].map(|(way, bytes)| TcpToTcp::after(way, &bytes, meter));
+                Self::Tls(client, server, up, down)
             }
             Pair::ClientTcp(client, mut stream) => {
                 if !socket.is_empty() {
@@ -182,6 +189,11 @@ impl Relay {
     fn poll(&mut self, meter: &Meter, cx: &mut Context<'_>) -> Poll<End> {
         match self {
             Self::Tcp(client, server, up, down) => {
+                let sent = up.poll(client, server, meter, cx);
+                let received = down.poll(server, client, meter, cx);
+                both(sent, received)
+            }
+            Self::Tls(client, server, up, down) => {
                 let sent = up.poll(client, server, meter, cx);
                 let received = down.poll(server, client, meter, cx);
                 both(sent, received)
@@ -206,11 +218,15 @@ impl Relay {
                 net::reset(client);
                 net::reset(server);
             }
+            Self::Tls(client, server, ..) if !clean => {
+                net::reset(client);
+                net::reset(server.into_inner().0);
+            }
             Self::Tunnel(socket, mut stream, ..) if !clean => {
                 stream.send.send_reset(Reason::CONNECT_ERROR);
                 net::reset(socket);
             }
-            Self::Tcp(..) | Self::Tunnel(..) | Self::Over => {}
+            Self::Tcp(..) | Self::Tls(..) | Self::Tunnel(..) | Self::Over => {}
         }
     }
 }
@@ -229,6 +245,25 @@ fn yield_turn(cx: &Context<'_>) -> Progress {
     Poll::Pending
 }
 
+/// What is read from.
+trait Source: AsyncRead + Unpin {
+    /// Whether there is certainly nothing to read. Then the task is woken when there may be.
+    fn is_idle(&self, cx: &mut Context<'_>) -> bool;
+}
+
+impl Source for TcpStream {
+    fn is_idle(&self, cx: &mut Context<'_>) -> bool {
+        self.poll_read_ready(cx).is_pending()
+    }
+}
+
+/// What was received may wait to be decrypted: only a read tells.
+impl Source for Secured {
+    fn is_idle(&self, _: &mut Context<'_>) -> bool {
+        false
+    }
+}
+
 struct TcpToTcp {
     way: Way,
     size: ReadSize,
@@ -243,16 +278,28 @@ impl TcpToTcp {
         Self { way, size: ReadSize::new(), done: false, ended: false, written: 0, rest: Held::default() }
     }
 
+    /// Begins with what was received already.
+    fn after(way: Way, bytes: &[u8], meter: &Meter) -> Self {
+        let mut this = Self::new(way);
+        if !bytes.is_empty() {
+            way.count(meter, bytes);
+            this.rest = Held::new(bytes);
+        }
+        this
+    }
+
     fn poll(
         &mut self,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut impl Source,
+        to: &mut (impl AsyncWrite + Unpin),
         meter: &Meter,
         cx: &mut Context<'_>,
     ) -> Progress {
         let mut moved = 0;
         while !self.done {
             ready!(self.write_rest(to, cx))?;
+            // TLS keeps what its socket does not take; a socket keeps nothing.
+            ready!(Pin::new(&mut *to).poll_flush(cx))?;
             if self.ended {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                 self.done = true;
@@ -261,7 +308,7 @@ impl TcpToTcp {
             if moved >= TURN {
                 return yield_turn(cx);
             }
-            if from.poll_read_ready(cx).is_pending() {
+            if from.is_idle(cx) {
                 return Poll::Pending;
             }
             let mut buffer = Buffer::take();
@@ -277,7 +324,7 @@ impl TcpToTcp {
     fn forward(
         &mut self,
         bytes: &[u8],
-        to: &mut TcpStream,
+        to: &mut (impl AsyncWrite + Unpin),
         meter: &Meter,
         cx: &mut Context<'_>,
     ) -> Result<(), Broken> {
@@ -301,7 +348,7 @@ impl TcpToTcp {
         Ok(())
     }
 
-    fn write_rest(&mut self, to: &mut TcpStream, cx: &mut Context<'_>) -> Progress {
+    fn write_rest(&mut self, to: &mut (impl AsyncWrite + Unpin), cx: &mut Context<'_>) -> Progress {
         while let Some(rest) = self.rest.get(self.written..).filter(|rest| !rest.is_empty()) {
             self.written += ready!(Pin::new(&mut *to).poll_write(cx, rest))?;
         }

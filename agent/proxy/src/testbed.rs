@@ -315,6 +315,35 @@ pub(crate) fn strict() -> Change {
     })))
 }
 
+/// A TLS server with a certificate; `clients` has issued those that its clients must have.
+#[cfg(test)]
+pub(crate) fn tls_server(
+    issued: &weft_identity::testing::Issued,
+    clients: Option<&TestCa>,
+    protocols: &[&[u8]],
+) -> tokio_rustls::TlsAcceptor {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let chain = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone());
+    let builder = builder.with_safe_default_protocol_versions().unwrap();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(ca.root_pem().as_bytes()).unwrap()).unwrap();
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let mut config = builder.with_single_cert(vec![chain], key).unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
 /// A connection from a given address.
 pub(crate) async fn connect_from(source: IpAddr, destination: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;

@@ -179,6 +179,7 @@ fn printed<'a>(fields: &'a Fields<'_>, operator: &Operator) -> Printed<'a> {
         Operator::UpstreamLocalUriSan => {
             Printed::text(fields.source_principal.filter(|_| !fields.is_inbound()))
         }
+        Operator::Hostname => Printed::text(fields.own_pod()),
         Operator::TrafficDirection => Printed::text(Some(fields.direction)),
         Operator::Nothing => Printed::Nothing,
     }
@@ -217,7 +218,8 @@ fn address<'a>(address: Option<SocketAddr>, piece: Piece) -> Printed<'a> {
     }
 }
 
-fn time(start: SystemTime, format: Option<&str>) -> String {
+/// `%START_TIME%`: a time in a form of `strftime` with Envoy's additions, or in the usual one.
+pub fn time(start: SystemTime, format: Option<&str>) -> String {
     let Some(format) = format else { return start_time(start) };
     // Envoy's own seconds with a number of digits.
     let format = (1..=9).fold(format.to_owned(), |format, digits| {

@@ -116,6 +116,12 @@ impl<'a> Fields<'a> {
         self.direction == direction(Direction::Inbound)
     }
 
+    /// The name of the pod for which the line is.
+    pub(crate) fn own_pod(&self) -> Option<&'a str> {
+        let pod = if self.is_inbound() { self.destination_pod } else { self.source_pod };
+        pod.map(|pod| pod.rsplit('/').next().unwrap_or(pod))
+    }
+
     /// Of a request.
     pub(crate) fn of_request(entry: &'a RequestLog) -> Self {
         Self {

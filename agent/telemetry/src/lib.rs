@@ -23,7 +23,7 @@ mod unknown_hosts;
 
 pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, NotedHeaders, RequestLog};
 pub use cluster::{ClusterCounters, ClusterEvent};
-pub use custom::WantedHeaders;
+pub use custom::{WantedHeaders, time};
 pub use http::{RequestLabels, RequestProtocol, RequestSample, RequestSeries};
 pub use metrics::{Limits, Metrics, Pieces, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
 pub use scrape::{Family, Kind, ScrapeSink};

@@ -41,6 +41,8 @@ fn v17_headers() {
         ("{request: {set: {x: a, Host: b}, add: {y: '100%%'}, remove: [z]}}", 0),
         ("{request: {set: {':authority': b}}, response: {set: {x: '%HOSTNAME%'}}}", 0),
         ("{request: {set: {x: ''}}}", 0),
+        ("{request: {set: {x: '%DOWNSTREAM_REMOTE_ADDRESS% %START_TIME(%Y)%'}}}", 0),
+        ("{response: {add: {x: '%WEATHER% %TRACE_ID%'}}}", 2),
         ("{request: {set: {'a b': c}}}", 1),
         ("{}", 0),
         ("{request: null}", 0),

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use self::divided::Divided;
 use self::expressions::Expressions;
 use self::hosts::HostIndex;
-use self::policies::RuleIndex;
+use self::policies::{Base, RuleIndex};
 use self::retry::Retry;
 use self::rules::CompiledVirtualService;
 use self::subsets::SubsetTable;
@@ -32,7 +32,6 @@ use super::findings::Topic;
 use super::sharded::Sharded;
 use crate::decide::http::{ClusterCache, ClusterPolicy};
 use crate::hashing::FastMap;
-use crate::resource::destination_rule::TrafficPolicy;
 use crate::resource::virtual_service::{HeaderOperations, HttpAction, Retries};
 use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
 use crate::snapshot::{CompiledService, Workload};
@@ -67,7 +66,7 @@ impl Default for Routing {
             namespaces: Sharded::default(),
             subsets: Sharded::default(),
             default_retry: Retry::default_of(None),
-            default_policy: Arc::new(policies::default_policy(&TrafficPolicy::default())),
+            default_policy: Arc::new(policies::default_policy(&Base::default())),
             no_headers: Arc::default(),
             clusters: Arc::default(),
         }
@@ -86,7 +85,7 @@ pub(super) struct RoutingState {
     expressions: Expressions,
     divided: Divided,
     mesh_retries: Option<Retries>,
-    mesh_policy: Option<Arc<TrafficPolicy>>,
+    mesh_policy: Base,
     dirty: RoutingDirty,
     routing: Routing,
     published: Arc<Routing>,
@@ -178,8 +177,7 @@ impl RoutingState {
                 .any(|rule| rule.subset_labels().next().is_some())
         };
         let before = self.routing.rules.get(host).is_some_and(|rules| divides(rules));
-        let none = TrafficPolicy::default();
-        let compiled = policies::compile(&rules, self.mesh_policy.as_deref().unwrap_or(&none));
+        let compiled = policies::compile(&rules, &self.mesh_policy);
         let after = divides(&compiled);
         self.routing.rules.set(host, (!compiled.is_empty()).then(|| Arc::new(compiled)));
         before || after
@@ -372,12 +370,11 @@ impl Compiler {
 
     /// The mesh's default stands behind every rule (D-21).
     fn settle_default_policy(&mut self) {
-        let wanted = &self.mesh.http.traffic_policy;
-        if self.routing.mesh_policy != *wanted {
-            self.routing.mesh_policy = wanted.clone();
-            let none = TrafficPolicy::default();
-            let default = policies::default_policy(wanted.as_deref().unwrap_or(&none));
-            self.routing.routing.default_policy = Arc::new(default);
+        let http = &self.mesh.http;
+        let wanted = Base { policy: http.traffic_policy.clone(), pool: http.pool };
+        if self.routing.mesh_policy != wanted {
+            self.routing.routing.default_policy = Arc::new(policies::default_policy(&wanted));
+            self.routing.mesh_policy = wanted;
             self.routing.dirty.hosts.extend(self.routing.rules_of_host.keys().cloned());
             self.routing.dirty.mesh = true;
         }

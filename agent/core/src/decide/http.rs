@@ -43,13 +43,14 @@ pub(crate) use self::cache::ClusterCache;
 pub use self::clusters::{cluster_candidates, under_policy};
 pub use self::cors::{Cors, CorsPolicy, cors};
 pub use self::fault::{FaultDraw, draw_fault, drawn};
+pub use self::format::{Answered, Circumstances, complete};
 pub(crate) use self::forward::cluster_of;
 pub use self::hash::{Hash, hash, source_ip_hash};
 pub use self::headers::apply;
 pub(crate) use self::headers::is_host;
 pub use self::locality::{Group, Layout, layout};
 pub(crate) use self::matching::Field;
-pub use self::prepare::{Applied, prepare};
+pub use self::prepare::{Applied, added, prepare};
 pub use self::retry::TryOutcome;
 pub use self::route::{route, route_traced};
 pub(crate) use self::trace::Observer;
@@ -290,7 +291,7 @@ pub struct Outgoing {
     pub target: Option<String>,
     /// Header changes to be made one after the other (E31: the later ones win).
     pub request_headers: Vec<Arc<HeaderOperations>>,
-    /// The same for the answer.
+    /// The same for the answer, for [`complete`].
     pub response_headers: Vec<Arc<HeaderOperations>>,
 }
 

@@ -331,7 +331,7 @@ fn judge<'r>(rules: &'r [Arc<JwtPolicy>], token: &Token<'_>, verify: &Verify<'_>
     let mut missing = Vec::new();
     let mut refused: Option<(&Arc<JwtPolicy>, JwtFailure)> = None;
     for policy in token.rules.iter().filter_map(|at| rules.get(*at)) {
-        match verify(&policy.rule, token.text) {
+        match verify(&policy.rule, &token.text) {
             Ok(claims) => return Judged::Accepted(policy, claims),
             Err(JwtFailure::KeysMissing) => missing.push(policy.clone()),
             // That a token is not of some other issuer tells nobody anything.

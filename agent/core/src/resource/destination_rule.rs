@@ -266,6 +266,30 @@ pub struct ConnectionPool {
     pub http2_keep_alive: Option<(Duration, Duration)>,
 }
 
+impl ConnectionPool {
+    /// What the mesh says where the pool is silent, field by field.
+    pub fn over(mut self, base: &PoolDefaults) -> Self {
+        self.connect_timeout = self.connect_timeout.or(base.connect_timeout);
+        self.h2_upgrade = self.h2_upgrade.or(base.h2_upgrade);
+        self.tcp_keepalive = match (self.tcp_keepalive, base.tcp_keepalive) {
+            (Some(own), Some(base)) => Some(own.over(base)),
+            (own, base) => own.or(base),
+        };
+        self
+    }
+}
+
+/// What MeshConfig says about every connection pool (C-1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolDefaults {
+    /// `connectTimeout`; 10 s by default.
+    pub connect_timeout: Option<Duration>,
+    /// `tcpKeepalive`.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// `h2UpgradePolicy`: UPGRADE is true, DO_NOT_UPGRADE false.
+    pub h2_upgrade: Option<bool>,
+}
+
 /// `outlierDetection` with its defaults filled in (D-15).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutlierDetection {
@@ -307,6 +331,16 @@ pub struct TcpKeepalive {
     pub interval: Option<Duration>,
 }
 
+impl TcpKeepalive {
+    fn over(self, base: Self) -> Self {
+        Self {
+            probes: self.probes.or(base.probes),
+            time: self.time.or(base.time),
+            interval: self.interval.or(base.interval),
+        }
+    }
+}
+
 /// `tls` (D-18).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientTls {
@@ -320,7 +354,8 @@ pub struct ClientTls {
     pub certificates: Option<Arc<ClientCertificates>>,
 }
 
-/// The files, or the Secret, that a `tls` block names. What cannot be read lets no connection come about.
+/// The files, or the Secret, that a `tls` block names. What cannot be read lets no connection come about. A Secret is one of
+/// the client's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ClientCertificates {
     /// The namespace of the object that names them: files are looked for below its directory.
@@ -335,6 +370,8 @@ pub struct ClientCertificates {
     pub key: Option<Arc<str>>,
     /// `credentialName`.
     pub credential: Option<Arc<str>>,
+    /// `insecureSkipVerify`: authorities that the Secret has are not asked.
+    pub unverified: bool,
 }
 
 /// `tls.mode`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::NamespacedName;
-use super::destination_rule::{LocalitySetting, TrafficPolicy};
+use super::destination_rule::{LocalitySetting, PoolDefaults, TrafficPolicy};
 use super::virtual_service::Retries;
 use crate::access_format::AccessFormat;
 
@@ -42,13 +42,13 @@ pub struct MeshHttp {
     pub default_retries: Option<Retries>,
     /// `extensionProviders` of ext_authz, by name (AP-17).
     pub ext_authz: Vec<Arc<ExtAuthz>>,
-    /// `enableAutoMtls: false`.
-    pub auto_mtls_off: bool,
     /// `defaultConfig.gatewayTopology.numTrustedProxies`: addresses of `x-forwarded-for` that proxies in front of
     /// the mesh added (AP-8).
     pub trusted_proxies: u32,
     /// `localityLbSetting` (D-10).
     pub locality: Option<Arc<LocalitySetting>>,
+    /// `connectTimeout`, `tcpKeepalive`, `h2UpgradePolicy`.
+    pub pool: PoolDefaults,
     /// `defaultTrafficPolicy`: what holds where a DestinationRule leaves a block out (D-21).
     pub traffic_policy: Option<Arc<TrafficPolicy>>,
 }

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use smallvec::SmallVec;
 use weft_core::decide::http::{
-    Action, Caller, Cluster, Cors, Forward, RouteDecision, cors, draw_fault, drawn, hash, prepare, route,
+    Action, Answered, Caller, Circumstances, Cluster, Cors, Forward, LocalReply, RouteDecision, added, cors,
+    draw_fault, drawn, hash, prepare, route,
 };
 use weft_core::resource::PortProtocol;
 use weft_core::resource::virtual_service::AbortStatus;
@@ -129,7 +131,7 @@ async fn decide(mut asked: Asked<'_>) -> Result<Response<Body>, BrokenOff> {
     }
     let action = std::mem::replace(&mut decision.action, Action::Passthrough);
     match action {
-        Action::Respond(reply) => Ok(respond(asked, Reply::from(&reply), extra)),
+        Action::Respond(reply) => Ok(respond(asked, &decision, &reply, extra)),
         Action::Passthrough => Box::pin(forward::pass_through(outward(asked, extra))).await,
         Action::Forward(rule) => to_target(asked, decision, rule, extra).await,
     }
@@ -137,9 +139,38 @@ async fn decide(mut asked: Asked<'_>) -> Result<Response<Body>, BrokenOff> {
 
 pub(super) type Extra = SmallVec<[(Arc<str>, String); 2]>;
 
-fn respond(asked: Asked<'_>, reply: Reply, extra: Extra) -> Response<Body> {
-    let reply = extra.iter().fold(reply, |reply, (name, value)| reply.with(name, value));
+fn respond(
+    asked: Asked<'_>,
+    decision: &RouteDecision,
+    reply: &LocalReply,
+    mut extra: Extra,
+) -> Response<Body> {
+    let answered = Answered {
+        status: reply.status,
+        headers: &HeaderMap::new(),
+        upstream: None,
+        flags: reply.flag,
+        details: reply.details,
+        duration: Duration::ZERO,
+    };
+    extra.extend(added(decision, &asked.message.view(&asked.parts), (&circumstances(&asked), &answered)));
+    let reply = extra.iter().fold(Reply::from(reply), |reply, (name, value)| reply.with(name, value));
     asked.record.reply(reply)
+}
+
+/// What `%OPERATORS%` may read (V-17).
+fn circumstances<'a>(asked: &'a Asked<'_>) -> Circumstances<'a> {
+    Circumstances {
+        client: asked.leg.client,
+        original: asked.leg.original,
+        protocol: if asked.downstream.http2 { "HTTP/2" } else { "HTTP/1.1" },
+        pod: &asked.leg.source.workload.key.name,
+        time: &now,
+    }
+}
+
+fn now(format: Option<&str>) -> String {
+    weft_telemetry::time(SystemTime::now(), format)
 }
 
 /// Log and metrics name the rule and the Service also where the mesh answers.
@@ -205,7 +236,7 @@ async fn to_target(
     let view = asked.message.view(&asked.parts);
     let hashed = hash(&cluster.policy, &view, asked.leg.client.ip(), worker.random());
     extra.extend(hashed.set_cookie.map(|cookie| (Arc::from("set-cookie"), cookie)));
-    let outgoing = prepare(&decision, target, &view);
+    let outgoing = prepare(&decision, target, &view, &circumstances(&asked));
     let mirrors: SmallVec<[Arc<Cluster>; 1]> = rule
         .mirrors
         .iter()
@@ -213,6 +244,7 @@ async fn to_target(
         .filter_map(|mirror| mirror.cluster.as_ref().ok().cloned())
         .collect();
     let protocol = protocol_to(&cluster, asked.downstream.http2, asked.upgrade);
+    let http2 = asked.downstream.http2;
     let mut outward = outward(asked, extra);
     outward.protocol = protocol;
     outward.change(outgoing);
@@ -220,7 +252,8 @@ async fn to_target(
         forward::Plan { cluster, hash: hashed.value, timeout: rule.timeout, retry: rule.retry.clone() };
     let upload = outward.upload(plan.retry.attempts > 0);
     for cluster in mirrors {
-        mirror::send(&outward, &upload, Mirrored { cluster, timeout: plan.timeout });
+        let protocol = protocol_to(&cluster, http2, outward.upgrade);
+        mirror::send(&outward, &upload, Mirrored { cluster, protocol, timeout: plan.timeout });
     }
     forward::forward(outward, upload, plan).await
 }

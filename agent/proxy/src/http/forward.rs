@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode, Version};
 use smallvec::SmallVec;
 use tokio::time::Instant;
-use weft_core::decide::http::{Cluster, Outgoing, RetryPolicy, TryOutcome, apply};
+use weft_core::decide::http::{Answered, Cluster, Outgoing, RetryPolicy, TryOutcome, apply, complete};
 use weft_core::decide::outbound::outbound;
 use weft_core::decide::{OutboundDecision, Path};
 use weft_core::resource::virtual_service::HeaderOperations;
@@ -339,9 +339,7 @@ fn answer(mut out: Outward<'_>, sent: Sent, deadline: Option<Instant>) -> Result
     }
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers, false);
-    for operations in &out.response_changes {
-        apply(&operations.response, &mut parts.headers);
-    }
+    change_answer(&out, &mut parts, endpoint, time);
     for (name, value) in &out.response_headers {
         let Some((name, value)) = header(name, value) else { continue };
         if name == http::header::SET_COOKIE {
@@ -356,6 +354,21 @@ fn answer(mut out: Outward<'_>, sent: Sent, deadline: Option<Instant>) -> Result
     parts.version = if out.downstream.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     let body = out.record.until_over(body, deadline, out.downstream.http2);
     Ok(Response::from_parts(parts, body))
+}
+
+/// Makes the changes that rules ask for (V-17).
+fn change_answer(out: &Outward<'_>, parts: &mut http::response::Parts, endpoint: SocketAddr, time: Duration) {
+    let answered = Answered {
+        status: parts.status.as_u16(),
+        headers: &parts.headers,
+        upstream: Some(endpoint),
+        flags: out.record.flags.text(),
+        details: "via_upstream",
+        duration: time,
+    };
+    let changes = out.response_changes.iter().map(|operations| complete(&operations.response, &answered));
+    let changes: SmallVec<[_; 2]> = changes.collect();
+    changes.iter().for_each(|changes| apply(changes, &mut parts.headers));
 }
 
 fn header(name: &str, value: &str) -> Option<(http::HeaderName, http::HeaderValue)> {

@@ -14,6 +14,9 @@ use super::h1::Smell;
 use super::headers::{X_FORWARDED_PROTO, is_authority};
 use super::reply::Reply;
 
+/// Fields of a request (H-10). The parser counts those of HTTP/1 itself, and HTTP/2 bounds only their bytes.
+const FIELDS: usize = 100;
+
 /// Whom a request is addressed to.
 #[derive(Debug, Clone)]
 enum Named {
@@ -120,6 +123,9 @@ fn refuse_malformed(parts: &Parts, seen: &Seen<'_>, smell: Option<Smell>) -> Res
         }
         None => {}
     }
+    if parts.version == Version::HTTP_2 && parts.headers.len() > FIELDS {
+        return Err(Box::new(Reply::malformed(431, "", "http2.too_many_headers")));
+    }
     if parts.version == Version::HTTP_10 || parts.version == Version::HTTP_09 {
         return Err(Box::new(Reply { close: true, ..Reply::text(426, "Upgrade Required", "low_version") }));
     }
@@ -207,6 +213,12 @@ mod tests {
         assert_eq!(refused(both), Some(400));
         let coded = |coding| refused(get("/").header("host", "a").header("transfer-encoding", coding));
         assert_eq!((coded("gzip, chunked"), coded("Chunked")), (Some(501), None));
+        let many = |count: usize| {
+            let fields = (1..count).map(|at| format!("x-{at}"));
+            let request = get("http://a/").version(Version::HTTP_2).header("x", "");
+            refused(fields.fold(request, |request, name| request.header(name, "")))
+        };
+        assert_eq!((many(100), many(101)), (None, Some(431)));
         assert_eq!(refused(get("/").header("host", "a:80")), None);
         assert_eq!(refused(get("/").header("host", "[::1]:80")), None);
     }

@@ -11,7 +11,7 @@ use weft_core::decide::http::Cluster;
 use super::forward::Outward;
 use super::headers::X_FORWARDED_FOR;
 use super::upload::Upload;
-use super::upstream::{self, Leg};
+use super::upstream::{self, Leg, UpstreamProtocol};
 
 /// How long a mirror may take where the route has no timeout.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -20,6 +20,8 @@ const INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 /// To whom a request is mirrored.
 pub(crate) struct Mirrored {
     pub(crate) cluster: Arc<Cluster>,
+    /// What is spoken there, whatever the request itself travels in.
+    pub(crate) protocol: UpstreamProtocol,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -31,7 +33,7 @@ pub(crate) fn send(out: &Outward<'_>, upload: &Upload, mirrored: Mirrored) {
         parts.headers.append(X_FORWARDED_FOR, client);
     }
     let request = Request::from_parts(parts, upload.mirror());
-    let (worker, protocol) = (out.downstream.worker.clone(), out.protocol);
+    let (worker, protocol) = (out.downstream.worker.clone(), mirrored.protocol);
     let (pod, source, snapshot) = (out.leg.pod.clone(), out.leg.source.clone(), out.leg.snapshot.clone());
     let (client, original) = (out.leg.client, out.leg.original);
     let task = worker.clone();

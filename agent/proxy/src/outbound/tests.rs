@@ -1,3 +1,5 @@
+mod secured;
+
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -4,11 +4,13 @@
 //! destinations, each with the request as it leaves and the server's side of every endpoint.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
 
+use ::http::HeaderMap;
 use weft_core::decide::http::{
-    Action, Cors, FaultDraw, Forward, Outgoing, RouteDecision, Target, apply, choose, cors, draw_fault,
-    prepare, route_traced,
+    Action, Answered, Caller, Circumstances, Cors, FaultDraw, Forward, LocalReply, Outgoing, RouteDecision,
+    Target, added, apply, choose, cors, draw_fault, prepare, route_traced,
 };
 use weft_core::http_path::normalise;
 use weft_core::resource::virtual_service::{HeaderOperations, PerMillion};
@@ -73,6 +75,7 @@ fn clients_side(
     match &decision.action {
         Action::Respond(local) => {
             let mut response = reply::view(local, asked.is_grpc());
+            response.headers.extend(added_by_rule(&decision, local, &asked, &caller));
             response.headers.extend(added);
             respond(answer, response);
         }
@@ -173,7 +176,9 @@ impl Routed<'_> {
     }
 
     fn destination(&self, target: &Target, weight: f64) -> super::destination::Destination {
-        let outgoing = prepare(self.decision, target, &self.asked.as_request());
+        let caller = self.inquiry.caller(self.dialled);
+        let circumstances = circumstances(&caller);
+        let outgoing = prepare(self.decision, target, &self.asked.as_request(), &circumstances);
         let mut response_headers = response_changes(&outgoing.response_headers);
         response_headers.extend(self.added.iter().cloned());
         let leaving = self.leaving(&outgoing);
@@ -201,6 +206,38 @@ impl Routed<'_> {
         }
         request
     }
+}
+
+/// What operators in header values read, as far as it is known beforehand.
+fn circumstances<'a>(caller: &Caller<'a>) -> Circumstances<'a> {
+    let family = |ip: &&IpAddr| ip.is_ipv4() == caller.original.is_ipv4();
+    let client = caller.workload.ips.iter().find(family).copied();
+    Circumstances {
+        client: SocketAddr::new(client.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), 0),
+        original: caller.original,
+        protocol: "HTTP/1.1",
+        pod: &caller.workload.key.name,
+        time: &|format| weft_telemetry::time(SystemTime::now(), format),
+    }
+}
+
+/// The headers that a redirect or a direct response has of its rule.
+fn added_by_rule(
+    decision: &RouteDecision,
+    local: &LocalReply,
+    asked: &AskedRequest,
+    caller: &Caller<'_>,
+) -> Vec<(String, String)> {
+    let answered = Answered {
+        status: local.status,
+        headers: &HeaderMap::new(),
+        upstream: None,
+        flags: local.flag,
+        details: local.details,
+        duration: Duration::ZERO,
+    };
+    let headers = added(decision, &asked.as_request(), (&circumstances(caller), &answered));
+    headers.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
 /// What the rule changes about the request, in words.
@@ -263,12 +300,17 @@ fn response_changes(operations: &[std::sync::Arc<HeaderOperations>]) -> Vec<(Str
         }
         for (name, value) in &operations.response.set {
             forget(&mut changes, name);
-            changes.push((name.to_lowercase(), Some(value.to_string())));
+            changes.push((name.to_lowercase(), Some(unanswered(value))));
         }
         let added = operations.response.add.iter();
-        changes.extend(added.map(|(name, value)| (name.to_lowercase(), Some(value.to_string()))));
+        changes.extend(added.map(|(name, value)| (name.to_lowercase(), Some(unanswered(value)))));
     }
     changes
+}
+
+/// A value in which the operators stand that only the answer can replace.
+fn unanswered(value: &str) -> String {
+    value.replace("%%", "%")
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ mod wire;
 
 pub(super) use self::locality::locality;
 pub(super) use self::policy::policy as traffic_policy;
-pub(super) use self::wire::{LocalityWire, PolicyWire};
+pub(super) use self::pool::{keep_alive, upgrade};
+pub(super) use self::wire::{KeepAliveWire, LocalityWire, PolicyWire};
 
 use std::collections::BTreeSet;
 

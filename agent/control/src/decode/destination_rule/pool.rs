@@ -8,7 +8,7 @@ use super::super::fields::Text;
 use super::super::networking::numbers::Signed;
 use super::super::networking::{Reader, shown, zero_or_more};
 use super::super::report::Path;
-use super::wire::{Http2KeepAliveWire, HttpWire, OutlierWire, PoolWire, TcpWire};
+use super::wire::{Http2KeepAliveWire, HttpWire, KeepAliveWire, OutlierWire, PoolWire, TcpWire};
 use crate::codes;
 
 /// What counts when `outlierDetection` does not say it (D-15).
@@ -38,13 +38,20 @@ fn tcp(wire: &TcpWire<'_>, pool: &mut ConnectionPool, at: &Path<'_>, reader: &mu
     pool.max_connection_duration =
         reader.duration(wire.max_connection_duration.as_ref(), &at.field("maxConnectionDuration"));
     pool.tcp_idle_timeout = idle_timeout(wire.idle_timeout.as_ref(), &at.field("idleTimeout"), reader);
-    if let Some(keep_alive) = &wire.tcp_keepalive {
-        let at = at.field("tcpKeepalive");
-        pool.tcp_keepalive = Some(TcpKeepalive {
-            probes: keep_alive.probes.0.and_then(|probes| u32::try_from(probes).ok()),
-            time: reader.duration(keep_alive.time.as_ref(), &at.field("time")),
-            interval: reader.duration(keep_alive.interval.as_ref(), &at.field("interval")),
-        });
+    pool.tcp_keepalive =
+        wire.tcp_keepalive.as_ref().map(|wire| keep_alive(wire, &at.field("tcpKeepalive"), reader));
+}
+
+/// `tcpKeepalive`, of a pool or of the mesh.
+pub(in super::super) fn keep_alive(
+    wire: &KeepAliveWire<'_>,
+    at: &Path<'_>,
+    reader: &mut Reader<'_, '_>,
+) -> TcpKeepalive {
+    TcpKeepalive {
+        probes: wire.probes.0.and_then(|probes| u32::try_from(probes).ok()),
+        time: reader.duration(wire.time.as_ref(), &at.field("time")),
+        interval: reader.duration(wire.interval.as_ref(), &at.field("interval")),
     }
 }
 
@@ -102,7 +109,12 @@ fn limit(number: Signed, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<u
     u32::try_from(number).ok().filter(|limit| *limit != 0)
 }
 
-fn upgrade(text: Option<&Text<'_>>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<bool> {
+/// `h2UpgradePolicy`, of a pool or of the mesh.
+pub(in super::super) fn upgrade(
+    text: Option<&Text<'_>>,
+    at: &Path<'_>,
+    reader: &mut Reader<'_, '_>,
+) -> Option<bool> {
     match text?.as_str() {
         "DEFAULT" => None,
         "UPGRADE" => Some(true),

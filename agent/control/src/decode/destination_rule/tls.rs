@@ -46,6 +46,7 @@ fn certificates(wire: &TlsWire<'_>, reader: &mut Reader<'_, '_>) -> Option<Arc<C
         certificate: reader.optional(&wire.client_certificate),
         key: reader.optional(&wire.private_key),
         credential: reader.optional(&wire.credential_name),
+        unverified: wire.insecure_skip_verify == Some(true),
     };
     let all = [&named.authorities, &named.revoked, &named.certificate, &named.key, &named.credential];
     let any = all.into_iter().any(Option::is_some);
@@ -111,8 +112,9 @@ fn check_certificates(wire: &TlsWire<'_>, mode: ClientTlsMode, at: &Path<'_>, re
 
 /// Rather than connect with less than was asked for, the mesh does not connect.
 fn warn_of_secret(at: &Path<'_>, reader: &mut Reader<'_, '_>) {
-    let message = "Agents read no Secrets, so that the mesh connects to none of the host's endpoints (D-18).";
-    let fix = "Name files with `caCertificates`, `clientCertificate` and `privateKey`.";
+    let message = "Agents have no right to read Secrets: unless it is mounted below their `--tls-files`, the mesh \
+                   connects to none of the host's endpoints (D-18).";
+    let fix = "Mount it there as CLIENT-NAMESPACE/NAME/ with its keys as files, or name files.";
     reader.report.add(codes::NO_EFFECT, at, message, fix);
 }
 

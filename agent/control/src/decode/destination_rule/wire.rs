@@ -259,7 +259,7 @@ pub(super) struct TcpWire<'a> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[serde(expecting = "a map of fields")]
-pub(super) struct KeepAliveWire<'a> {
+pub(in super::super) struct KeepAliveWire<'a> {
     #[serde(default)]
     pub(super) probes: Unsigned,
     #[serde(borrow, default)]

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use weft_core::resource::destination_rule::PoolDefaults;
 use weft_core::resource::virtual_service::Retries;
 use weft_core::resource::{ExtAuthz, MeshHttp, PathNormalization};
 
-use super::super::destination_rule::{self, LocalityWire, PolicyWire};
+use super::super::destination_rule::{self, KeepAliveWire, LocalityWire, PolicyWire};
 use super::super::fields::{List, Pairs, PortOrName, Text, nullable};
 use super::super::networking::Reader;
 use super::super::networking::numbers::{Signed, Unsigned};
@@ -27,10 +28,14 @@ pub(super) struct HttpWire<'a> {
     default_http_retry_policy: Option<RetriesWire<'a>>,
     #[serde(borrow, default)]
     extension_providers: List<ProviderWire<'a>>,
-    #[serde(default)]
-    enable_auto_mtls: Option<bool>,
     #[serde(default, deserialize_with = "nullable")]
     default_config: DefaultConfigWire,
+    #[serde(borrow, default)]
+    connect_timeout: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    tcp_keepalive: Option<KeepAliveWire<'a>>,
+    #[serde(borrow, default)]
+    h2_upgrade_policy: Option<Text<'a>>,
     #[serde(borrow, default)]
     locality_lb_setting: Option<LocalityWire<'a>>,
     #[serde(borrow, default)]
@@ -142,15 +147,30 @@ pub(super) fn settings(wire: &HttpWire<'_>, at: &Path<'_>, reader: &mut Reader<'
         default_retries: retries
             .map(|wire| default_retries(wire, &at.field("defaultHttpRetryPolicy"), reader)),
         ext_authz: authorisers(&wire.extension_providers, &at.field("extensionProviders"), reader),
-        auto_mtls_off: wire.enable_auto_mtls == Some(false),
         trusted_proxies: u32::try_from(trusted).unwrap_or(u32::MAX),
         locality: wire
             .locality_lb_setting
             .as_ref()
             .map(|wire| destination_rule::locality(wire, None, &at.field("localityLbSetting"), reader)),
+        pool: pool(wire, at, reader),
         traffic_policy: wire.default_traffic_policy.as_ref().map(|wire| {
             Arc::new(destination_rule::traffic_policy(wire, &at.field("defaultTrafficPolicy"), reader))
         }),
+    }
+}
+
+/// What stands behind every connection pool.
+fn pool(wire: &HttpWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> PoolDefaults {
+    let keepalive = wire.tcp_keepalive.as_ref();
+    PoolDefaults {
+        connect_timeout: reader.duration(wire.connect_timeout.as_ref(), &at.field("connectTimeout")),
+        tcp_keepalive: keepalive
+            .map(|wire| destination_rule::keep_alive(wire, &at.field("tcpKeepalive"), reader)),
+        h2_upgrade: destination_rule::upgrade(
+            wire.h2_upgrade_policy.as_ref(),
+            &at.field("h2UpgradePolicy"),
+            reader,
+        ),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod access_log;
 mod http;
+mod unapplied;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -104,8 +105,10 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
     let value = Parsed::new(&value);
     let wire: MeshWire<'_> = settings(&value, &mut report);
     let http: http::HttpWire<'_> = settings(&value, &mut report);
+    let others: unapplied::UnappliedWire = settings(&value, &mut report);
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let http = http::settings(&http, &Path::Root("data.mesh"), &mut reader);
+    unapplied::report(&others, &Path::Root("data.mesh"), &mut reader);
     let json = wire.access_log_encoding.as_str() == "JSON";
     let mesh = MeshConfig {
         key: meta.key,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use weft_core::access_format::{Oddity, Template};
 use weft_core::resource::virtual_service::{HeaderChanges, HeaderOperations};
 
 use super::super::fields::{List, Pairs, Text};
@@ -58,10 +59,32 @@ fn values(
         if let Some(why) = header::bad_value(value) {
             let message = format!("{} is not the value of a header: {why}.", shown(value));
             reader.report.reject(at, message, "Write `%%` for a percent sign, and variables as `%NAME%`.");
+        } else if value.contains('%') {
+            tell_of_operators(value, &at, reader);
         }
         values.push((reader.text(name), reader.text(value)));
     }
     values
+}
+
+/// Operators that come to nothing: a header of which nothing is left is not set.
+fn tell_of_operators(value: &str, at: &Path<'_>, reader: &mut Reader<'_, '_>) {
+    let mut odd = Vec::new();
+    Template::new(value, &mut odd);
+    for oddity in odd {
+        let message = match oddity {
+            Oddity::Unknown(name) => format!("There is no operator `%{name}%`: it comes to nothing."),
+            Oddity::Unanswered(name) => format!("The mesh has no answer to `%{name}%`: it comes to nothing."),
+            // What Envoy reads otherwise was refused before.
+            Oddity::Unclosed(_) => continue,
+        };
+        reader.report.add(
+            codes::NO_EFFECT,
+            at,
+            message,
+            "Check its spelling and its argument, or remove it.",
+        );
+    }
 }
 
 fn removed(list: &List<Text<'_>>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Vec<Arc<str>> {

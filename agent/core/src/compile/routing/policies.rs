@@ -7,7 +7,9 @@ use super::hosts::HostIndex;
 use super::rules::Visibility;
 use crate::decide::http::ClusterPolicy;
 use crate::hashing::FastMap;
-use crate::resource::destination_rule::{DestinationRule, LoadBalancer, PolicyBlocks, TrafficPolicy};
+use crate::resource::destination_rule::{
+    DestinationRule, LoadBalancer, PolicyBlocks, PoolDefaults, TrafficPolicy,
+};
 use crate::resource::{Kind, Labels, ObjectRef};
 
 /// The rules for one host in one namespace: those for selected clients first, then by age (D-3).
@@ -119,13 +121,28 @@ fn applies(rule: &CompiledDestinationRule, client: Client<'_>, namespace: &str) 
     }
 }
 
+/// What the mesh says where objects say nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Base {
+    /// `defaultTrafficPolicy` (D-21).
+    pub(crate) policy: Option<Arc<TrafficPolicy>>,
+    /// What stands behind single fields of a connection pool (C-1).
+    pub(crate) pool: PoolDefaults,
+}
+
+impl Base {
+    fn blocks(&self) -> PolicyBlocks {
+        self.policy.as_ref().map(|policy| policy.blocks.clone()).unwrap_or_default()
+    }
+}
+
 /// What a client gets for whom no object says anything: the mesh's default (D-21).
-pub(crate) fn default_policy(base: &TrafficPolicy) -> ClusterPolicy {
-    policy_of(None, &base.blocks)
+pub(crate) fn default_policy(base: &Base) -> ClusterPolicy {
+    policy_of(None, &base.blocks(), base)
 }
 
 /// The rules of one host by namespace, merged.
-pub(super) fn compile(rules: &[Arc<DestinationRule>], base: &TrafficPolicy) -> FastMap<Arc<str>, HostRules> {
+pub(super) fn compile(rules: &[Arc<DestinationRule>], base: &Base) -> FastMap<Arc<str>, HostRules> {
     let mut by_namespace = BTreeMap::<Arc<str>, Vec<&DestinationRule>>::new();
     for rule in rules {
         by_namespace.entry(rule.meta.key.namespace.clone()).or_default().push(rule);
@@ -133,7 +150,7 @@ pub(super) fn compile(rules: &[Arc<DestinationRule>], base: &TrafficPolicy) -> F
     by_namespace.into_iter().map(|(namespace, rules)| (namespace, merge(rules, base))).collect()
 }
 
-fn merge(mut rules: Vec<&DestinationRule>, base: &TrafficPolicy) -> HostRules {
+fn merge(mut rules: Vec<&DestinationRule>, base: &Base) -> HostRules {
     rules.sort_by(|a, b| {
         let first = |rule: &DestinationRule| rule.workload_selector.is_none();
         first(a).cmp(&first(b)).then_with(|| a.meta.precedence().cmp(&b.meta.precedence()))
@@ -158,7 +175,7 @@ fn merge(mut rules: Vec<&DestinationRule>, base: &TrafficPolicy) -> HostRules {
 fn compile_group(
     visibility: Visibility,
     members: &[&DestinationRule],
-    base: &TrafficPolicy,
+    base: &Base,
 ) -> CompiledDestinationRule {
     let leading = members.iter().find(|rule| rule.policy.is_some()).or(members.first());
     let top = leading.and_then(|rule| rule.policy.clone()).unwrap_or_default();
@@ -169,14 +186,14 @@ fn compile_group(
         for subset in &rule.subsets {
             subsets.entry(subset.name.clone()).or_insert_with(|| CompiledSubset {
                 labels: Arc::new(subset.labels.clone()),
-                policies: subset_policies(&top, subset.policy.as_ref(), &reference(rule), &base.blocks),
+                policies: subset_policies(&top, subset.policy.as_ref(), &reference(rule), base),
             });
         }
     }
     CompiledDestinationRule {
         visibility,
         selector: members.first().and_then(|rule| rule.workload_selector.clone()),
-        top: policies(&top, object.as_ref()),
+        top: policies(&top, object.as_ref(), base),
         subsets,
     }
 }
@@ -187,17 +204,17 @@ fn reference(rule: &DestinationRule) -> ObjectRef {
 
 /// What a rule says, and the mesh's default where it says nothing (D-21). A port's blocks replace the rule's wholesale,
 /// but not the mesh's (D-5); of retries only the whole host speaks.
-fn over(top: &TrafficPolicy, base: &TrafficPolicy) -> TrafficPolicy {
-    let blocks = top.blocks.over(&base.blocks);
+fn over(top: &TrafficPolicy, base: &Base) -> TrafficPolicy {
+    let base = base.blocks();
+    let blocks = top.blocks.over(&base);
     let budget = blocks.retry_budget;
-    let of_port = |(port, own): &(u16, PolicyBlocks)| {
-        (*port, PolicyBlocks { retry_budget: budget, ..own.over(&base.blocks) })
-    };
+    let of_port =
+        |(port, own): &(u16, PolicyBlocks)| (*port, PolicyBlocks { retry_budget: budget, ..own.over(&base) });
     TrafficPolicy { ports: top.ports.iter().map(of_port).collect(), blocks }
 }
 
-fn policies(top: &TrafficPolicy, object: Option<&ObjectRef>) -> Policies {
-    let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(object, blocks));
+fn policies(top: &TrafficPolicy, object: Option<&ObjectRef>, base: &Base) -> Policies {
+    let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(object, blocks, base));
     Policies {
         default: policy(&top.blocks),
         ports: top.ports.iter().map(|(port, blocks)| (*port, policy(blocks))).collect(),
@@ -209,14 +226,15 @@ fn subset_policies(
     top: &TrafficPolicy,
     own: Option<&TrafficPolicy>,
     object: &ObjectRef,
-    mesh: &PolicyBlocks,
+    base: &Base,
 ) -> Policies {
-    let Some(own) = own else { return policies(top, Some(object)) };
-    let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(Some(object), blocks));
+    let Some(own) = own else { return policies(top, Some(object), base) };
+    let policy = |blocks: &PolicyBlocks| Arc::new(policy_of(Some(object), blocks, base));
+    let mesh = base.blocks();
     let default = own.blocks.over(&top.blocks);
     let budget = default.retry_budget;
     let own_ports = own.ports.iter().map(|(port, blocks)| {
-        let blocks = PolicyBlocks { retry_budget: budget, ..blocks.over(mesh) };
+        let blocks = PolicyBlocks { retry_budget: budget, ..blocks.over(&mesh) };
         (*port, policy(&blocks))
     });
     let others = top.ports.iter().filter(|(port, _)| own.ports.iter().all(|(own, _)| own != port));
@@ -224,14 +242,14 @@ fn subset_policies(
     Policies { default: policy(&default), ports: own_ports.chain(others).collect() }
 }
 
-fn policy_of(object: Option<&ObjectRef>, blocks: &PolicyBlocks) -> ClusterPolicy {
+fn policy_of(object: Option<&ObjectRef>, blocks: &PolicyBlocks, base: &Base) -> ClusterPolicy {
     let balancing = blocks.load_balancer.as_ref();
     ClusterPolicy {
         object: object.cloned(),
         load_balancer: balancing.map_or(LoadBalancer::LeastRequest, |balancing| balancing.balancer.clone()),
         locality: balancing.and_then(|balancing| balancing.locality.clone()),
         warmup: balancing.and_then(|balancing| balancing.warmup),
-        connection_pool: blocks.connection_pool.clone().unwrap_or_default(),
+        connection_pool: blocks.connection_pool.clone().unwrap_or_default().over(&base.pool),
         outlier_detection: blocks.outlier_detection.clone(),
         tls: blocks.tls.clone(),
         retry_budget: blocks.retry_budget,

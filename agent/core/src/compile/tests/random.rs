@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use crate::compile::routing::tests::{some_destination_rule, some_virtual_service};
 use crate::compile::{CompileOptions, Compiler, policy};
+use crate::resource::destination_rule::PoolDefaults;
 use crate::resource::*;
 use crate::testing::{
     jwt_rule, key, labels, meta, namespace, peer_authentication, pod, port, render, request_authentication,
@@ -153,7 +154,9 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
     let domains = prop::option::of(prop::sample::select(vec!["cluster.local", "corp"]));
     let roots = prop::option::of(prop::sample::select(vec!["a", "weft-system"]));
     let flags = (prop::bool::ANY, prop::bool::ANY);
-    (names, domains, roots, flags).prop_map(|(name, domain, root, (aliased, auto_mtls_off))| {
+    (names, domains, roots, flags).prop_map(|(name, domain, root, (aliased, impatient))| {
+        let connect_timeout = impatient.then(|| std::time::Duration::from_secs(1));
+        let pool = PoolDefaults { connect_timeout, ..PoolDefaults::default() };
         Resource::MeshConfig(MeshConfig {
             key: key(name),
             trust_domain: domain.map(Into::into),
@@ -164,7 +167,7 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
             access_log_format: None,
             registry_only: false,
             encrypt_same_node: false,
-            http: MeshHttp { auto_mtls_off, ..MeshHttp::default() },
+            http: MeshHttp { pool, ..MeshHttp::default() },
         })
     })
 }

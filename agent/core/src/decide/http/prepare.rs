@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::format::{self, Answered, Circumstances, Context};
 use super::redirect::matched_length;
-use super::{Outgoing, Request, RouteDecision, Target, fields, format};
+use super::{Outgoing, Request, RouteDecision, Target, fields};
 use crate::compile::routing::rules::{self, CompiledAction, CompiledMatch, CompiledRewrite, CompiledRule};
 use crate::resource::virtual_service::{HeaderChanges, HeaderOperations};
 
@@ -21,8 +22,14 @@ impl Applied {
     }
 }
 
-/// How a request leaves for one of the rule's targets.
-pub fn prepare(decision: &RouteDecision, target: &Target, request: &Request<'_>) -> Outgoing {
+/// How a request leaves for one of the rule's targets. What changes about the answer is for [`complete`](super::complete)
+/// to finish.
+pub fn prepare(
+    decision: &RouteDecision,
+    target: &Target,
+    request: &Request<'_>,
+    circumstances: &Circumstances<'_>,
+) -> Outgoing {
     let Some(applied) = &decision.applied else { return Outgoing::default() };
     let rule = &applied.rule;
     let authority = new_authority(rule, target);
@@ -32,14 +39,31 @@ pub fn prepare(decision: &RouteDecision, target: &Target, request: &Request<'_>)
     request_headers.extend(originals(request, rewritten.is_some(), authority.is_some()));
     request_headers.extend(in_order(rule, target, |operations| &operations.request));
     let response_headers = in_order(rule, target, |operations| &operations.response);
-    let expand =
-        |operations: Arc<HeaderOperations>| format::expand_all(operations, decision, target, request);
+    let context = Context { decision, target: Some(target), request, circumstances };
+    let expand = |operations: Arc<HeaderOperations>| format::expand_all(operations, &context);
     Outgoing {
         authority,
         target: rewritten,
         request_headers: request_headers.into_iter().map(expand).collect(),
         response_headers: response_headers.into_iter().map(expand).collect(),
     }
+}
+
+/// The headers that a rule adds to an answer of the mesh: a redirect, or a direct response (V-17).
+pub fn added(
+    decision: &RouteDecision,
+    request: &Request<'_>,
+    (circumstances, answered): (&Circumstances<'_>, &Answered<'_>),
+) -> Vec<(Arc<str>, String)> {
+    let Some(applied) = &decision.applied else { return Vec::new() };
+    if let CompiledAction::Forward(_) = &applied.rule.action {
+        return Vec::new();
+    }
+    let context = Context { decision, target: None, request, circumstances };
+    let operations = format::expand_all(applied.rule.headers.clone(), &context);
+    let changes = format::complete(&operations.response, answered);
+    let pairs = changes.set.iter().chain(&changes.add);
+    pairs.map(|(name, value)| (name.to_ascii_lowercase().into(), value.to_string())).collect()
 }
 
 /// `rewrite.authority` before the rule's Host before the destination's (V-17).

@@ -1,25 +1,22 @@
-//! Answers that a rule gives itself (V-18, V-19, E35).
+//! Answers that a rule gives itself (V-18, V-19, E35); [`added`](super::added) says which headers it adds to them.
 
 use std::sync::Arc;
 
 use super::matching::Scope;
 use super::{LocalReply, fields};
-use crate::compile::routing::rules::{CompiledMatch, CompiledRule};
+use crate::compile::routing::rules::CompiledMatch;
 use crate::decide::http::pattern::Pattern;
 use crate::resource::virtual_service::{DirectResponse, Redirect, RedirectPort};
 
 /// `redirect`.
 pub(super) fn redirect(
     scope: &Scope<'_>,
-    rule: &CompiledRule,
     matched: Option<&CompiledMatch>,
     redirect: &Redirect,
 ) -> LocalReply {
-    let mut headers = vec![(Arc::from("location"), location(scope, matched, redirect))];
-    headers.extend(added(rule));
     LocalReply {
         status: redirect.code,
-        headers,
+        headers: vec![(Arc::from("location"), location(scope, matched, redirect))],
         body: Arc::default(),
         flag: "-",
         details: "direct_response",
@@ -28,25 +25,15 @@ pub(super) fn redirect(
 }
 
 /// `directResponse`.
-pub(super) fn direct_response(rule: &CompiledRule, response: &DirectResponse) -> LocalReply {
+pub(super) fn direct_response(response: &DirectResponse) -> LocalReply {
     LocalReply {
         status: response.status,
-        headers: added(rule).collect(),
+        headers: Vec::new(),
         body: response.body.clone(),
         flag: "-",
         details: "direct_response",
         by: "direct_response",
     }
-}
-
-/// What the rule adds to answers.
-fn added(rule: &CompiledRule) -> impl Iterator<Item = (Arc<str>, String)> {
-    let changes = &rule.headers.response;
-    changes
-        .set
-        .iter()
-        .chain(&changes.add)
-        .map(|(name, value)| (name.to_ascii_lowercase().into(), value.to_string()))
 }
 
 fn location(scope: &Scope<'_>, matched: Option<&CompiledMatch>, redirect: &Redirect) -> String {

@@ -69,10 +69,8 @@ fn by_rule(scope: &Scope<'_>, named: Option<Named>, applied: Applied) -> RouteDe
         CompiledAction::Forward(forward) => {
             Action::Forward(forward::by_rule(scope.snapshot, scope.caller, &rule, forward))
         }
-        CompiledAction::Redirect(written) => {
-            Action::Respond(redirect::redirect(scope, &rule, matched, written))
-        }
-        CompiledAction::Direct(written) => Action::Respond(redirect::direct_response(&rule, written)),
+        CompiledAction::Redirect(written) => Action::Respond(redirect::redirect(scope, matched, written)),
+        CompiledAction::Direct(written) => Action::Respond(redirect::direct_response(written)),
     };
     let reference = rule_ref(&rule, matched);
     let owner = rule.root.as_ref().map_or(&rule.object, |(object, _)| object).clone();

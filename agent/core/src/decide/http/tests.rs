@@ -159,6 +159,17 @@ pub(crate) fn ask(host: &str, target: &str) -> Ask {
     }
 }
 
+/// What is known about every one of these requests.
+pub(crate) fn circumstances() -> Circumstances<'static> {
+    Circumstances {
+        client: addr("10.244.0.9:40000"),
+        original: addr("10.96.0.2:80"),
+        protocol: "HTTP/1.1",
+        pod: "client",
+        time: &|format| format!("<{}>", format.unwrap_or("now")),
+    }
+}
+
 impl Ask {
     pub(crate) fn from(self, from: &'static str) -> Self {
         Self { from, ..self }
@@ -204,7 +215,7 @@ impl Ask {
         let decision = self.route(snapshot);
         let Action::Forward(forward) = &decision.action else { panic!("not forwarded: {decision:?}") };
         let target = &forward.targets[0];
-        self.with(snapshot, |_, request| prepare(&decision, target, request))
+        self.with(snapshot, |_, request| prepare(&decision, target, request, &circumstances()))
     }
 
     /// The headers with which it leaves for the first target.

@@ -101,6 +101,7 @@ fn a_token_is_valid_invalid_or_missing() {
     assert_eq!(ask(&local, "/", &[("authorization", "Basic me:bad")]).outcome, Outcome::Missing);
     assert_eq!(ask(&local, "/", &[("authorization", "bearer me:bad")]).outcome, Outcome::Missing);
     assert_eq!(ask(&local, "/?access_token=me:x", &[]).outcome, Outcome::Valid);
+    assert_eq!(ask(&local, "/?access%5Ftoken=m%65%3ax", &[]).outcome, Outcome::Valid, "it is decoded");
 }
 
 #[test]
@@ -173,6 +174,7 @@ fn tokens_are_taken_out_unless_they_are_to_be_forwarded() {
     let target = |target| ask(&local, target, &[]).target;
     assert_eq!(target("/a?access_token=me:x").as_deref(), Some("/a"));
     assert_eq!(target("/a?b=c&access_token=me:x&d").as_deref(), Some("/a?b=c&d"));
+    assert_eq!(target("/a?b=%20&access%5ftoken=me%3Ax&d").as_deref(), Some("/a?b=%20&d"));
     assert_eq!(target("/a?b=c"), None);
     let forwarded = under(vec![JwtRule { forward_original_token: true, ..rule("me") }]);
     assert!(with_bearer(&forwarded, "me:x").changes.remove.is_empty());

@@ -1,10 +1,12 @@
 //! Where tokens stand in a request, and taking them out of it (RA-4).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::decide::http::Request;
+use crate::http_path::decoded;
 use crate::resource::request_authentication::JwtRule;
 use crate::snapshot::JwtPolicy;
 
@@ -20,7 +22,7 @@ enum Location<'a> {
 #[derive(Debug)]
 pub(super) struct Token<'a> {
     location: Location<'a>,
-    pub(super) text: &'a str,
+    pub(super) text: Cow<'a, str>,
     /// Indices into the list of rules.
     pub(super) rules: SmallVec<[usize; 2]>,
 }
@@ -51,7 +53,7 @@ pub(super) fn tokens<'a>(rules: &'a [Arc<JwtPolicy>], request: &Request<'a>) -> 
     found
 }
 
-fn of_rule<'a>(rule: &'a JwtRule, request: &Request<'a>, add: &mut dyn FnMut(Location<'a>, &'a str)) {
+fn of_rule<'a>(rule: &'a JwtRule, request: &Request<'a>, add: &mut dyn FnMut(Location<'a>, Cow<'a, str>)) {
     let JwtRule { from_headers, from_params, from_cookies, .. } = rule;
     if from_headers.is_empty() && from_params.is_empty() && from_cookies.is_empty() {
         of_header(request, "authorization", "Bearer ", add);
@@ -74,33 +76,33 @@ fn of_header<'a>(
     request: &Request<'a>,
     name: &'a str,
     prefix: &str,
-    add: &mut dyn FnMut(Location<'a>, &'a str),
+    add: &mut dyn FnMut(Location<'a>, Cow<'a, str>),
 ) {
     for value in request.headers.get_all(name) {
         let text = std::str::from_utf8(value.as_bytes()).ok().and_then(|text| text.strip_prefix(prefix));
         if let Some(text) = text {
-            add(Location::Header(name), text.trim());
+            add(Location::Header(name), text.trim().into());
         }
     }
 }
 
-/// Every parameter of the name: the application may read the last one.
-fn of_parameter<'a>(request: &Request<'a>, name: &'a str, add: &mut dyn FnMut(Location<'a>, &'a str)) {
+/// Every parameter of the name, decoded: the application may read the last one.
+fn of_parameter<'a>(request: &Request<'a>, name: &'a str, add: &mut dyn FnMut(Location<'a>, Cow<'a, str>)) {
     let Some((_, query)) = request.target.split_once('?') else { return };
     for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-        if key == name && !value.is_empty() {
-            add(Location::Parameter(name), value);
+        if decoded(key) == name && !value.is_empty() {
+            add(Location::Parameter(name), decoded(value));
         }
     }
 }
 
-fn of_cookie<'a>(request: &Request<'a>, name: &'a str, add: &mut dyn FnMut(Location<'a>, &'a str)) {
+fn of_cookie<'a>(request: &Request<'a>, name: &'a str, add: &mut dyn FnMut(Location<'a>, Cow<'a, str>)) {
     let lines = request.headers.get_all("cookie").into_iter();
     for line in lines.filter_map(|value| std::str::from_utf8(value.as_bytes()).ok()) {
         for (key, value) in line.split(';').filter_map(|pair| pair.trim().split_once('=')) {
             let value = value.trim_matches('"');
             if key == name && !value.is_empty() {
-                add(Location::Cookie(name), value);
+                add(Location::Cookie(name), value.into());
             }
         }
     }
@@ -110,7 +112,8 @@ fn of_cookie<'a>(request: &Request<'a>, name: &'a str, add: &mut dyn FnMut(Locat
 pub(super) fn without(target: &str, tokens: &[&Token<'_>]) -> Option<String> {
     let is_token = |pair: &str| {
         let Some((key, value)) = pair.split_once('=') else { return false };
-        tokens.iter().any(|token| token.location == Location::Parameter(key) && token.text == value)
+        let (key, value) = (decoded(key), decoded(value));
+        tokens.iter().any(|token| token.location == Location::Parameter(&key) && token.text == value)
     };
     let (path, query) = target.split_once('?')?;
     let kept: Vec<&str> = query.split('&').filter(|pair| !is_token(pair)).collect();

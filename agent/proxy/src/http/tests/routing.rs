@@ -43,6 +43,50 @@ fn headers_and_paths_are_changed_as_the_rule_says() {
     });
 }
 
+/// V-17: operators in values, of requests, of answers, and of answers that the mesh gives.
+#[test]
+fn header_values_may_say_what_the_mesh_knows() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::answering(&bed, false, |_| {
+            let answer =
+                Response::builder().status(201).header("x-app", "%REQ(host)%").body(Body::full("hello"));
+            answer.unwrap()
+        })
+        .await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let set = |pairs: &[(&str, &str)]| HeaderChanges {
+            set: pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            ..HeaderChanges::default()
+        };
+        let request = set(&[
+            ("x-client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+            ("x-from", "%HOSTNAME% by %PROTOCOL% at %START_TIME(%Y)%"),
+        ]);
+        let response = set(&[("x-told", "%RESPONSE_CODE% of %UPSTREAM_HOST%: %RESP(X-App)% 100%%")]);
+        let direct = DirectResponse { status: 418, body: b"short"[..].into() };
+        let tea = set(&[("x-told", "%RESPONSE_CODE% for %REQ(:path)%")]);
+        mesh.route(vec![
+            HttpRule {
+                matches: prefix("/tea"),
+                action: HttpAction::DirectResponse(direct),
+                headers: HeaderOperations { request: HeaderChanges::default(), response: tea },
+                ..HttpRule::default()
+            },
+            HttpRule { headers: HeaderOperations { request, response }, ..to_shop() },
+        ]);
+        let reply = mesh.get("/").await;
+        let told = format!("201 of {}: %REQ(host)% 100%", app.addr);
+        assert_eq!((reply.status, reply.header("x-told")), (201, Some(told.as_str())));
+        let seen = app.next();
+        assert_eq!(seen.header("x-client"), Some(mesh.bed.client_ip.to_string().as_str()));
+        let from = seen.header("x-from").unwrap();
+        assert!(from.starts_with("client by HTTP/1.1 at 20") && from.len() == 27, "{from}");
+        let reply = mesh.get("/tea?%25").await;
+        assert_eq!((reply.status, reply.header("x-told")), (418, Some("418 for /tea?%25")));
+    });
+}
+
 #[test]
 fn redirects_and_direct_answers_come_from_the_mesh() {
     run(async {
@@ -99,6 +143,41 @@ fn a_mirror_gets_a_copy_and_does_not_matter_when_it_is_dead() {
         }
         let [one, other] = &seen;
         assert_eq!(one.header("x-request-id"), other.header("x-request-id"));
+    });
+}
+
+/// what is spoken to a mirror follows from the mirror's port, whatever the client and the application speak.
+#[test]
+fn a_mirror_is_spoken_to_as_its_own_port_says() {
+    run(async {
+        let bed = Bed::new("a");
+        let (app, copies) = (App::echo(&bed, false).await, App::echo(&bed, true).await);
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let vip = SocketAddr::from(([10, 96, 9, 9], 80));
+        let mut changes = service_speaking(PortProtocol::Http2, vip, &[copies.addr.ip()], copies.addr.port());
+        for change in &mut changes {
+            let Change::Upsert(resource) = change else { unreachable!("it is written") };
+            match &mut **resource {
+                Resource::Service(service) => service.meta = meta(name("copies")),
+                Resource::EndpointSlice(slice) => {
+                    slice.meta = meta(name("copies-1"));
+                    slice.service = Some("copies".into());
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+        mesh.bed.change(changes);
+        let host = "copies.shop.svc.cluster.local".into();
+        let destination = DestinationRef { host, subset: None, port: None };
+        mesh.route(vec![HttpRule {
+            mirrors: vec![Mirror { destination, share: PerMillion::ALL }],
+            ..to_shop()
+        }]);
+        assert_eq!(mesh.send(post("/x", "a body")).await.status, 200);
+        mesh.bed.until("the mirrored request", |_| copies.requests() == 1).await;
+        let (seen, copy) = (app.next(), copies.next());
+        assert_eq!((seen.head.version, copy.head.version), (http::Version::HTTP_11, http::Version::HTTP_2));
+        assert_eq!(&copy.body[..], b"a body");
     });
 }
 

@@ -12,7 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_core::Identity;
 use weft_core::resource::destination_rule::TcpKeepalive;
@@ -30,9 +29,6 @@ use crate::outbound::Setback;
 use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::worker::Worker;
-
-/// The reason of a [`Failure`]: the server does not speak TLS, or not as the policy asks.
-pub(super) const TLS: &str = "tls";
 
 /// How an endpoint is reached.
 #[derive(Debug, Clone)]
@@ -131,9 +127,11 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
         Failure::new("UF", "connect", format!("{} cannot be reached: {error}", dial.endpoint))
     };
     if let Some(opened) = dial.purpose().and_then(|purpose| worker.early.take(&purpose)) {
+        opened.keep_alive(dial.keepalive);
         return Ok(Opened::of(match opened {
             Upstream::Socket(dialled) => (Transport::Tcp(dialled.stream), Held::Port(dialled.lease)),
             Upstream::Tunnel(tunnel, permit) => (Transport::Tunnel(tunnel), Held::Place(permit)),
+            Upstream::Secured(stream, _, lease) => (Transport::Tls(stream), Held::Port(lease)),
         }));
     }
     let opened = match &dial.way {
@@ -147,16 +145,9 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
             let dialled = net::dial(&dial.pod, dial.endpoint, net::Purpose::Plain, limit).await;
             let dialled = dialled.map_err(|error| failed(&error))?;
             net::keep_alive(&dialled.stream, dial.keepalive);
-            let (name, config) = tls.parts();
-            let handshake = TlsConnector::from(config).connect(name, dialled.stream);
-            let failed = |error: &dyn std::fmt::Display| {
-                Failure::new("UF", TLS, format!("no TLS with {}: {error}", dial.endpoint))
-            };
-            let stream = timeout(worker.shared.config.handshake_timeout, handshake)
-                .await
-                .map_err(|_| failed(&"the handshake took too long"))?
-                .map_err(|error| failed(&error))?;
-            (Transport::Tls(Box::new(stream)), Held::Port(dialled.lease))
+            let limit = dial.limit.unwrap_or(worker.shared.config.handshake_timeout);
+            let stream = tls.begin(dialled.stream, dial.endpoint, limit).await?;
+            (Transport::Tls(stream), Held::Port(dialled.lease))
         }
         Way::Onward(client, own) => {
             let kernel = &*worker.shared.kernel;

@@ -54,7 +54,7 @@ use crate::worker::Worker;
 
 pub(crate) use self::local::Upstreams;
 pub(crate) use self::opaque::{Chosen, Opaque, Place};
-pub(crate) use self::origination::Originations;
+pub(crate) use self::origination::{Originations, TLS, Tls};
 pub(crate) use self::state::State;
 
 /// The client's side of a request.
@@ -219,7 +219,7 @@ pub(crate) async fn send(
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
     let local = worker.upstreams.cluster(worker, leg, cluster);
-    let server = match origination::tls(worker, cluster, protocol).await {
+    let server = match origination::tls(worker, leg, cluster, Some(protocol)).await {
         Ok(server) => server,
         Err(why) => {
             local.state.counters.count(ClusterEvent::TlsFailure);
@@ -400,7 +400,7 @@ async fn in_cluster(
         }
         Err(Overflow::Failure(failure)) => {
             counters.count(ClusterEvent::ConnectFailure);
-            if failure.reason == dial::TLS {
+            if failure.reason == TLS {
                 counters.count(ClusterEvent::TlsFailure);
             }
             return Err(SendError::of(failure).with(request));

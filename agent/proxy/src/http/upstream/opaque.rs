@@ -9,13 +9,14 @@ use std::time::Duration;
 use weft_core::decide::Candidate;
 use weft_core::decide::http::{Cluster, source_ip_hash, under_policy};
 use weft_core::decide::outbound::candidate;
-use weft_core::resource::destination_rule::ClientTlsMode;
+use weft_core::resource::destination_rule::TcpKeepalive;
 use weft_telemetry::ClusterEvent;
 
 use super::Leg;
 use super::exchange::Active;
 use super::limits::{Limits, Slot};
 use super::local::{LocalCluster, LocalHost, Wanted};
+use super::origination::{self, TLS, Tls};
 use super::outlier::Outcome;
 use crate::account::Failure;
 use crate::lifetime;
@@ -62,23 +63,22 @@ impl Opaque {
         Some(Chosen { candidate: under_policy(tls, found)?, host })
     }
 
-    /// Why no connection is made at all: TLS of the client's own is spoken for HTTP only (D-18).
-    pub(crate) fn refusal(&self) -> Option<Failure> {
-        let mode = self.cluster.policy.tls.as_ref().map(|tls| tls.mode);
-        let refused = matches!(mode, Some(ClientTlsMode::Simple | ClientTlsMode::Mutual));
-        refused.then(|| {
-            let details = format!(
-                "the DestinationRule of {} asks for TLS, which the mesh begins for HTTP only; \
-                 use DISABLE, or let the application speak TLS itself",
-                self.cluster.name
-            );
-            Failure::new("UF", "tls", details)
+    /// TLS of the client's own, where the policy asks for it; a policy that cannot be kept makes no connection (D-18).
+    pub(crate) async fn tls(&self, worker: &Worker, leg: &Leg<'_>) -> Result<Option<Tls>, Failure> {
+        origination::tls(worker, leg, &self.cluster, None).await.map_err(|why| {
+            self.local.state.counters.count(ClusterEvent::TlsFailure);
+            Failure::new("UF", TLS, why)
         })
     }
 
     /// `connectTimeout`, where the policy has one.
     pub(crate) fn connect_timeout(&self) -> Option<Duration> {
         self.cluster.policy.connection_pool.connect_timeout
+    }
+
+    /// `tcp.tcpKeepalive`.
+    pub(crate) fn keepalive(&self) -> Option<TcpKeepalive> {
+        self.cluster.policy.connection_pool.tcp_keepalive
     }
 
     /// `tcp.idleTimeout` and `tcp.maxConnectionDuration`.
@@ -100,10 +100,16 @@ impl Opaque {
     }
 
     /// Counts whether an endpoint could be reached (D-16).
-    pub(crate) fn reached(&self, chosen: &Chosen, reached: bool) {
-        let event = if reached { ClusterEvent::Connection } else { ClusterEvent::ConnectFailure };
-        self.local.state.counters.count(event);
-        let outcome = if reached { Outcome::Status(200) } else { Outcome::Local };
+    pub(crate) fn reached(&self, chosen: &Chosen, failure: Option<&Failure>) {
+        let counters = &self.local.state.counters;
+        let (event, outcome) = match failure {
+            None => (ClusterEvent::Connection, Outcome::Status(200)),
+            Some(_) => (ClusterEvent::ConnectFailure, Outcome::Local),
+        };
+        counters.count(event);
+        if failure.is_some_and(|failure| failure.reason == TLS) {
+            counters.count(ClusterEvent::TlsFailure);
+        }
         let policy = self.cluster.policy.outlier_detection.as_ref();
         self.local.state.record(&chosen.host.host, outcome, policy);
     }

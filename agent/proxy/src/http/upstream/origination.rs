@@ -3,35 +3,53 @@
 //! Certificates come from files of the node, below a directory of their own for each namespace: what one namespace's
 //! objects name cannot be another's, nor anything else of the machine. They are read again from time to time. A policy
 //! that cannot be kept as a whole is not kept at all: no connection is made.
+//!
+//! Agents have no right to read Secrets. `credentialName` is a directory of that name in the directory of the *client's*
+//! namespace, with the files that a mounted Secret has; whoever mounts it decides which of them a node gets to see.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::time::Instant;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use weft_core::decide::http::Cluster;
 use weft_core::resource::destination_rule::{ClientCertificates, ClientTls, ClientTlsMode};
 use weft_identity::origination::{Material, client_config};
 
-use super::UpstreamProtocol;
+use super::{Leg, UpstreamProtocol};
+use crate::account::Failure;
 use crate::worker::Worker;
 
+/// The reason of a [`Failure`]: the server does not speak TLS, or not as the policy asks.
+pub(crate) const TLS: &str = "tls";
+
 /// How long files count as unchanged.
-const FRESH: Duration = Duration::from_secs(10);
+pub(super) const FRESH: Duration = Duration::from_secs(10);
 /// How long what failed is not tried again.
 const FAILED: Duration = Duration::from_secs(1);
 /// The largest file that is read.
 const LARGEST: u64 = 1 << 20;
 /// Configurations that are remembered.
 const MOST: usize = 256;
+/// The beginning of a `credentialName` that names a ConfigMap.
+const CONFIG_MAP: &str = "configmap://";
+/// The keys of a Secret: those of its type `kubernetes.io/tls`, and those of Istio's generic ones.
+const CERTIFICATE: [&str; 2] = ["tls.crt", "cert"];
+const KEY: [&str; 2] = ["tls.key", "key"];
+const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
+const REVOKED: [&str; 2] = ["ca.crl", "crl"];
 
 /// A TLS connection of the client's own.
 #[derive(Debug, Clone)]
-pub(super) struct Tls {
+pub(crate) struct Tls {
     /// The server that is asked for.
     name: ServerName<'static>,
     /// What is verified and presented.
@@ -44,21 +62,34 @@ impl Tls {
         self.name == other.name && Arc::ptr_eq(&self.config, &other.config)
     }
 
-    /// The parts of a handshake.
-    pub(super) fn parts(&self) -> (ServerName<'static>, Arc<ClientConfig>) {
-        (self.name.clone(), self.config.clone())
+    /// Begins TLS on a connection.
+    pub(crate) async fn begin(
+        &self,
+        stream: TcpStream,
+        endpoint: SocketAddr,
+        limit: Duration,
+    ) -> Result<Box<TlsStream<TcpStream>>, Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new("UF", TLS, format!("no TLS with {endpoint}: {error}"))
+        };
+        let handshake = TlsConnector::from(self.config.clone()).connect(self.name.clone(), stream);
+        let done = timeout(limit, handshake).await;
+        let stream = done.map_err(|_| failed(&"the handshake took too long"))?;
+        stream.map(Box::new).map_err(|error| failed(&error))
     }
 }
 
-/// What a cluster's policy asks for; `Ok(None)` where it asks for no TLS of the client's own.
+/// What a cluster's policy asks for; `Ok(None)` where it asks for no TLS of the client's own. `protocol` is what will be
+/// spoken, where the mesh knows.
 ///
 /// # Errors
 ///
 /// The policy cannot be kept; the text says why.
-pub(super) async fn tls(
+pub(crate) async fn tls(
     worker: &Worker,
+    leg: &Leg<'_>,
     cluster: &Cluster,
-    protocol: UpstreamProtocol,
+    protocol: Option<UpstreamProtocol>,
 ) -> Result<Option<Tls>, String> {
     let Some(tls) = &cluster.policy.tls else { return Ok(None) };
     match tls.mode {
@@ -68,7 +99,8 @@ pub(super) async fn tls(
     let name = tls.sni.as_ref().unwrap_or(&cluster.host).to_string();
     let name = ServerName::try_from(name)
         .map_err(|_| "the DestinationRule's `tls.sni` is not the name of a server".to_owned())?;
-    let config = worker.shared.originations.config(Key::of(tls, protocol)).await;
+    let key = Key::of(tls, &leg.source.workload.key.namespace, protocol);
+    let config = worker.shared.originations.config(key).await;
     let config = config.map_err(|why| format!("the DestinationRule's `tls` cannot be kept: {why}"))?;
     Ok(Some(Tls { name, config }))
 }
@@ -78,15 +110,20 @@ pub(super) async fn tls(
 struct Key {
     mutual: bool,
     certificates: Option<Arc<ClientCertificates>>,
+    /// The client's namespace, where a Secret of it is wanted.
+    client: Option<Arc<str>>,
     names: Box<[Arc<str>]>,
-    protocol: UpstreamProtocol,
+    protocol: Option<UpstreamProtocol>,
 }
 
 impl Key {
-    fn of(tls: &ClientTls, protocol: UpstreamProtocol) -> Self {
+    fn of(tls: &ClientTls, client: &Arc<str>, protocol: Option<UpstreamProtocol>) -> Self {
+        let certificates = tls.certificates.clone();
+        let secret = certificates.as_ref().is_some_and(|wanted| wanted.credential.is_some());
         Self {
             mutual: tls.mode == ClientTlsMode::Mutual,
-            certificates: tls.certificates.clone(),
+            client: secret.then(|| client.clone()),
+            certificates,
             names: tls.subject_alt_names.as_slice().into(),
             protocol,
         }
@@ -96,25 +133,78 @@ impl Key {
     fn load(&self, directory: Option<&Path>) -> Result<(Material, Arc<ClientConfig>), String> {
         let material = match &self.certificates {
             None => Material::default(),
-            Some(certificates) => material(certificates, directory)?,
+            Some(certificates) => {
+                let directory =
+                    directory.ok_or("the agent reads no certificates (its option --tls-files)")?;
+                match &certificates.credential {
+                    Some(credential) => self.secret(credential, certificates.unverified, directory)?,
+                    None => material(certificates, directory)?,
+                }
+            }
         };
         if self.mutual && material.own.is_none() {
             return Err("MUTUAL needs a certificate and a key to present".into());
         }
-        let protocol: &[u8] = match self.protocol {
-            UpstreamProtocol::Http1 => b"http/1.1",
+        let protocol: Option<&[u8]> = self.protocol.map(|protocol| match protocol {
+            UpstreamProtocol::Http1 => &b"http/1.1"[..],
             UpstreamProtocol::Http2 => b"h2",
-        };
+        });
         let config = client_config(&material, &self.names, protocol).map_err(|error| error.to_string())?;
         Ok((material, config))
     }
+
+    /// The files of a Secret, or of a ConfigMap of certificates.
+    fn secret(&self, credential: &str, unverified: bool, directory: &Path) -> Result<Material, String> {
+        let (namespace, name) = match credential.strip_prefix(CONFIG_MAP) {
+            Some(rest) => rest.split_once('/').unwrap_or_default(),
+            None => (self.client.as_deref().unwrap_or_default(), credential),
+        };
+        let secret = Mounted { directory, namespace };
+        let authorities = match secret.first(&format!("{name}-cacert"), AUTHORITIES)? {
+            Some(found) => Some(found),
+            None => secret.first(name, AUTHORITIES)?,
+        };
+        let authorities = authorities.filter(|_| !unverified);
+        // Who names a Secret wants servers verified.
+        if authorities.is_none() && !unverified {
+            return Err(format!("{credential} of namespace {namespace} has no `ca.crt` below --tls-files"));
+        }
+        let own = match (self.mutual, secret.first(name, CERTIFICATE)?, secret.first(name, KEY)?) {
+            (false, ..) => None,
+            (true, Some(certificate), Some(key)) => Some((certificate, key)),
+            (true, None, _) | (true, _, None) => {
+                return Err(format!(
+                    "{credential} of namespace {namespace} has no `tls.crt` with its `tls.key`"
+                ));
+            }
+        };
+        let revoked = secret.first(name, REVOKED)?.filter(|_| !unverified);
+        Ok(Material { authorities, revoked, own })
+    }
 }
 
-fn material(certificates: &ClientCertificates, directory: Option<&Path>) -> Result<Material, String> {
-    if certificates.credential.is_some() {
-        return Err("`credentialName` names a Secret, and agents read none; name files instead".into());
+/// Secrets as they are mounted: a directory for each, a file for each key.
+struct Mounted<'a> {
+    directory: &'a Path,
+    namespace: &'a str,
+}
+
+impl Mounted<'_> {
+    /// The first of several keys that a Secret has.
+    fn first(&self, name: &str, keys: [&str; 2]) -> Result<Option<Vec<u8>>, String> {
+        for key in keys {
+            let path = format!("{name}/{key}");
+            match file(self.directory, self.namespace, &path) {
+                Ok(found) => return Ok(Some(found)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(format!("{path} of namespace {}: {error}", self.namespace)),
+            }
+        }
+        Ok(None)
     }
-    let directory = directory.ok_or("the agent reads no certificates (its option --tls-files)")?;
+}
+
+fn material(certificates: &ClientCertificates, directory: &Path) -> Result<Material, String> {
     let read = |path: &Arc<str>| {
         file(directory, &certificates.namespace, path)
             .map_err(|error| format!("{path} of namespace {}: {error}", certificates.namespace))

@@ -1,5 +1,6 @@
 //! Requests to real servers on loopback addresses.
 
+mod alive;
 mod carrying;
 mod health;
 mod limits;

@@ -155,14 +155,63 @@ fn operators_in_header_values() {
         let headers = ask("b", "/p?q").header("x-a", "one").header("x-a", "two").leaves_with(&only(rule));
         headers.get("x-new").map(|value| value.to_str().expect("text").to_owned())
     };
-    let some = |text: &str| Some(text.to_owned());
-    assert_eq!(value("%REQ(X-A)%"), some("one,two"));
-    assert_eq!(value("<%REQ(x-none?:path)%>"), some("</p?q>"));
-    assert_eq!(value("%REQ(:path):2%"), some("/p"));
-    assert_eq!(value("%REQ(x-none)%"), None, "an empty value is not sent");
-    assert_eq!(value("100%%"), some("100%"));
-    assert_eq!(value("50% of %FUTURE(x)%"), some("50% of %FUTURE(x)%"), "what is not known stays");
-    assert_eq!(value("%UPSTREAM_CLUSTER%"), some("outbound|80||b.default.svc.cluster.local"));
+    for (written, expected) in [
+        ("%REQ(X-A)%", Some("one,two")),
+        ("<%REQ(x-none?:path)%>", Some("</p?q>")),
+        ("%REQ(:path):2%", Some("/p")),
+        ("%REQ_WITHOUT_QUERY(:path)%", Some("/p")),
+        ("%REQ(x-none)%", None),
+        ("100%%", Some("100%")),
+        ("%FUTURE(x)%", None),
+        ("%UPSTREAM_CLUSTER%", Some("outbound|80||b.default.svc.cluster.local")),
+        ("%DOWNSTREAM_REMOTE_ADDRESS%", Some("10.244.0.9:40000")),
+        ("for=%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", Some("for=10.244.0.9")),
+        ("%DOWNSTREAM_LOCAL_PORT%", Some("80")),
+        ("%PROTOCOL% %HOSTNAME%", Some("HTTP/1.1 client")),
+        ("%START_TIME% %START_TIME(%Y-%m-%d)%", Some("<now> <%Y-%m-%d>")),
+        ("%RESPONSE_CODE%", None),
+        ("%UPSTREAM_HOST%", None),
+    ] {
+        assert_eq!(value(written).as_deref(), expected, "{written}");
+    }
+}
+
+fn answered(headers: &HeaderMap) -> Answered<'_> {
+    Answered {
+        status: 418,
+        headers,
+        upstream: Some(addr("10.244.0.7:8080")),
+        flags: "DI",
+        details: "via_upstream",
+        duration: Duration::from_millis(7),
+    }
+}
+
+/// V-17: what only the answer knows; what a client writes is no operator.
+#[test]
+fn operators_in_values_of_the_answer() {
+    let mut headers = HeaderMap::new();
+    headers.insert("x-from", "%REQ(cookie)%".parse().expect("a value"));
+    let value = |value: &str| {
+        let mut rule = rule(vec![], &["b"]);
+        rule.headers.response = set("x-new", value).request;
+        let ask = ask("b", "/").header("x-a", "%RESPONSE_CODE% 100%").header("cookie", "secret");
+        let outgoing = ask.leaves(&only(rule));
+        let changes = complete(&outgoing.response_headers[0].response, &answered(&headers)).into_owned();
+        changes.set.first().map(|(_, value)| value.to_string())
+    };
+    for (written, expected) in [
+        ("%RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%", Some("418 DI via_upstream")),
+        ("%UPSTREAM_HOST% after %DURATION% ms", Some("10.244.0.7:8080 after 7 ms")),
+        ("%RESP(X-None?X-From)%", Some("%REQ(cookie)%")),
+        ("%RESP(X-From):4%", Some("%REQ")),
+        ("%RESP(x-none)%", None),
+        ("%REQ(x-a)%", Some("%RESPONSE_CODE% 100%")),
+        ("100%% of %DOWNSTREAM_REMOTE_ADDRESS%", Some("100% of 10.244.0.9:40000")),
+        ("plain", Some("plain")),
+    ] {
+        assert_eq!(value(written).as_deref(), expected, "{written}");
+    }
 }
 
 fn location(redirect: Redirect, uri: Option<TextMatch>, ask: Ask) -> String {
@@ -218,10 +267,17 @@ fn ports_of_redirects() {
 #[test]
 fn direct_responses_carry_the_rules_headers() {
     let mut rule = answers(418, vec![]);
-    rule.headers.response.set = vec![("X-Tea".into(), "pot".into())];
-    let Action::Respond(reply) = ask("b", "/").route(&only(rule)).action else { panic!("not answered") };
+    rule.headers.response.set = vec![("X-Tea".into(), "pot at 100%%, %REQ(:path)%".into())];
+    rule.headers.response.add = vec![("x-status".into(), "%RESPONSE_CODE%".into())];
+    let (ask, snapshot) = (ask("b", "/%25"), only(rule));
+    let decision = ask.route(&snapshot);
+    let Action::Respond(reply) = &decision.action else { panic!("not answered") };
     assert_eq!((reply.status, reply.by), (418, "direct_response"));
-    assert_eq!(reply.headers, [(Arc::from("x-tea"), "pot".to_owned())]);
+    let none = HeaderMap::new();
+    let facts = (&circumstances(), &answered(&none));
+    let headers = ask.with(&snapshot, |_, request| added(&decision, request, facts));
+    let pair = |name: &str, value: &str| (Arc::from(name), value.to_owned());
+    assert_eq!(headers, [pair("x-tea", "pot at 100%, /%25"), pair("x-status", "418")]);
 }
 
 /// V-21, V-22, V-23.

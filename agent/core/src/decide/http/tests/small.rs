@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::compile::routing::policies::default_policy;
+use crate::compile::routing::policies::{Base, default_policy};
 use crate::resource::destination_rule::HashAlgorithm;
 use crate::resource::virtual_service::{AbortStatus, CorsPolicy as WrittenCors, Fault};
 
@@ -15,7 +15,7 @@ fn hashing(key: HashKey) -> ClusterPolicy {
     let algorithm = HashAlgorithm::Ring { minimum_size: 1024 };
     ClusterPolicy {
         load_balancer: LoadBalancer::ConsistentHash { key, algorithm },
-        ..default_policy(&crate::resource::destination_rule::TrafficPolicy::default())
+        ..default_policy(&Base::default())
     }
 }
 

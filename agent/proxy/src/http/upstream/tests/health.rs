@@ -35,7 +35,8 @@ fn addresses(backends: &[Rc<Backend>]) -> Vec<SocketAddr> {
     backends.iter().map(|backend| backend.addr).collect()
 }
 
-async fn pass(time: Duration) {
+/// Lets time pass that nobody waits for.
+pub(super) async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();

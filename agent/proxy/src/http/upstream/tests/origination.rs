@@ -1,18 +1,18 @@
 //! TLS that a policy asks for, towards real TLS servers (D-18).
 
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use weft_core::resource::destination_rule::{ClientCertificates, ClientTls, ClientTlsMode};
 use weft_identity::testing::{Issued, TestCa};
 
+use std::time::Duration;
+
 use super::super::SendErrorKind;
+use super::super::origination::FRESH;
+use super::health::pass;
 use super::*;
 use crate::ProxyConfig;
-use crate::testbed::run;
+use crate::testbed::{run, tls_server};
 
 const HOST: &str = "shop.example.com";
 
@@ -33,23 +33,7 @@ struct Server {
 impl Server {
     /// Presents `issued`, and wants a certificate of `clients` where it is given.
     async fn new(ip: IpAddr, issued: &Issued, clients: Option<&TestCa>) -> Self {
-        let chain = CertificateDer::from_pem_slice(issued.chain_pem.as_bytes()).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone());
-        let builder = builder.with_safe_default_protocol_versions().unwrap();
-        let builder = match clients {
-            None => builder.with_no_client_auth(),
-            Some(ca) => {
-                let mut roots = RootCertStore::empty();
-                roots.add(CertificateDer::from_pem_slice(ca.root_pem().as_bytes()).unwrap()).unwrap();
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-                builder.with_client_cert_verifier(verifier.build().unwrap())
-            }
-        };
-        let mut config = builder.with_single_cert(vec![chain], key).unwrap();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let acceptor = tls_server(issued, clients, &[b"http/1.1"]);
         let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let server = Self { addr: listener.local_addr().unwrap(), seen: Rc::default() };
         let seen = server.seen.clone();
@@ -113,6 +97,7 @@ fn files(authorities: &str) -> ClientCertificates {
         certificate: None,
         key: None,
         credential: None,
+        unverified: false,
     }
 }
 
@@ -209,7 +194,8 @@ fn a_policy_that_cannot_be_kept_sends_nothing() {
             (&client, simple(Some(files("/missing.pem")), &[]), "/missing.pem of namespace shop"),
             (&client, simple(Some(files("../ca.pem")), &[]), "leads out"),
             (&client, simple(Some(files("/nonsense.pem")), &[]), "certificates of the authorities"),
-            (&client, simple(Some(secret), &[]), "Secret"),
+            (&client, simple(Some(secret.clone()), &[]), "shop of namespace shop has no `ca.crt`"),
+            (&client, mutual(Some(secret)), "shop of namespace shop has no `ca.crt`"),
             (&client, simple(Some(half), &[]), "belong together"),
             (&without, simple(Some(files("/ca.pem")), &[]), "--tls-files"),
         ] {
@@ -220,6 +206,93 @@ fn a_policy_that_cannot_be_kept_sends_nothing() {
             assert!(error.request.is_some());
         }
         assert_eq!(backend.connections.get(), 0);
-        assert_eq!(client.counter("ssl_connection_error"), 8);
+        assert_eq!(client.counter("ssl_connection_error"), 9);
+    });
+}
+
+fn secret(name: &str) -> ClientCertificates {
+    ClientCertificates { credential: Some(name.into()), authorities: None, ..files("") }
+}
+
+/// `credentialName`: agents take Secrets as they are mounted, those of the client's namespace.
+#[test]
+fn a_secret_is_a_directory_of_its_name() {
+    run(async {
+        let (client, directory) = node();
+        let (ca, clients) = (TestCa::new(), TestCa::new());
+        let own = clients.issue_named(&["client.example.com"], false);
+        for name in ["typed", "generic", "apart", "apart-cacert", "half"] {
+            std::fs::create_dir(directory.path().join("shop").join(name)).unwrap();
+        }
+        for (name, text) in [
+            ("typed/tls.crt", &own.chain_pem),
+            ("typed/tls.key", &own.key_pem),
+            ("typed/ca.crt", &ca.root_pem()),
+            ("generic/cert", &own.chain_pem),
+            ("generic/key", &own.key_pem),
+            ("generic/cacert", &ca.root_pem()),
+            ("apart/tls.crt", &own.chain_pem),
+            ("apart/tls.key", &own.key_pem),
+            ("apart-cacert/ca.crt", &ca.root_pem()),
+            ("half/tls.crt", &own.chain_pem),
+            ("half/ca.crt", &ca.root_pem()),
+        ] {
+            write(&directory, name, text);
+        }
+        let issued = ca.issue_named(&[HOST], false);
+        let server = Server::new(client.bed.other_ip, &issued, Some(&clients)).await;
+        let mutual =
+            |name: &str| ClientTls { mode: ClientTlsMode::Mutual, ..simple(Some(secret(name)), &[]) };
+        for name in ["typed", "generic", "apart"] {
+            client.get(&server.cluster(mutual(name))).await.unwrap();
+        }
+        assert_eq!(server.seen.borrow().iter().map(|seen| seen.certificates).collect::<Vec<_>>(), [1, 1, 1]);
+        let without = server.cluster(mutual("half"));
+        assert!(client.get(&without).await.unwrap_err().detail.contains("no `tls.crt` with its `tls.key`"));
+        let open = Server::new(client.bed.other_ip, &issued, None).await;
+        for name in ["typed", "half", "configmap://shop/half"] {
+            client.get(&open.cluster(simple(Some(secret(name)), &[]))).await.unwrap();
+        }
+        assert_eq!(open.seen.borrow().iter().map(|seen| seen.certificates).collect::<Vec<_>>(), [0, 0, 0]);
+        let other = Server::new(client.bed.other_ip, &TestCa::new().issue_named(&[HOST], false), None).await;
+        assert!(
+            client.get(&other.cluster(simple(Some(secret("typed")), &[]))).await.is_err(),
+            "it is verified"
+        );
+        let unverified = ClientCertificates { unverified: true, ..secret("typed") };
+        client.get(&other.cluster(simple(Some(unverified), &[]))).await.unwrap();
+        let stolen = open.cluster(simple(Some(secret("../bank/typed")), &[]));
+        assert!(client.get(&stolen).await.unwrap_err().detail.contains("leads out"));
+    });
+}
+
+/// Files that are replaced count from then on, for new connections; where they are the same, nothing changes.
+#[test]
+fn new_files_are_noticed() {
+    run(async {
+        let (client, directory) = node();
+        let (ca, next) = (TestCa::new(), TestCa::new());
+        write(&directory, "ca.pem", &ca.root_pem());
+        let old = Server::new(client.bed.other_ip, &ca.issue_named(&[HOST], false), None).await;
+        let new = Server::new(client.bed.other_ip, &next.issue_named(&[HOST], false), None).await;
+        let tls = || simple(Some(files("/ca.pem")), &[]);
+        let (old_cluster, new_cluster) = (old.cluster(tls()), new.cluster(tls()));
+        let known = |found: &Result<_, SendError>| match found {
+            Ok(_) => true,
+            Err(error) if error.detail.contains("certificate") => false,
+            Err(error) => panic!("{error:?}"),
+        };
+        assert!(known(&client.get(&old_cluster).await) && !known(&client.get(&new_cluster).await));
+        write(&directory, "ca.pem", &next.root_pem());
+        assert!(known(&client.get(&old_cluster).await), "files are not read for every request");
+        pass(FRESH + Duration::from_secs(1)).await;
+        assert!(!known(&client.get(&old_cluster).await) && known(&client.get(&new_cluster).await));
+        std::fs::remove_file(directory.path().join("shop/ca.pem")).unwrap();
+        pass(FRESH + Duration::from_secs(1)).await;
+        let error = client.get(&new_cluster).await.unwrap_err();
+        assert!(error.detail.contains("/ca.pem of namespace shop"), "{}", error.detail);
+        write(&directory, "ca.pem", &ca.root_pem());
+        pass(FRESH).await;
+        assert!(known(&client.get(&old_cluster).await), "a failure is not final");
     });
 }
