@@ -1,10 +1,11 @@
 //! The text of one access log line.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
@@ -220,9 +221,19 @@ fn addresses(fields: &Fields<'_>, out: &mut String) {
     let _ = write!(out, " {}", fields.route_name.unwrap_or("-"));
 }
 
+/// With milliseconds. Lines come one after the other: the second is put into words once for all of it.
 pub(crate) fn start_time(start: SystemTime) -> String {
-    jiff::Timestamp::try_from(start)
-        .map_or_else(|_| "-".to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
+    thread_local! {
+        static SECOND: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+    }
+    let Ok(since) = start.duration_since(UNIX_EPOCH) else { return "-".to_owned() };
+    SECOND.with_borrow_mut(|(of, words)| {
+        if *of != since.as_secs() || words.is_empty() {
+            let Ok(time) = jiff::Timestamp::try_from(start) else { return "-".to_owned() };
+            (*of, *words) = (since.as_secs(), time.strftime("%Y-%m-%dT%H:%M:%S").to_string());
+        }
+        format!("{words}.{:03}Z", since.subsec_millis())
+    })
 }
 
 fn optional(value: Option<impl std::fmt::Display>, out: &mut String) {

@@ -68,9 +68,12 @@ impl Body {
         Self(Kind::Stream(Received::new(stream)))
     }
 
-    /// Whether it needs nothing of anybody any more.
-    pub(crate) fn is_complete(&self) -> bool {
-        matches!(self.0, Kind::Full(_))
+    /// Its bytes, where it needs nothing of anybody any more.
+    pub(crate) fn complete(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Kind::Full(bytes) => Some(bytes.as_deref().unwrap_or_default()),
+            Kind::Incoming(_) | Kind::Stream(_) | Kind::Other(_) => None,
+        }
     }
 
     /// A body that does something of its own, for example count until it is dropped.

@@ -246,7 +246,7 @@ pub(crate) async fn serve_local(
             let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             Ok(response.map(|body| match switched {
                 true => record.until_dropped(body),
-                false => record.until_over(body, None, true),
+                false => record.until_handed_over(body),
             }))
         }
         Err(Refused::Reply(response)) => Ok(response),

@@ -302,6 +302,14 @@ impl Record {
         Body::boxed(self)
     }
 
+    /// The same for who hands the body over to another record: one that is here already needs no second look.
+    pub(crate) fn until_handed_over(self: Box<Self>, body: Body) -> Body {
+        let Some(bytes) = body.complete() else { return self.until_over(body, None, true) };
+        self.sent.add(bytes);
+        self.finish();
+        body
+    }
+
     /// The request is over when the body is dropped, and as it should be: the connection now speaks something else.
     pub(crate) fn until_dropped(mut self: Box<Self>, body: Body) -> Body {
         self.over = true;

@@ -149,7 +149,7 @@ impl Exchange {
             }
             Carrier::Single(_) | Carrier::Shared(_) | Carrier::Node(_) => {}
         }
-        if response.body().is_complete() && !upgraded {
+        if response.body().complete().is_some() && !upgraded {
             self.finish();
             return response;
         }
