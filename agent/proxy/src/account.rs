@@ -262,15 +262,30 @@ impl Meter {
     /// Bytes from client to server.
     pub(crate) fn client_sent(&self, bytes: &[u8]) {
         self.learn(true, bytes);
-        self.received.set(self.received.get() + bytes.len() as u64);
-        self.series().for_each(|series| series.add_received(bytes.len() as u64));
+        self.add_client_sent(bytes.len() as u64);
     }
 
     /// Bytes from server to client.
     pub(crate) fn server_sent(&self, bytes: &[u8]) {
         self.learn(false, bytes);
-        self.sent.set(self.sent.get() + bytes.len() as u64);
-        self.series().for_each(|series| series.add_sent(bytes.len() as u64));
+        self.add_server_sent(bytes.len() as u64);
+    }
+
+    /// More bytes from client to server, which were not looked at.
+    pub(crate) fn add_client_sent(&self, bytes: u64) {
+        self.received.set(self.received.get() + bytes);
+        self.series().for_each(|series| series.add_received(bytes));
+    }
+
+    /// More bytes from server to client, which were not looked at.
+    pub(crate) fn add_server_sent(&self, bytes: u64) {
+        self.sent.set(self.sent.get() + bytes);
+        self.series().for_each(|series| series.add_sent(bytes));
+    }
+
+    /// Whether anything has moved.
+    pub(crate) fn has_counted(&self) -> bool {
+        self.received.get() + self.sent.get() > 0
     }
 
     fn learn(&self, from_client: bool, bytes: &[u8]) {

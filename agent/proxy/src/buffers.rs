@@ -61,26 +61,6 @@ impl Drop for Buffer {
     }
 }
 
-/// The first `len` bytes of a buffer, as an owner for `Bytes`.
-pub(crate) struct Filled {
-    buffer: Buffer,
-    len: usize,
-}
-
-impl Filled {
-    /// The first `len` bytes (at most all) of `buffer`.
-    pub(crate) fn new(buffer: Buffer, len: usize) -> Self {
-        let len = len.min(buffer.len());
-        Self { buffer, len }
-    }
-}
-
-impl AsRef<[u8]> for Filled {
-    fn as_ref(&self) -> &[u8] {
-        self.buffer.get(..self.len).unwrap_or_default()
-    }
-}
-
 /// Bytes that a slow reader has not taken yet; counted for the thread.
 #[derive(Default)]
 pub(crate) struct Held(Box<[u8]>);

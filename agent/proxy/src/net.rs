@@ -64,9 +64,14 @@ pub(crate) fn configure(socket: &impl AsFd) -> io::Result<()> {
 
 /// Closes a connection so that the peer sees a reset.
 pub(crate) fn reset(stream: TcpStream) {
-    // Where setting the option fails the connection is gone already.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    reset_when_closed(&stream);
     drop(stream);
+}
+
+/// Has the peer see a reset when the connection is closed.
+pub(crate) fn reset_when_closed(stream: &TcpStream) {
+    // Where setting the option fails the connection is gone already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// What a connection that is being opened is for.

@@ -2,14 +2,15 @@
 //!
 //! One future polls both directions; nothing is spawned. A connection without bytes on their way holds no
 //! buffer. What a slow reader has not taken is bounded: by the HTTP/2 windows on a tunnel, by one read
-//! elsewhere, which becomes small when a thread holds much.
+//! elsewhere, which becomes small when a thread holds much. To a tunnel bytes are read where they are encrypted; what
+//! comes from one usually goes into the socket where it was decrypted, and is only counted here.
 //!
 //! An end of stream passes through as an end of stream, a reset as a reset. On tunnels a reset of the
 //! application's connection is RST_STREAM with CONNECT_ERROR (RFC 9113 8.5); NO_ERROR and CANCEL from a peer
 //! are a clean end, as ztunnel has it.
 
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -17,10 +18,13 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio_rustls::client::TlsStream;
+use weft_tls::scatter;
 
 use crate::account::Meter;
-use crate::buffers::{self, Buffer, Filled, Held};
+use crate::buffers::{self, Buffer, Held};
+use crate::hbone::lanes::Lane;
 use crate::net;
 use crate::registry::{Cut, Live};
 
@@ -28,8 +32,6 @@ use crate::registry::{Cut, Live};
 const SMALLEST_READ: usize = 16 * 1024;
 /// Reads of a busy connection, and the largest DATA frame that we send.
 const LARGEST_READ: usize = 256 * 1024;
-/// Shorter reads are copied out, so that a few bytes do not occupy a large buffer.
-const WORTH_KEEPING: usize = 32 * 1024;
 /// Bytes that one direction moves before other connections get their turn.
 const TURN: usize = 1024 * 1024;
 
@@ -39,6 +41,20 @@ pub(crate) struct H2Stream {
     pub(crate) send: SendStream<Bytes>,
     /// From the peer.
     pub(crate) recv: RecvStream,
+    /// Payload, both ways.
+    pub(crate) lane: Lane,
+}
+
+impl H2Stream {
+    /// How much of `wanted` may be sent now. Notices a reset while there is no room.
+    pub(crate) fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
+        match self.lane.poll_room(wanted, cx) {
+            Poll::Ready(room) => Poll::Ready(room.map_err(Broken::from)),
+            Poll::Pending => match ready!(self.send.poll_reset(cx)) {
+                Ok(_) | Err(_) => Poll::Ready(Err(Broken)),
+            },
+        }
+    }
 }
 
 /// A server's connection with TLS that the mesh has begun for its client.
@@ -77,7 +93,8 @@ pub(crate) enum End {
 }
 
 /// One side broke.
-struct Broken;
+#[derive(Debug)]
+pub(crate) struct Broken;
 
 impl From<io::Error> for Broken {
     fn from(_: io::Error) -> Self {
@@ -101,6 +118,14 @@ impl Way {
             Self::FromServer => meter.server_sent(bytes),
         }
     }
+
+    /// Counts bytes that nobody has seen: never the first ones.
+    fn add(self, meter: &Meter, bytes: u64) {
+        match self {
+            Self::FromClient => meter.add_client_sent(bytes),
+            Self::FromServer => meter.add_server_sent(bytes),
+        }
+    }
 }
 
 /// Adapts the size of reads to what a connection has to say.
@@ -116,9 +141,10 @@ impl ReadSize {
         if buffers::under_pressure() { buffers::FRUGAL } else { self.0 as usize }
     }
 
-    fn after(&mut self, read: usize) {
+    /// Of `room` bytes that there might have been, so many were there.
+    fn after(&mut self, read: usize, room: usize) {
         let size = self.0 as usize;
-        if read >= size && size < LARGEST_READ {
+        if read >= room && size < LARGEST_READ {
             self.0 = (self.0 * 4).min(LARGEST_READ as u32);
         } else if read < size / 8 {
             self.0 = (self.0 / 2).max(SMALLEST_READ as u32);
@@ -155,7 +181,8 @@ pub(crate) fn relay<'a>(
 enum Relay {
     Tcp(TcpStream, TcpStream, TcpToTcp, TcpToTcp),
     Tls(TcpStream, Secured, TcpToTcp, TcpToTcp),
-    Tunnel(TcpStream, H2Stream, TcpToH2, H2ToTcp),
+    /// The socket's other half is the lane's sink.
+    Tunnel(OwnedReadHalf, H2Stream, TcpToH2, H2ToTcp),
     Over,
 }
 
@@ -172,18 +199,23 @@ impl Relay {
                 let [up, down] = [up, down].map(|(way, bytes)| TcpToTcp::after(way, &bytes, meter));
                 Self::Tls(client, server, up, down)
             }
-            Pair::ClientTcp(client, mut stream) => {
+            Pair::ClientTcp(client, stream) => {
                 if !socket.is_empty() {
                     up.count(meter, &socket);
-                    // Fails where the stream is over, which the relay finds out by itself.
-                    let _ = stream.send.send_data(socket, false);
                 }
-                Self::Tunnel(client, stream, TcpToH2::new(up), H2ToTcp::after(down, chunk, meter))
+                let sending = TcpToH2 { first: Held::new(&socket), ..TcpToH2::new(up) };
+                Self::tunnel(client, stream, sending, H2ToTcp::after(down, chunk, meter))
             }
             Pair::ServerTcp(server, stream) => {
-                Self::Tunnel(server, stream, TcpToH2::new(down), H2ToTcp::after(up, chunk, meter))
+                Self::tunnel(server, stream, TcpToH2::new(down), H2ToTcp::after(up, chunk, meter))
             }
         }
+    }
+
+    fn tunnel(socket: TcpStream, stream: H2Stream, sending: TcpToH2, receiving: H2ToTcp) -> Self {
+        let (socket, sink) = socket.into_split();
+        stream.lane.set_sink(sink);
+        Self::Tunnel(socket, stream, sending, receiving)
     }
 
     fn poll(&mut self, meter: &Meter, cx: &mut Context<'_>) -> Poll<End> {
@@ -199,12 +231,12 @@ impl Relay {
                 both(sent, received)
             }
             Self::Tunnel(socket, stream, out, back) => {
-                let received = back.poll(&mut stream.recv, socket, meter, cx);
+                let received = back.poll(stream, meter, cx);
                 if back.peer_is_done {
                     // The peer has reset its stream without an error: nobody is left to send to.
                     return received.map(|result| result.map_or(End::Reset, |()| End::Clean));
                 }
-                let sent = out.poll(socket, &mut stream.send, back.done, meter, cx);
+                let sent = out.poll(socket, stream, back.done, meter, cx);
                 both(sent, received)
             }
             Self::Over => Poll::Ready(End::Clean),
@@ -224,7 +256,8 @@ impl Relay {
             }
             Self::Tunnel(socket, mut stream, ..) if !clean => {
                 stream.send.send_reset(Reason::CONNECT_ERROR);
-                net::reset(socket);
+                // Before the lane lets go of the other half.
+                net::reset_when_closed(socket.as_ref());
             }
             Self::Tcp(..) | Self::Tls(..) | Self::Tunnel(..) | Self::Over => {}
         }
@@ -333,7 +366,7 @@ impl TcpToTcp {
             return Ok(());
         }
         self.way.count(meter, bytes);
-        self.size.after(bytes.len());
+        self.size.after(bytes.len(), self.size.get());
         let mut rest = bytes;
         while !rest.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, rest) {
@@ -363,79 +396,90 @@ struct TcpToH2 {
     way: Way,
     size: ReadSize,
     done: bool,
+    /// Read already, and goes before everything else.
+    first: Held,
 }
 
 impl TcpToH2 {
     fn new(way: Way) -> Self {
-        Self { way, size: ReadSize::new(), done: false }
+        Self { way, size: ReadSize::new(), done: false, first: Held::default() }
     }
 
     /// `watch` asks to notice a reset of the stream also while the socket is silent.
     fn poll(
         &mut self,
-        from: &mut TcpStream,
-        to: &mut SendStream<Bytes>,
+        from: &mut OwnedReadHalf,
+        to: &mut H2Stream,
         watch: bool,
         meter: &Meter,
         cx: &mut Context<'_>,
     ) -> Progress {
+        ready!(self.send_first(to, cx))?;
         let mut moved = 0;
         while !self.done {
             if moved >= TURN {
                 return yield_turn(cx);
             }
-            if from.poll_read_ready(cx).is_pending() {
-                return if watch { watch_reset(to, cx) } else { Poll::Pending };
+            if from.as_ref().poll_read_ready(cx).is_pending() {
+                return if watch { watch_reset(&mut to.send, cx) } else { Poll::Pending };
             }
             // Room first: what has no room stays in the kernel, and a stalled stream holds no memory of ours.
-            let room = ready!(self.poll_room(to, cx))?;
-            let mut buffer = Buffer::take();
-            let mut buf = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
-            let read = Pin::new(&mut *from).poll_read(cx, &mut buf);
-            let count = buf.filled().len();
-            if read.is_pending() {
-                // Room that is not used belongs to the other streams of the tunnel.
-                to.reserve_capacity(0);
-                continue;
+            let room = ready!(to.poll_room(self.size.get(), cx))?;
+            match to.lane.send(room, |places| self.read(from, places, meter, cx)) {
+                Ok(0) => {
+                    self.done = true;
+                    to.send.send_data(Bytes::new(), true).map_err(|_| Broken)?;
+                }
+                Ok(count) => {
+                    self.size.after(count, room);
+                    moved += count;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Err(Broken)),
             }
-            ready!(read)?;
-            moved += count;
-            self.forward(buffer, count, to, meter)?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn poll_room(&self, to: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
-        let wanted = self.size.get();
-        to.reserve_capacity(wanted);
-        while to.capacity() == 0 {
-            match ready!(to.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(Err(Broken)),
-            }
+    /// Reads once to where the bytes are encrypted.
+    fn read(
+        &self,
+        from: &mut OwnedReadHalf,
+        places: &mut [IoSliceMut<'_>],
+        meter: &Meter,
+        cx: &mut Context<'_>,
+    ) -> io::Result<usize> {
+        // One place is the usual case of a quiet connection. `poll_read` spares it a further read that finds nothing.
+        let [only] = places else {
+            let count = from.try_read_vectored(places)?;
+            self.count(meter, places.first().map_or(&[], |place| &**place), count);
+            return Ok(count);
+        };
+        let mut buf = ReadBuf::new(only);
+        match Pin::new(from).poll_read(cx, &mut buf) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
         }
-        Poll::Ready(Ok(to.capacity().min(wanted)))
+        self.count(meter, buf.filled(), buf.filled().len());
+        Ok(buf.filled().len())
     }
 
-    fn forward(
-        &mut self,
-        buffer: Buffer,
-        count: usize,
-        to: &mut SendStream<Bytes>,
-        meter: &Meter,
-    ) -> Result<(), Broken> {
-        let bytes = buffer.get(..count).unwrap_or_default();
-        self.way.count(meter, bytes);
-        self.size.after(count);
-        self.done = count == 0;
-        let chunk = if count < WORTH_KEEPING {
-            Bytes::copy_from_slice(bytes)
-        } else {
-            Bytes::from_owner(Filled::new(buffer, count))
-        };
-        to.send_data(chunk, self.done).map_err(|_| Broken)?;
-        to.reserve_capacity(0);
-        Ok(())
+    /// Counts `count` bytes of which `front` is the beginning: all that is looked at.
+    fn count(&self, meter: &Meter, front: &[u8], count: usize) {
+        let front = front.get(..count).unwrap_or(front);
+        if !front.is_empty() {
+            self.way.count(meter, front);
+            self.way.add(meter, (count - front.len()) as u64);
+        }
+    }
+
+    fn send_first(&mut self, to: &mut H2Stream, cx: &mut Context<'_>) -> Progress {
+        while !self.first.is_empty() {
+            let room = ready!(to.poll_room(self.first.len(), cx))?;
+            let sent = to.lane.send(room, |places| Ok(scatter(&[IoSlice::new(&self.first)], places)))?;
+            self.first = Held::new(self.first.get(sent..).unwrap_or_default());
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -469,47 +513,60 @@ impl H2ToTcp {
         Self { way, done: false, ended: false, peer_is_done: false, chunk }
     }
 
-    fn poll(
-        &mut self,
-        from: &mut RecvStream,
-        to: &mut TcpStream,
-        meter: &Meter,
-        cx: &mut Context<'_>,
-    ) -> Progress {
+    fn poll(&mut self, stream: &mut H2Stream, meter: &Meter, cx: &mut Context<'_>) -> Progress {
         let mut moved = 0;
         while !self.done {
-            while !self.chunk.is_empty() {
-                let count = ready!(Pin::new(&mut *to).poll_write(cx, &self.chunk))?;
-                self.chunk.advance(count);
-                moved += count;
-                // Fails only for more than was received.
-                let _ = from.flow_control().release_capacity(count);
+            match stream.lane.delivered()? {
+                0 => {}
+                delivered => self.way.add(meter, delivered),
             }
-            // Also an empty chunk keeps the frame's buffer alive.
-            self.chunk = Bytes::new();
+            ready!(self.write_chunk(&stream.lane, &mut moved, cx))?;
             if self.ended {
-                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                ready!(stream.lane.poll_shutdown(cx))?;
                 self.done = true;
                 break;
             }
             if moved >= TURN {
                 return yield_turn(cx);
             }
-            match ready!(from.poll_data(cx)) {
-                Some(Ok(chunk)) => {
-                    if !chunk.is_empty() {
-                        self.way.count(meter, &chunk);
-                    }
-                    self.chunk = chunk;
-                }
-                None => self.ended = true,
-                Some(Err(err)) if err.is_remote() && err.is_reset() && err.reason().is_some_and(is_clean) => {
+            self.chunk = stream.lane.take();
+            if !self.chunk.is_empty() {
+                self.way.count(meter, &self.chunk);
+                continue;
+            }
+            match stream.recv.poll_data(cx) {
+                // HTTP/2 shows no payload.
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(Some(Err(err)))
+                    if err.is_remote() && err.is_reset() && err.reason().is_some_and(is_clean) =>
+                {
                     self.ended = true;
                     self.peer_is_done = true;
                 }
-                Some(Err(_)) => return Poll::Ready(Err(Broken)),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Broken)),
+                Poll::Pending => {
+                    stream.lane.listen(cx);
+                    // The first bytes are looked at; those that follow need not pass through here.
+                    if meter.has_counted() {
+                        stream.lane.go_direct();
+                    }
+                    return Poll::Pending;
+                }
             }
         }
+        Poll::Ready(Ok(()))
+    }
+
+    fn write_chunk(&mut self, lane: &Lane, moved: &mut usize, cx: &mut Context<'_>) -> Progress {
+        while !self.chunk.is_empty() {
+            let count = ready!(lane.poll_write(&self.chunk, cx))?;
+            self.chunk.advance(count);
+            *moved += count;
+            lane.release(count);
+        }
+        // Also an empty chunk keeps its buffer alive.
+        self.chunk = Bytes::new();
         Poll::Ready(Ok(()))
     }
 }

@@ -1,16 +1,16 @@
 //! What tunnels brought for a pod and its applications have not taken yet.
 //!
-//! Bytes wait in two places: in HTTP/2's buffers, and in the one chunk that a relay is writing. Both count as
-//! used capacity of their stream until the relay releases them. A stream holds at most
+//! Bytes wait in two places: in their stream's lane, and in the one chunk that a relay is writing. Both count as
+//! unread until the relay releases them. A stream holds at most
 //! [`STREAM_WINDOW`], a tunnel at most [`ACCEPTED_WINDOW`](crate::hbone::ACCEPTED_WINDOW); a pod that holds more
 //! than its budget gets no new streams. So a pod's memory is bounded by its budget and by what the windows of
 //! the streams that are open already still allow.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use h2::FlowControl;
 use tokio::time::Instant;
 
 use crate::hbone::STREAM_WINDOW;
@@ -26,7 +26,7 @@ pub(crate) struct Unread(Mutex<Streams>);
 #[derive(Debug, Default)]
 struct Streams {
     next: u64,
-    open: HashMap<u64, FlowControl>,
+    open: HashMap<u64, Arc<AtomicUsize>>,
     /// The last sum in bytes, and when it was made.
     sum: Option<(Instant, usize)>,
 }
@@ -41,7 +41,7 @@ impl Unread {
         let known = streams.sum.filter(|(made, _)| made.elapsed() < GOOD_FOR);
         let bytes = match known {
             Some((_, bytes)) => bytes,
-            None => streams.open.values().map(FlowControl::used_capacity).sum(),
+            None => streams.open.values().map(|unread| unread.load(Ordering::Relaxed)).sum(),
         };
         if known.is_none() {
             streams.sum = Some((Instant::now(), bytes));
@@ -54,19 +54,19 @@ impl Unread {
     }
 }
 
-/// One stream that is counted. Drop it together with the stream, which lives as long as this does.
+/// One stream that is counted. Drop it together with the stream.
 pub(crate) struct Counted {
     pod: Arc<Pod>,
     id: u64,
 }
 
 impl Counted {
-    /// Counts what a stream into `pod` receives.
-    pub(crate) fn new(pod: &Arc<Pod>, stream: FlowControl) -> Self {
+    /// Counts the bytes of a stream into `pod` that wait.
+    pub(crate) fn new(pod: &Arc<Pod>, unread: Arc<AtomicUsize>) -> Self {
         let mut streams = pod.unread.streams();
         let id = streams.next;
         streams.next += 1;
-        streams.open.insert(id, stream);
+        streams.open.insert(id, unread);
         drop(streams);
         Self { pod: pod.clone(), id }
     }
@@ -74,8 +74,6 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        // The lock is released before the stream is: its end takes locks of HTTP/2.
-        let stream = self.pod.unread.streams().open.remove(&self.id);
-        drop(stream);
+        self.pod.unread.streams().open.remove(&self.id);
     }
 }

@@ -1,6 +1,7 @@
 //! Ciphertext buffers of a tunnel: small when quiet, large under load.
 
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -15,23 +16,75 @@ const LARGE: usize = 288 * 1024;
 /// carry only window updates.
 const QUIET_BATCHES: u8 = 64;
 
-/// Ciphertext from the socket; `start..end` is waiting to be opened.
+/// Ranges of plaintext that a quiet connection keeps room for.
+const FEW_RANGES: usize = 32;
+
+/// What came from the socket: at `start` records that were opened where they lie, behind them ciphertext.
 #[derive(Default)]
 pub(crate) struct Incoming {
     buffer: Vec<u8>,
     start: usize,
+    /// Bytes of records that were opened.
+    opened: usize,
     end: usize,
+    /// Where their plaintext is, in the order in which it was sent; `next` is the first that was not taken.
+    plaintext: Vec<Range<usize>>,
+    next: usize,
     /// Largest read since the socket last ran dry.
     largest_read: usize,
 }
 
 impl Incoming {
-    pub(crate) fn filled(&self) -> &[u8] {
-        self.buffer.get(self.start..self.end).unwrap_or_default()
+    /// Ciphertext that waits to be opened.
+    pub(crate) fn unopened(&self) -> &[u8] {
+        self.buffer.get(self.start + self.opened..self.end).unwrap_or_default()
     }
 
-    pub(crate) fn filled_mut(&mut self) -> &mut [u8] {
-        self.buffer.get_mut(self.start..self.end).unwrap_or_default()
+    /// The same, to open it in place.
+    pub(crate) fn unopened_mut(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(self.start + self.opened..self.end).unwrap_or_default()
+    }
+
+    /// The first `record` bytes of ciphertext are opened; `content`, relative to their beginning, is plaintext.
+    pub(crate) fn mark_opened(&mut self, record: usize, content: Range<usize>) {
+        let at = self.start + self.opened;
+        self.opened += record;
+        if !content.is_empty() {
+            self.plaintext.push(at + content.start..at + content.end);
+        }
+    }
+
+    /// Plaintext that was not taken yet, piece by piece.
+    pub(crate) fn plaintext(&self) -> impl Iterator<Item = &[u8]> {
+        let ranges = self.plaintext.get(self.next..).unwrap_or_default();
+        ranges.iter().map(|range| self.buffer.get(range.clone()).unwrap_or_default())
+    }
+
+    /// Whether there is some.
+    pub(crate) fn has_plaintext(&self) -> bool {
+        self.next < self.plaintext.len()
+    }
+
+    /// Moves plaintext into `buf`.
+    pub(crate) fn take_plaintext(&mut self, buf: &mut ReadBuf<'_>) {
+        while buf.remaining() > 0
+            && let Some(range) = self.plaintext.get_mut(self.next)
+        {
+            let count = range.len().min(buf.remaining());
+            buf.put_slice(self.buffer.get(range.start..range.start + count).unwrap_or_default());
+            range.start += count;
+            if range.start == range.end {
+                self.next += 1;
+            }
+        }
+    }
+
+    /// Forgets everything that was opened.
+    pub(crate) fn forget_plaintext(&mut self) {
+        self.plaintext.clear();
+        self.next = 0;
+        let opened = std::mem::take(&mut self.opened);
+        self.discard(opened);
     }
 
     /// Forgets bytes at the front.
@@ -43,7 +96,7 @@ impl Incoming {
         }
     }
 
-    /// Reads once; 0 is the end of the stream.
+    /// Reads once; 0 is the end of the stream. Call when no plaintext is left.
     pub(crate) fn poll_fill(&mut self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.make_room();
         let mut buf = ReadBuf::new(self.buffer.get_mut(self.end..).unwrap_or_default());
@@ -68,6 +121,7 @@ impl Incoming {
         if self.buffer.len() > SMALL && self.largest_read <= SMALL && self.start == self.end {
             *self = Self::default();
         }
+        self.plaintext.shrink_to(FEW_RANGES);
         self.largest_read = 0;
     }
 
@@ -124,6 +178,34 @@ impl Outgoing {
         self.end += bytes;
     }
 
+    /// Writes what the socket takes at once.
+    pub(crate) fn try_flush(&mut self, io: &TcpStream) -> io::Result<()> {
+        let waiting = self.buffer.get(self.sent..self.end).unwrap_or_default();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        if waiting.len() > SMALL {
+            self.small_batches = 0;
+        }
+        match io.try_write(waiting) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                self.wrote(written);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.sent += bytes;
+        if self.is_empty() {
+            self.sent = 0;
+            self.end = 0;
+        }
+    }
+
     /// What waits, for tests.
     #[cfg(test)]
     pub(crate) fn into_waiting(self) -> Vec<u8> {
@@ -137,11 +219,7 @@ impl Outgoing {
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        self.sent += written;
-        if self.is_empty() {
-            self.sent = 0;
-            self.end = 0;
-        }
+        self.wrote(written);
         Poll::Ready(Ok(()))
     }
 

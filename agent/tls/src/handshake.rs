@@ -93,7 +93,7 @@ impl Handshake {
         mut process: impl FnMut(&mut [u8], &mut Outgoing, &mut Vec<u8>) -> (usize, io::Result<Step>),
     ) -> Poll<io::Result<()>> {
         loop {
-            let (discard, step) = process(self.incoming.filled_mut(), &mut self.outgoing, &mut self.early);
+            let (discard, step) = process(self.incoming.unopened_mut(), &mut self.outgoing, &mut self.early);
             self.incoming.discard(discard);
             match step {
                 Ok(Step::Again) => {}
@@ -117,7 +117,7 @@ impl Handshake {
         process: &mut impl FnMut(&mut [u8], &mut Outgoing, &mut Vec<u8>) -> (usize, io::Result<Step>),
     ) -> io::Error {
         while let (_, Ok(Step::Again)) =
-            process(self.incoming.filled_mut(), &mut self.outgoing, &mut self.early)
+            process(self.incoming.unopened_mut(), &mut self.outgoing, &mut self.early)
         {}
         let _ = self.outgoing.poll_flush(&mut self.io, cx);
         error
@@ -136,8 +136,8 @@ impl Handshake {
             opener: Opener::new(secrets.rx).map_err(invalid_data)?,
             incoming: self.incoming,
             outgoing: self.outgoing,
-            overflow: self.early,
-            delivered: 0,
+            early: self.early,
+            failed: None,
             peer_closed: false,
             close_sent: false,
             peer_certificates,

@@ -17,4 +17,4 @@ mod stream;
 mod tests;
 
 pub use record::RecordError;
-pub use stream::TlsStream;
+pub use stream::{TlsStream, scatter};

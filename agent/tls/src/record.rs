@@ -130,11 +130,6 @@ impl Framed {
     pub(crate) fn len(&self) -> usize {
         HEADER_LEN + self.body
     }
-
-    /// Bytes that opening it needs: plaintext, type and padding.
-    pub(crate) fn inner_len(&self) -> usize {
-        self.body - TAG_LEN
-    }
 }
 
 /// Opens what we receive.
@@ -163,19 +158,14 @@ impl Opener {
         Ok((received.len() >= HEADER_LEN + body).then_some(Framed { header: *header, body }))
     }
 
-    /// Opens the record at the front of `received` into `out`, which is `framed.inner_len()` long.
-    /// Answers content type and length of the content.
-    pub(crate) fn open(
-        &mut self,
-        framed: Framed,
-        received: &[u8],
-        out: &mut [u8],
-    ) -> Result<(u8, usize), RecordError> {
-        let body = received.get(HEADER_LEN..framed.len()).ok_or(RecordError::Forged)?;
-        let (ciphertext, tag) = body.split_at(framed.inner_len());
+    /// Opens the record at the front of `received` where it lies. Answers content type and length of the content,
+    /// which begins behind the header.
+    pub(crate) fn open(&mut self, framed: Framed, received: &mut [u8]) -> Result<(u8, usize), RecordError> {
+        let body = received.get_mut(HEADER_LEN..framed.len()).ok_or(RecordError::Forged)?;
+        let (content, tag) = body.split_at_mut(framed.body - TAG_LEN);
         let nonce = self.0.next_nonce()?;
-        let opened = self.0.key.open_separate_gather(nonce, Aad::from(framed.header), ciphertext, tag, out);
-        opened.map_err(|_| RecordError::Forged)?;
+        let opened = self.0.key.open_in_place_separate_tag(nonce, Aad::from(framed.header), tag, content);
+        let out = opened.map_err(|_| RecordError::Forged)?;
         // Section 5.4: the type is the last byte that is not padding.
         let end = out.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Forged)?;
         if end > MAX_PLAINTEXT {

@@ -1,11 +1,13 @@
-//! TLS over a TCP socket as one `AsyncRead + AsyncWrite`, with large reads and large writes.
+//! TLS over a TCP socket, with large reads and large writes.
 //!
 //! rustls' buffered connections read 4 to 18 KiB per system call, which halves a tunnel's throughput. Here
 //! rustls does the handshake (see `handshake`) and the key schedule, and records are sealed and opened in the
-//! very buffers that the socket is written from and read into (see `record`). The buffers grow under load and
-//! are given back when the tunnel is quiet.
+//! very buffers that the socket is written from and read into (see `record`). Whoever reads sees the plaintext
+//! where it lies ([`TlsStream::plaintext`]), and whoever writes puts it where it is sealed
+//! ([`TlsStream::write_in_place`]): nothing is copied. `AsyncRead + AsyncWrite` is there as well, with one copy. The
+//! buffers grow under load and are given back when the tunnel is quiet.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -21,6 +23,10 @@ use crate::record::{self, Framed, Opener, RecordError, Sealer};
 
 /// Plaintext taken by one `poll_write`.
 const WRITE_BATCH: usize = 256 * 1024;
+/// Records of a batch, with what is put before it.
+const MOST_RECORDS: usize = WRITE_BATCH / record::MAX_PLAINTEXT + 1;
+/// A record of full size.
+const FULL_RECORD: usize = record::MAX_PLAINTEXT + record::OVERHEAD;
 /// Ciphertext that may wait for the socket before `poll_write` makes the caller wait.
 const WRITE_BACKLOG: usize = 288 * 1024;
 
@@ -68,9 +74,10 @@ pub struct TlsStream {
     pub(crate) opener: Opener,
     pub(crate) incoming: Incoming,
     pub(crate) outgoing: Outgoing,
-    /// Decrypted bytes that did not fit the reader's buffer, and how many of them were delivered.
-    pub(crate) overflow: Vec<u8>,
-    pub(crate) delivered: usize,
+    /// Plaintext that came with the peer's last flight of the handshake.
+    pub(crate) early: Vec<u8>,
+    /// What ends the connection once everything before it was taken.
+    pub(crate) failed: Option<io::Error>,
     pub(crate) peer_closed: bool,
     pub(crate) close_sent: bool,
     pub(crate) peer_certificates: Vec<CertificateDer<'static>>,
@@ -93,43 +100,78 @@ impl TlsStream {
         &self.io
     }
 
-    fn deliver_overflow(&mut self, buf: &mut ReadBuf<'_>) {
-        let waiting = self.overflow.get(self.delivered..).unwrap_or_default();
-        let taken = waiting.len().min(buf.remaining());
-        buf.put_slice(waiting.get(..taken).unwrap_or_default());
-        self.delivered += taken;
-        if self.delivered == self.overflow.len() && self.delivered > 0 {
-            self.overflow = Vec::new();
-            self.delivered = 0;
+    /// Makes plaintext available ([`TlsStream::plaintext`]): whatever one read brings, opened where it lies. Answers
+    /// `false` at the peer's end of the stream. What answering the peer took waits for the next flush.
+    ///
+    /// # Errors
+    /// Socket errors, an end without `close_notify`, and [`RecordError`]s as [`io::ErrorKind::InvalidData`]; always
+    /// after the plaintext that came before.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        loop {
+            if self.has_plaintext() {
+                return Poll::Ready(Ok(true));
+            }
+            if let Some(error) = self.failed.take() {
+                return Poll::Ready(Err(error));
+            }
+            self.forget_plaintext();
+            if let Err(error) = self.open_records() {
+                // One try to tell the peer; the connection ends either way.
+                let _ = self.alert(2, BAD_RECORD_MAC);
+                let _ = self.try_flush();
+                self.failed = Some(error);
+                continue;
+            }
+            if self.has_plaintext() {
+                continue;
+            }
+            if self.peer_closed {
+                return Poll::Ready(Ok(false));
+            }
+            if ready!(self.incoming.poll_fill(&mut self.io, cx))? == 0 {
+                // Without close_notify the end may be an attacker's (section 6.1).
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
         }
     }
 
-    /// Opens the record at the front of the received bytes, straight into `buf` when it fits.
-    fn read_record(&mut self, framed: Framed, buf: &mut ReadBuf<'_>) -> io::Result<()> {
-        let inner_len = framed.inner_len();
-        let received = self.incoming.filled();
-        if buf.remaining() >= inner_len {
-            let out = buf.initialize_unfilled_to(inner_len);
-            let (content_type, len) = self.opener.open(framed, received, out).map_err(invalid_data)?;
-            if content_type == record::APPLICATION_DATA {
-                buf.advance(len);
-                self.incoming.discard(framed.len());
-                return Ok(());
-            }
-            let control = out.get(..len).unwrap_or_default().to_vec();
-            self.incoming.discard(framed.len());
-            return self.control(content_type, &control);
+    /// The plaintext that is available, piece by piece.
+    pub fn plaintext(&self) -> impl Iterator<Item = &[u8]> {
+        let early = Some(&*self.early).filter(|early| !early.is_empty());
+        early.into_iter().chain(self.incoming.plaintext())
+    }
+
+    /// Says that all of it was taken.
+    pub fn forget_plaintext(&mut self) {
+        self.early = Vec::new();
+        self.incoming.forget_plaintext();
+    }
+
+    fn has_plaintext(&self) -> bool {
+        !self.early.is_empty() || self.incoming.has_plaintext()
+    }
+
+    /// Opens every whole record that was received.
+    fn open_records(&mut self) -> io::Result<()> {
+        while !self.peer_closed
+            && let Some(framed) = Opener::frame(self.incoming.unopened()).map_err(invalid_data)?
+        {
+            self.open_record(framed)?;
         }
-        let mut inner = vec![0; inner_len];
-        let (content_type, len) = self.opener.open(framed, received, &mut inner).map_err(invalid_data)?;
-        inner.truncate(len);
-        self.incoming.discard(framed.len());
-        if content_type != record::APPLICATION_DATA {
-            return self.control(content_type, &inner);
-        }
-        self.overflow = inner;
-        self.deliver_overflow(buf);
         Ok(())
+    }
+
+    fn open_record(&mut self, framed: Framed) -> io::Result<()> {
+        let received = self.incoming.unopened_mut();
+        let (content_type, len) = self.opener.open(framed, received).map_err(invalid_data)?;
+        let content = record::HEADER_LEN..record::HEADER_LEN + len;
+        if content_type == record::APPLICATION_DATA {
+            self.incoming.mark_opened(framed.len(), content);
+            return Ok(());
+        }
+        let control = received.get(content).unwrap_or_default().to_vec();
+        self.incoming.mark_opened(framed.len(), 0..0);
+        self.control(content_type, &control)
     }
 
     /// Everything that is not application data.
@@ -172,65 +214,131 @@ impl TlsStream {
 
     /// Announces and takes a new key for what we send.
     pub(crate) fn update_sealer(&mut self) -> io::Result<()> {
-        self.seal(record::HANDSHAKE, &[IoSlice::new(&[KEY_UPDATE, 0, 0, 1, UPDATE_NOT_REQUESTED])])?;
+        self.seal_slices(record::HANDSHAKE, &[IoSlice::new(&[KEY_UPDATE, 0, 0, 1, UPDATE_NOT_REQUESTED])])?;
         self.sealer = self.schedule.next_sealer()?;
         Ok(())
     }
 
-    /// Seals `slices` as consecutive records of full size; answers how many bytes were taken.
-    fn seal(&mut self, content_type: u8, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let total = slices.iter().map(|slice| slice.len()).sum::<usize>().min(WRITE_BATCH);
-        let mut source = Gather { slices, at: 0 };
-        let mut taken = 0;
-        while taken < total {
-            let length = (total - taken).min(record::MAX_PLAINTEXT);
-            let space = self.outgoing.space(length + record::OVERHEAD);
-            if let Some(plaintext) = space.get_mut(record::HEADER_LEN..record::HEADER_LEN + length) {
-                source.copy_to(plaintext);
-            }
-            self.sealer.seal(content_type, space).map_err(invalid_data)?;
-            self.outgoing.commit(length + record::OVERHEAD);
-            taken += length;
+    /// Seals what `fill` puts into the pieces that it is given, `most` bytes at most, behind the bytes that `head`
+    /// makes of their number. Answers that number; nothing is sealed where it is zero. Everything waits for a flush:
+    /// see [`TlsStream::waiting`].
+    ///
+    /// # Errors
+    /// Those of `fill`, and of sealing.
+    pub fn write_in_place<const HEAD: usize>(
+        &mut self,
+        most: usize,
+        fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
+        head: impl FnOnce(usize) -> [u8; HEAD],
+    ) -> io::Result<usize> {
+        if self.sealer.wants_new_key() {
+            self.update_sealer()?;
         }
-        Ok(taken)
+        self.seal(record::APPLICATION_DATA, most, fill, head)
+    }
+
+    /// Ciphertext that waits for a flush, in bytes.
+    pub fn waiting(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Sends what the socket takes at once. Who wants to know when it takes more flushes.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn try_flush(&mut self) -> io::Result<()> {
+        self.outgoing.try_flush(&self.io)
+    }
+
+    fn seal<const HEAD: usize>(
+        &mut self,
+        content_type: u8,
+        most: usize,
+        fill: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
+        head: impl FnOnce(usize) -> [u8; HEAD],
+    ) -> io::Result<usize> {
+        let most = most.min(WRITE_BATCH);
+        let records = (HEAD + most).div_ceil(record::MAX_PLAINTEXT);
+        let space = self.outgoing.space(HEAD + most + records * record::OVERHEAD);
+        let mut pieces: [IoSliceMut<'_>; MOST_RECORDS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        let filled = fill(holes(space, HEAD, most, &mut pieces))?.min(most);
+        if filled == 0 {
+            return Ok(0);
+        }
+        if let Some(front) = space.get_mut(record::HEADER_LEN..record::HEADER_LEN + HEAD) {
+            front.copy_from_slice(&head(filled));
+        }
+        let (mut left, mut sealed) = (HEAD + filled, 0);
+        for record in space.chunks_mut(FULL_RECORD) {
+            let length = left.min(record::MAX_PLAINTEXT);
+            let Some(record) = record.get_mut(..length + record::OVERHEAD).filter(|_| length > 0) else {
+                break;
+            };
+            self.sealer.seal(content_type, record).map_err(invalid_data)?;
+            left -= length;
+            sealed += record.len();
+        }
+        self.outgoing.commit(sealed);
+        Ok(filled)
+    }
+
+    /// Seals bytes that are at hand.
+    fn seal_slices(&mut self, content_type: u8, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let total = slices.iter().map(|slice| slice.len()).sum();
+        self.seal(content_type, total, |holes| Ok(scatter(slices, holes)), |_| [])
     }
 
     /// A record as it would go out, without sending it.
     #[cfg(test)]
     pub(crate) fn sealed_for_test(&mut self, data: &[u8]) -> Vec<u8> {
-        self.seal(record::APPLICATION_DATA, &[IoSlice::new(data)]).unwrap();
+        self.seal_slices(record::APPLICATION_DATA, &[IoSlice::new(data)]).unwrap();
         std::mem::take(&mut self.outgoing).into_waiting()
     }
 
     fn alert(&mut self, level: u8, description: u8) -> io::Result<()> {
-        self.seal(record::ALERT, &[IoSlice::new(&[level, description])]).map(drop)
+        self.seal_slices(record::ALERT, &[IoSlice::new(&[level, description])]).map(drop)
     }
 }
 
-/// Reads across slices.
-struct Gather<'a> {
-    slices: &'a [IoSlice<'a>],
-    /// Consumed bytes of the first slice.
-    at: usize,
+/// The places of plaintext in `space`, which is cut into records of full size: `most` bytes behind the first `head`.
+fn holes<'a, 'b>(
+    space: &'a mut [u8],
+    head: usize,
+    most: usize,
+    pieces: &'b mut [IoSliceMut<'a>; MOST_RECORDS],
+) -> &'b mut [IoSliceMut<'a>] {
+    let (mut used, mut left, mut skip) = (0, most, head);
+    for (piece, record) in pieces.iter_mut().zip(space.chunks_mut(FULL_RECORD)) {
+        let length = (record::MAX_PLAINTEXT - skip).min(left);
+        let from = record::HEADER_LEN + skip;
+        *piece = IoSliceMut::new(record.get_mut(from..from + length).unwrap_or_default());
+        (left, skip) = (left - length, 0);
+        used += 1;
+    }
+    pieces.get_mut(..used).unwrap_or_default()
 }
 
-impl Gather<'_> {
-    fn copy_to(&mut self, mut out: &mut [u8]) {
-        while let Some((first, rest)) = self.slices.split_first()
-            && !out.is_empty()
-        {
-            let available = first.get(self.at..).unwrap_or_default();
-            let length = available.len().min(out.len());
-            let (now, later) = std::mem::take(&mut out).split_at_mut(length);
-            now.copy_from_slice(available.get(..length).unwrap_or_default());
-            out = later;
-            self.at += length;
-            if self.at == first.len() {
-                self.slices = rest;
-                self.at = 0;
+/// Copies slices into places one after the other; answers how many bytes.
+pub fn scatter(slices: &[IoSlice<'_>], places: &mut [IoSliceMut<'_>]) -> usize {
+    let mut places = places.iter_mut().map(|place| &mut **place);
+    let (mut place, mut copied): (&mut [u8], usize) = (&mut [], 0);
+    for slice in slices {
+        let mut rest: &[u8] = slice;
+        while !rest.is_empty() {
+            if place.is_empty() {
+                let Some(next) = places.next() else { return copied };
+                place = next;
+                continue;
             }
+            let length = rest.len().min(place.len());
+            let (now, later) = std::mem::take(&mut place).split_at_mut(length);
+            let (front, back) = rest.split_at(length);
+            now.copy_from_slice(front);
+            (place, rest) = (later, back);
+            copied += length;
         }
     }
+    copied
 }
 
 pub(crate) fn invalid_data(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -244,32 +352,14 @@ impl AsyncRead for TlsStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buf.filled().len();
-        this.deliver_overflow(buf);
-        while buf.remaining() > 0 && !this.peer_closed {
-            if let Some(framed) = Opener::frame(this.incoming.filled()).map_err(invalid_data)? {
-                if let Err(error) = this.read_record(framed, buf) {
-                    // One try to tell the peer; the connection ends either way.
-                    let _ = this.alert(2, BAD_RECORD_MAC);
-                    let _ = this.outgoing.poll_flush(&mut this.io, cx);
-                    return Poll::Ready(Err(error));
-                }
-                continue;
-            }
-            if buf.filled().len() > before {
-                break;
-            }
-            if ready!(this.incoming.poll_fill(&mut this.io, cx))? == 0 {
-                // Without close_notify the end may be an attacker's (section 6.1).
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
+        if buf.remaining() > 0 && ready!(this.poll_fill(cx))? {
+            let taken = this.early.len().min(buf.remaining());
+            buf.put_slice(this.early.get(..taken).unwrap_or_default());
+            this.early.drain(..taken);
+            this.incoming.take_plaintext(buf);
         }
         // The answer to a key update leaves now if it can, else with the next write.
-        if !this.outgoing.is_empty()
-            && let Poll::Ready(Err(error)) = this.outgoing.poll_flush(&mut this.io, cx)
-        {
-            return Poll::Ready(Err(error));
-        }
+        this.try_flush()?;
         Poll::Ready(Ok(()))
     }
 }
@@ -288,10 +378,8 @@ impl AsyncWrite for TlsStream {
         while this.outgoing.len() >= WRITE_BACKLOG {
             ready!(this.outgoing.poll_write(&mut this.io, cx))?;
         }
-        if this.sealer.wants_new_key() {
-            this.update_sealer()?;
-        }
-        Poll::Ready(this.seal(record::APPLICATION_DATA, slices))
+        let total = slices.iter().map(|slice| slice.len()).sum();
+        Poll::Ready(this.write_in_place(total, |holes| Ok(scatter(slices, holes)), |_| []))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -16,8 +16,9 @@ use weft_core::snapshot::Workload;
 
 use super::driver::Keepalive;
 use super::headers::connect_request;
+use super::lanes::{self, Conduit, Lanes};
 use super::pool::{Dialling, Permit, Target, Tunnel, Usage};
-use super::{MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW, STREAMS, connection_window};
+use super::{MAX_FRAME, PORT, STREAM_WINDOW, STREAMS, connection_window};
 use crate::ProxyConfig;
 use crate::account::{Facts, Failure};
 use crate::labels::Service;
@@ -26,7 +27,7 @@ use crate::outbound::Setback;
 use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::relay::H2Stream;
-use crate::tls::{self, Corked};
+use crate::tls;
 use crate::worker::Worker;
 
 /// Tunnels that are tried for one stream: one may turn out to be going away.
@@ -113,12 +114,15 @@ async fn request_stream(
     request: http::Request<()>,
 ) -> Result<(StatusCode, H2Stream), NoStream> {
     let untouched = NoStream::Untouched;
-    let mut sender = permit.take_sender().ok_or_else(|| untouched(h2::Reason::REFUSED_STREAM.into()))?;
+    let (mut sender, lanes) =
+        permit.take_sender().ok_or_else(|| untouched(h2::Reason::REFUSED_STREAM.into()))?;
     poll_fn(|cx| sender.poll_ready(cx)).await.map_err(untouched)?;
     let (response, send) = sender.send_request(request, false).map_err(untouched)?;
+    // Nothing is sent before the answer, so that the request is on the wire by then.
+    let lane = lanes.opened(response.stream_id());
     drop(sender);
     let (head, recv) = response.await.map_err(unanswered)?.into_parts();
-    Ok((head.status, H2Stream { send, recv }))
+    Ok((head.status, H2Stream { send, recv, lane }))
 }
 
 /// REFUSED_STREAM, and GOAWAY before the stream's turn, say that nothing was done (RFC 9113 8.7).
@@ -167,21 +171,21 @@ async fn dial(worker: &Rc<Worker>, pod: &Arc<Pod>, target: &Target) -> Result<Tu
         .await
         .map_err(|_| fail("TLS_FAILURE", "tls", &"the TLS handshake took too long"))?
         .map_err(|error| fail("TLS_FAILURE", "tls", &weft_identity::explain(&error)))?;
-    let corked = secured.stream.cork();
-    let handshake = pin!(builder().handshake::<_, Bytes>(secured.stream));
+    let (conduit, lanes) = lanes::client(secured.stream);
+    let handshake = pin!(builder().handshake::<_, Bytes>(conduit));
     let http2_failure = |error: &dyn std::fmt::Display| fail("H2_HANDSHAKE_FAILURE", "http2", error);
-    let (send, mut connection) = timeout(config.handshake_timeout, flushed(handshake, &corked))
+    let (send, mut connection) = timeout(config.handshake_timeout, flushed(handshake, &lanes))
         .await
         .map_err(|_| http2_failure(&"the HTTP/2 preface took too long"))?
         .map_err(|error| http2_failure(&error))?;
     let usage = Usage::new();
     if let Some(pings) = connection.ping_pong() {
         let keepalive = Keepalive::new(pings, config.tunnel_idle);
-        let driver = Driver { connection, corked, keepalive, usage: usage.clone(), lease };
+        let driver = Driver { connection, lanes: lanes.clone(), keepalive, usage: usage.clone(), lease };
         let (task, target) = (worker.clone(), target.clone());
         worker.spawn(async move { driver.run(&task, &target).await });
     }
-    Ok(Tunnel { send, usage })
+    Ok(Tunnel { send, lanes, usage })
 }
 
 fn builder() -> Builder {
@@ -191,20 +195,19 @@ fn builder() -> Builder {
         .initial_connection_window_size(connection_window(STREAMS as u32))
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(16 * 1024)
-        .max_send_buffer_size(SEND_BUFFER)
         .initial_max_send_streams(STREAMS)
         .enable_push(false);
     builder
 }
 
-/// Runs HTTP/2's part of a handshake on a corked stream.
+/// Runs HTTP/2's part of a handshake.
 pub(super) async fn flushed<T>(
     mut handshake: std::pin::Pin<&mut impl Future<Output = Result<T, h2::Error>>>,
-    corked: &Corked,
+    lanes: &Lanes,
 ) -> Result<T, String> {
     poll_fn(|cx| {
         let polled = handshake.as_mut().poll(cx);
-        if let Poll::Ready(Err(error)) = corked.flush(cx) {
+        if let Poll::Ready(Err(error)) = lanes.flush(cx) {
             return Poll::Ready(Err(error.to_string()));
         }
         polled.map_err(|error| error.to_string())
@@ -213,15 +216,15 @@ pub(super) async fn flushed<T>(
 }
 
 /// Keeps one tunnel going.
-struct Driver<T> {
-    connection: Connection<T, Bytes>,
-    corked: Corked,
+struct Driver {
+    connection: Connection<Conduit, Bytes>,
+    lanes: Lanes,
     keepalive: Keepalive,
     usage: Rc<Usage>,
     lease: Lease,
 }
 
-impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Driver<T> {
+impl Driver {
     async fn run(mut self, worker: &Rc<Worker>, target: &Target) {
         let idle = worker.shared.config.tunnel_idle;
         worker.shared.context.metrics.tunnel_opened();
@@ -234,7 +237,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Driver<T> {
                 return Poll::Ready(Err("it does not answer PINGs".to_owned()));
             }
             let ended = Future::poll(std::pin::Pin::new(&mut self.connection), cx);
-            if let Poll::Ready(Err(error)) = self.corked.flush(cx) {
+            if let Poll::Ready(Err(error)) = self.lanes.flush(cx) {
                 return Poll::Ready(Err(error.to_string()));
             }
             ended.map_err(|error| error.to_string())

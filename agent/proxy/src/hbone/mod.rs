@@ -3,6 +3,7 @@
 pub(crate) mod client;
 pub(crate) mod driver;
 pub(crate) mod headers;
+pub(crate) mod lanes;
 pub(crate) mod pool;
 pub(crate) mod server;
 #[cfg(test)]
@@ -25,8 +26,6 @@ pub(crate) const STREAM_WINDOW: u32 = 1024 * 1024;
 pub(crate) const ACCEPTED_WINDOW: u32 = 64 * STREAM_WINDOW;
 /// The largest frame that we accept, in bytes; as ztunnel's.
 pub(crate) const MAX_FRAME: u32 = 1024 * 1024;
-/// What h2 may keep of one stream's bytes before they are on the wire.
-pub(crate) const SEND_BUFFER: usize = 512 * 1024;
 
 /// A connection window in which stalled readers of all streams but one cannot block the last.
 pub(crate) const fn connection_window(streams: u32) -> u32 {

@@ -14,6 +14,7 @@ use weft_core::Identity;
 use weft_core::resource::NamespacedName;
 
 use super::STREAMS;
+use super::lanes::Lanes;
 use crate::account::Failure;
 
 /// Where a tunnel leads and in whose name.
@@ -59,6 +60,8 @@ impl Usage {
 pub(crate) struct Tunnel {
     /// Opens streams.
     pub(crate) send: SendRequest<Bytes>,
+    /// Their payload.
+    pub(crate) lanes: Lanes,
     /// Who uses it.
     pub(crate) usage: Rc<Usage>,
 }
@@ -72,18 +75,18 @@ impl Tunnel {
 /// A place for one stream in a tunnel; free again when dropped.
 pub(crate) struct Permit {
     /// Opens the stream. `None` once it was used: a stream does not need it, and the last one ends the tunnel.
-    send: Option<SendRequest<Bytes>>,
+    send: Option<(SendRequest<Bytes>, Lanes)>,
     usage: Rc<Usage>,
 }
 
 impl Permit {
     fn new(tunnel: &Tunnel) -> Self {
         tunnel.usage.streams.set(tunnel.usage.streams.get() + 1);
-        Self { send: Some(tunnel.send.clone()), usage: tunnel.usage.clone() }
+        Self { send: Some((tunnel.send.clone(), tunnel.lanes.clone())), usage: tunnel.usage.clone() }
     }
 
     /// What opens the stream; once.
-    pub(crate) fn take_sender(&mut self) -> Option<SendRequest<Bytes>> {
+    pub(crate) fn take_sender(&mut self) -> Option<(SendRequest<Bytes>, Lanes)> {
         self.send.take()
     }
 

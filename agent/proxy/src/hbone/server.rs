@@ -19,7 +19,8 @@ use weft_core::Identity;
 use super::client::flushed;
 use super::driver::Keepalive;
 use super::headers::{add_baggage, forwarded_service};
-use super::{ACCEPTED_STREAMS, ACCEPTED_WINDOW, MAX_FRAME, PORT, SEND_BUFFER, STREAM_WINDOW};
+use super::lanes::{self, Conduit, Lane, Lanes};
+use super::{ACCEPTED_STREAMS, ACCEPTED_WINDOW, MAX_FRAME, PORT, STREAM_WINDOW};
 use crate::account::{Account, Facts, Failure, Route, Side};
 use crate::http::detect::{self, Heard, Speaks};
 use crate::http::inbound::Arrival;
@@ -33,7 +34,7 @@ use crate::net::{self, Dialled};
 use crate::pod::{Admitted, Handshaking, Pod};
 use crate::registry::{Admission, Registered};
 use crate::relay::{Ahead, H2Stream, Pair, relay};
-use crate::tls::{self, Corked, Stream};
+use crate::tls;
 use crate::unread::Counted;
 use crate::worker::Worker;
 
@@ -75,8 +76,8 @@ impl Drop for Opening {
 /// A tunnel that is established.
 struct Established {
     tunnel: Rc<Tunnel>,
-    connection: Connection<Stream, Bytes>,
-    corked: Corked,
+    connection: Connection<Conduit, Bytes>,
+    lanes: Lanes,
     keepalive: Option<Keepalive>,
 }
 
@@ -130,11 +131,11 @@ async fn establish(
         .map_err(|error| tls_failure(weft_identity::explain(&error)))?;
     let identity =
         weft_identity::peer_identity(&secured.peer).map_err(|error| tls_failure(error.to_string()))?;
-    let corked = secured.stream.cork();
-    let handshake = pin!(builder().handshake::<_, Bytes>(secured.stream));
+    let (conduit, lanes) = lanes::server(secured.stream);
+    let handshake = pin!(builder().handshake::<_, Bytes>(conduit));
     let http2_failure =
         |why: &str| Failure::new("H2_HANDSHAKE_FAILURE", "http2", format!("no tunnel with {peer}: {why}"));
-    let mut connection = timeout(config.handshake_timeout, flushed(handshake, &corked))
+    let mut connection = timeout(config.handshake_timeout, flushed(handshake, &lanes))
         .await
         .map_err(|_| http2_failure("the HTTP/2 preface took too long"))?
         .map_err(|error| http2_failure(&error))?;
@@ -143,7 +144,7 @@ async fn establish(
         weft_identity::fingerprint(secured.peer.first().map(|leaf| leaf.as_ref()).unwrap_or_default());
     let (pod, identity) = (pod.clone(), Arc::new(identity));
     let tunnel = Rc::new(Tunnel { pod, peer, identity, certificate, opening: Cell::new(0) });
-    Ok(Established { tunnel, connection, corked, keepalive })
+    Ok(Established { tunnel, connection, lanes, keepalive })
 }
 
 fn builder() -> Builder {
@@ -153,7 +154,6 @@ fn builder() -> Builder {
         .initial_connection_window_size(ACCEPTED_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(64 * 1024)
-        .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(ACCEPTED_STREAMS);
     builder
 }
@@ -176,14 +176,15 @@ async fn run(worker: &Rc<Worker>, mut established: Established, live: &Registere
         let ended = loop {
             match established.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    accept(worker, &established.tunnel, request, respond)
+                    let lane = established.lanes.lane(request.body().stream_id());
+                    accept(worker, &established.tunnel, (request, lane), respond)
                 }
                 Poll::Ready(Some(Err(error))) => break Poll::Ready(Err(error.to_string())),
                 Poll::Ready(None) => break Poll::Ready(Ok(())),
                 Poll::Pending => break Poll::Pending,
             }
         };
-        if let Poll::Ready(Err(error)) = established.corked.flush(cx) {
+        if let Poll::Ready(Err(error)) = established.lanes.flush(cx) {
             return Poll::Ready(Err(error.to_string()));
         }
         ended
@@ -196,7 +197,7 @@ async fn run(worker: &Rc<Worker>, mut established: Established, live: &Registere
 fn accept(
     worker: &Rc<Worker>,
     tunnel: &Rc<Tunnel>,
-    mut request: Request<RecvStream>,
+    (request, lane): (Request<RecvStream>, Lane),
     mut respond: SendResponse<Bytes>,
 ) {
     let config = &worker.shared.config;
@@ -208,8 +209,8 @@ fn accept(
         return;
     };
     let admitted = Admitted::new(pod, &worker.shared.loads, worker.index);
-    let counted = Counted::new(pod, request.body_mut().flow_control().clone());
-    let set_up = Box::pin(set_up(worker.clone(), opening, request, respond));
+    let counted = Counted::new(pod, lane.unread());
+    let set_up = Box::pin(set_up(worker.clone(), opening, (request, lane), respond));
     let task = worker.clone();
     worker.spawn(async move {
         match set_up.await {
@@ -234,7 +235,7 @@ fn accept(
 async fn set_up(
     worker: Rc<Worker>,
     opening: Opening,
-    request: Request<RecvStream>,
+    (request, lane): (Request<RecvStream>, Lane),
     mut respond: SendResponse<Bytes>,
 ) -> Option<Next> {
     let tunnel = &opening.0;
@@ -257,7 +258,7 @@ async fn set_up(
                 }
                 return None;
             };
-            let stream = TunnelIo::new(H2Stream { send, recv: request.into_body() });
+            let stream = TunnelIo::new(H2Stream { send, recv: request.into_body(), lane });
             begin(&worker, facts, (way, arrival), stream).await
         }
         Err((status, failure)) => {

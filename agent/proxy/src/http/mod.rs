@@ -26,6 +26,7 @@ mod received;
 pub(crate) mod record;
 mod refused;
 pub(crate) mod reply;
+mod sendable;
 pub(crate) mod serve;
 pub(crate) mod stream;
 #[cfg(test)]

@@ -7,11 +7,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use weft_tls::scatter;
 
-use crate::relay::H2Stream;
-
-/// Bytes of one DATA frame that we send.
-const LARGEST_WRITE: usize = 256 * 1024;
+use crate::relay::{Broken, H2Stream};
 
 /// The stream, with the chunk that was received last.
 pub(crate) struct TunnelIo {
@@ -54,31 +52,26 @@ impl TunnelIo {
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
-        while !self.ended {
-            match ready!(self.stream.recv.poll_data(cx)) {
-                // An end of stream may come in an empty frame.
-                Some(Ok(chunk)) if chunk.is_empty() => {}
-                Some(Ok(chunk)) => return Poll::Ready(Ok(Some(chunk))),
-                Some(Err(error)) if is_clean(&error) => self.ended = true,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => self.ended = true,
+        loop {
+            let chunk = self.stream.lane.take();
+            if !chunk.is_empty() {
+                return Poll::Ready(Ok(Some(chunk)));
+            }
+            if self.ended {
+                return Poll::Ready(Ok(None));
+            }
+            match self.stream.recv.poll_data(cx) {
+                // HTTP/2 shows no payload: an end of stream may come in an empty frame.
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(error))) if is_clean(&error) => self.ended = true,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(broken(error))),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending => {
+                    self.stream.lane.listen(cx);
+                    return Poll::Pending;
+                }
             }
         }
-        Poll::Ready(Ok(None))
-    }
-
-    /// Room for at most `wanted` bytes, which the peer's window leaves.
-    fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let send = &mut self.stream.send;
-        send.reserve_capacity(wanted);
-        while send.capacity() == 0 {
-            match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-        Poll::Ready(Ok(send.capacity().min(wanted)))
     }
 }
 
@@ -108,8 +101,7 @@ impl AsyncRead for TunnelIo {
             // Also an empty chunk keeps the frame's buffer alive.
             this.chunk = Bytes::new();
         }
-        // Fails only for more than was received.
-        let _ = this.stream.recv.flow_control().release_capacity(count);
+        this.stream.lane.release(count);
         Poll::Ready(Ok(()))
     }
 }
@@ -129,17 +121,8 @@ impl AsyncWrite for TunnelIo {
         if wanted == 0 {
             return Poll::Ready(Ok(0));
         }
-        let room = ready!(this.poll_room(wanted.min(LARGEST_WRITE), cx))?;
-        let mut frame = BytesMut::with_capacity(room);
-        for slice in slices {
-            let count = slice.len().min(room - frame.len());
-            frame.extend_from_slice(slice.get(..count).unwrap_or_default());
-        }
-        let count = frame.len();
-        this.stream.send.send_data(frame.freeze(), false).map_err(broken)?;
-        // Room that is not used belongs to the other streams of the tunnel.
-        this.stream.send.reserve_capacity(0);
-        Poll::Ready(Ok(count))
+        let room = ready!(this.stream.poll_room(wanted, cx)).map_err(|Broken| io::ErrorKind::BrokenPipe)?;
+        Poll::Ready(this.stream.lane.send(room, |places| Ok(scatter(slices, places))))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -17,6 +17,7 @@ use weft_core::Identity;
 use weft_core::resource::destination_rule::TcpKeepalive;
 use weft_core::snapshot::Workload;
 
+use super::super::sendable::Sendable;
 use super::super::stream::TunnelIo;
 use super::origination::Tls;
 use crate::account::{Facts, Failure, Route, Side};
@@ -130,7 +131,9 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
         opened.keep_alive(dial.keepalive);
         return Ok(Opened::of(match opened {
             Upstream::Socket(dialled) => (Transport::Tcp(dialled.stream), Held::Port(dialled.lease)),
-            Upstream::Tunnel(tunnel, permit) => (Transport::Tunnel(tunnel), Held::Place(permit)),
+            Upstream::Tunnel(tunnel, permit) => {
+                (Transport::Tunnel(Sendable::new(tunnel)), Held::Place(permit))
+            }
             Upstream::Secured(stream, _, lease) => (Transport::Tls(stream), Held::Port(lease)),
         }));
     }
@@ -164,7 +167,7 @@ pub(super) async fn open(worker: &Rc<Worker>, dial: &Dial) -> Result<Opened, Fai
                     .map_err(|_| failed(&format!("no answer within {} ms", limit.as_millis())))??,
                 None => tunnel.await?,
             };
-            (Transport::Tunnel(TunnelIo::new(stream)), Held::Place(permit))
+            (Transport::Tunnel(Sendable::new(TunnelIo::new(stream))), Held::Place(permit))
         }
     };
     Ok(Opened::of(opened))
@@ -198,7 +201,7 @@ pub(super) struct Wire {
 enum Transport {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-    Tunnel(TunnelIo),
+    Tunnel(Sendable),
 }
 
 impl AsyncRead for Wire {
