@@ -58,13 +58,15 @@ fn service_account(number: usize) -> String {
     format!("sa-{}", number / PODS_PER_SERVICE)
 }
 
+/// A pod as a Deployment has it.
 fn pod(number: usize) -> Value {
     let service = number / PODS_PER_SERVICE;
     let v4 = format!("10.{}.{}.{}", 128 + number / 62_500, number / 250 % 250, number % 250 + 1);
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": format!("pod-{number}"), "namespace": format!("ns-{}", service % NAMESPACES),
-                      "labels": { "app": format!("app-{service}"), "version": "v1" } },
+                      "labels": { "app": format!("app-{service}"), "version": "v1" },
+                      "ownerReferences": [{ "kind": "ReplicaSet", "name": format!("app-{service}-5d4f8c7b9d"), "controller": true }] },
         "spec": { "nodeName": format!("node-{}", number % 1000), "serviceAccountName": service_account(number) },
         "status": { "phase": "Running", "podIPs": [{ "ip": v4 }, { "ip": format!("fd00:1::{:x}:{:x}", number / 60_000, number % 60_000 + 1) }],
                     "conditions": [{ "type": "Ready", "status": "True" }] },
