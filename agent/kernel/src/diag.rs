@@ -19,6 +19,7 @@ const IPPROTO_TCP: u8 = 6;
 const NO_COOKIE: u64 = u64::MAX;
 
 /// States that the kernel programs do not deal with (`net/tcp_states.h`).
+const SYN_SENT: u32 = 2;
 const SYN_RECV: u32 = 3;
 const LISTEN: u32 = 10;
 /// `struct inet_diag_msg`: family and state, then `inet_diag_sockid` at 4, its cookie at 44.
@@ -71,10 +72,10 @@ impl SocketDiag {
         Ok(found)
     }
 
-    /// All TCP sockets of the namespace that listen, are connected, or are in a handshake that a peer began.
+    /// All TCP sockets of the namespace that listen, are connected, or are in a handshake.
     pub(crate) fn sockets(&mut self) -> io::Result<Vec<TcpSocket>> {
         let mut found = Vec::new();
-        let states = CONNECTED | 1 << SYN_RECV | 1 << LISTEN;
+        let states = CONNECTED | 1 << SYN_SENT | 1 << SYN_RECV | 1 << LISTEN;
         self.dump(0, states, |body| found.extend(parse_socket(body)))?;
         Ok(found)
     }

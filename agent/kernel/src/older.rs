@@ -21,14 +21,15 @@ pub struct OlderConnection {
     pub socket_cookie: u64,
 }
 
-/// Those among the sockets of a pod's namespace. `direct` are the two ends, client's first, of flows that the
+/// Those among the sockets of a pod's namespace. `later` are the sockets a moment later: a list is no picture of one
+/// moment, so that of two ends that come while it is made one may be missing. `direct` are the two ends, client's first, of flows that the
 /// kernel authorised; `agents` are the cgroups of agents and of their listeners.
 ///
 /// What an application accepted on a port on which it does not listen any more is taken for a connection that it
 /// opened.
 pub(crate) fn find(
     pod: &NamespacedName,
-    sockets: &[TcpSocket],
+    (sockets, later): (&[TcpSocket], &[TcpSocket]),
     agents: &HashSet<u64>,
     direct: &HashSet<(SocketAddr, SocketAddr)>,
 ) -> Vec<OlderConnection> {
@@ -37,7 +38,7 @@ pub(crate) fn find(
     let ports: HashSet<u16> =
         theirs().filter(|socket| socket.listening).map(|socket| socket.local.port()).collect();
     // A connection with both ends here is the pod's to itself, or one that the agent made for a client.
-    let ends: HashSet<_> = sockets.iter().map(|socket| (socket.local, socket.remote)).collect();
+    let ends: HashSet<_> = sockets.iter().chain(later).map(|socket| (socket.local, socket.remote)).collect();
     let inbound = theirs().filter(|socket| {
         let (client, application) = (socket.remote, socket.local);
         !socket.listening
@@ -85,8 +86,12 @@ mod tests {
         ];
         let direct = ("10.0.0.2:42000".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
         let (pod, agents) = (NamespacedName::new("shop", "cart"), HashSet::from([AGENT]));
-        let found = find(&pod, &sockets, &agents, &HashSet::from([direct]));
-        let clients: Vec<String> = found.iter().map(|found| found.client.to_string()).collect();
-        assert_eq!(clients, ["10.0.0.9:40000"]);
+        let found = |later: &[TcpSocket]| -> Vec<String> {
+            let found = find(&pod, (&sockets, later), &agents, &HashSet::from([direct]));
+            found.iter().map(|found| found.client.to_string()).collect()
+        };
+        assert_eq!(found(&sockets), ["10.0.0.9:40000"]);
+        // The agent's end was not listed before the application's.
+        assert_eq!(found(&[socket("10.0.0.9:40000", "10.0.0.1:80", AGENT)]), Vec::<String>::new());
     }
 }

@@ -65,9 +65,13 @@ impl Datapath {
     /// The kernel refused.
     pub fn older_connections(&self, pod: &NamespacedName) -> Result<Vec<OlderConnection>, KernelError> {
         let Some(enrolled) = self.enrolled.get(pod) else { return Ok(Vec::new()) };
-        let sockets = enrolled
+        let list = || {
+            let mut diag = SocketDiag::open()?;
+            Ok((diag.sockets()?, diag.sockets()?))
+        };
+        let (sockets, later) = enrolled
             .netns
-            .run(|| SocketDiag::open()?.sockets())
+            .run(list)
             .and_then(|result| result)
             .doing(|| format!("list the connections of pod {pod}"))?;
         let flows = self.flows.established().doing(|| "read map FLOWS")?;
@@ -78,7 +82,7 @@ impl Datapath {
         let ours = sockets.iter().filter(|socket| socket.listening && enrolled.listens_at(&socket.local));
         // What is accepted from a listener has the cgroup of the agent that made it, an earlier one perhaps.
         let agents = self.agents.all()?.into_iter().chain(ours.filter_map(|socket| socket.cgroup)).collect();
-        Ok(older::find(pod, &sockets, &agents, &direct.collect()))
+        Ok(older::find(pod, (&sockets, &later), &agents, &direct.collect()))
     }
 
     /// Ends such a connection: the application sees an error, the client a reset.

@@ -19,6 +19,10 @@ use crate::latency::Arrivals;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Connections for requests.
 const KEPT: usize = 64;
+/// Connections that are open at the same time: each has a port.
+const OPEN: usize = 4096;
+/// Arrivals that are served before answers are looked at: whoever only asks is never answered.
+const BATCH: usize = 64;
 /// Tokens of the poller: lane and connection.
 const LANES: u64 = 2;
 
@@ -90,7 +94,15 @@ impl Lane {
 
     /// When the next arrival is due.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.arrivals.next()
+        if self.waiting.is_empty() || self.is_full() { self.arrivals.next() } else { Some(Instant::now()) }
+    }
+
+    fn is_full(&self) -> bool {
+        let most = match self.what {
+            What::Byte => OPEN,
+            What::Request(_) => KEPT,
+        };
+        self.idle.is_empty() && self.links.len() >= most
     }
 
     /// Whether nobody waits.
@@ -103,11 +115,12 @@ impl Lane {
         if open {
             self.arrivals.due(now, 0, &mut self.waiting);
         }
-        while let Some(due) = self.waiting.front().copied() {
+        for _ in 0..BATCH {
+            let Some(due) = self.waiting.front().copied() else { break };
             let ask = Ask { due, begun_ns: now_ns() };
             if !self.reuse(ask) {
-                if matches!(self.what, What::Request(_)) && self.links.len() >= KEPT {
-                    return Ok(());
+                if self.is_full() {
+                    break;
                 }
                 self.open(ask, poller, lane)?;
             }
