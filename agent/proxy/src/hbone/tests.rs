@@ -345,7 +345,7 @@ fn a_client_that_does_not_shake_hands_is_given_up() {
         bed.serve_tunnels();
         let mut stream = TcpStream::connect((bed.server_ip, super::PORT)).await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0);
-        assert!(bed.log().contains("the TLS handshake took too long"), "{}", bed.log());
+        bed.until("the line", |bed| bed.log().contains("the TLS handshake took too long")).await;
         bed.until("the end", |bed| bed.server.connections() == 0).await;
     });
 }

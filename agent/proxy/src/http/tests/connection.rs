@@ -230,7 +230,7 @@ fn a_websocket_passes_both_ways_and_no_timeout_cuts_it() {
             })
             .await;
             let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
-            let timeout = Some(std::time::Duration::from_millis(800));
+            let timeout = Some(std::time::Duration::from_secs(2));
             mesh.route(vec![HttpRule { timeout, ..to_shop() }]);
             let request = Request::get("/ws")
                 .header("host", HOST)
@@ -241,7 +241,7 @@ fn a_websocket_passes_both_ways_and_no_timeout_cuts_it() {
             assert_eq!(response.status(), 101);
             assert_eq!(response.headers()["upgrade"], "websocket");
             let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
-            tokio::time::sleep(std::time::Duration::from_millis(850)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(2_100)).await;
             stream.write_all(b"ping").await.unwrap();
             let mut heard = Vec::new();
             stream.read_to_end(&mut heard).await.unwrap();

@@ -148,8 +148,8 @@ fn faults_delay_and_abort_without_the_application() {
         assert_eq!((reply.status, reply.body.as_str()), (200, "fault filter abort"));
         // The route's timeout does not count the delay (E22).
         mesh.route(vec![HttpRule {
-            fault: Some(fault(Some(150), None)),
-            timeout: Some(Duration::from_millis(100)),
+            fault: Some(fault(Some(2_500), None)),
+            timeout: Some(Duration::from_secs(2)),
             ..to_shop()
         }]);
         assert_eq!(mesh.get("/").await.status, 200);
@@ -248,7 +248,8 @@ fn the_timeout_covers_the_whole_answer() {
         })
         .await;
         let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
-        mesh.route(vec![HttpRule { timeout: Some(Duration::from_millis(120)), ..to_shop() }]);
+        // Long enough for the head on any machine.
+        mesh.route(vec![HttpRule { timeout: Some(Duration::from_secs(2)), ..to_shop() }]);
         let response = mesh.http1().await.send_request(get("/")).await.unwrap();
         assert_eq!(response.status(), 200);
         assert!(response.into_body().collect().await.is_err(), "the answer is cut");
@@ -288,15 +289,16 @@ fn an_upstream_that_resets_is_answered_for_or_passed_on() {
 fn a_client_that_vanishes_ends_its_request() {
     run(async {
         let bed = Bed::new("a");
-        let dropped = Rc::new(std::cell::Cell::new(false));
+        let (begun, dropped) = <(Rc<std::cell::Cell<bool>>, Rc<std::cell::Cell<bool>>)>::default();
         struct Notice(Rc<std::cell::Cell<bool>>);
         impl Drop for Notice {
             fn drop(&mut self) {
                 self.0.set(true);
             }
         }
-        let notice = dropped.clone();
+        let (seen, notice) = (begun.clone(), dropped.clone());
         let app = App::handling(&bed, false, move |_| {
+            seen.set(true);
             let notice = Notice(notice.clone());
             Box::pin(async move {
                 let _notice = notice;
@@ -307,7 +309,7 @@ fn a_client_that_vanishes_ends_its_request() {
         let mesh = Mesh::near(bed, &app, PortProtocol::Http);
         let mut stream = mesh.dial().await;
         stream.write_all(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes()).await.unwrap();
-        mesh.bed.until("a connection to the application", |_| app.connections.get() == 1).await;
+        mesh.bed.until("the request at the application", |_| begun.get()).await;
         drop(stream);
         mesh.bed.until("the end of the request", |_| dropped.get()).await;
         mesh.logged("downstream_remote_disconnect").await;
