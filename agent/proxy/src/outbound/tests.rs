@@ -313,7 +313,7 @@ async fn under(bed: &mut Bed, pool: ConnectionPool) -> (TcpStream, TcpStream) {
 fn an_idle_connection_ends_when_the_clients_policy_says_so() {
     run(async {
         let mut bed = Bed::new("a");
-        let idle = Duration::from_secs(1);
+        let idle = Duration::from_secs(2);
         let pool = ConnectionPool { tcp_idle_timeout: Some(idle), ..ConnectionPool::default() };
         let (mut client, mut server) = under(&mut bed, pool).await;
         let began = std::time::Instant::now();
@@ -332,7 +332,7 @@ fn an_idle_connection_ends_when_the_clients_policy_says_so() {
 fn a_busy_connection_ends_at_the_age_that_the_clients_policy_sets() {
     run(async {
         let mut bed = Bed::new("a");
-        let age = Some(Duration::from_millis(200));
+        let age = Some(Duration::from_secs(2));
         let pool = ConnectionPool {
             max_connection_duration: age,
             tcp_idle_timeout: Some(Duration::ZERO),
