@@ -81,7 +81,7 @@ fn header_values_may_say_what_the_mesh_knows() {
         let seen = app.next();
         assert_eq!(seen.header("x-client"), Some(mesh.bed.client_ip.to_string().as_str()));
         let from = seen.header("x-from").unwrap();
-        assert!(from.starts_with("client by HTTP/1.1 at 20") && from.len() == 27, "{from}");
+        assert!(from.starts_with("client by HTTP/1.1 at 20") && from.len() == 26, "{from}");
         let reply = mesh.get("/tea?%25").await;
         assert_eq!((reply.status, reply.header("x-told")), (418, Some("418 for /tea?%25")));
     });
