@@ -68,7 +68,7 @@ fn cluster(name: &str, endpoint: SocketAddr) -> Value {
     json!({
         "name": name,
         "type": "STATIC",
-        "connect_timeout": "5s",
+        "connect_timeout": "20s",
         "load_assignment": {
             "cluster_name": name,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket_address(endpoint)}}]}],

@@ -12,7 +12,7 @@ use crate::puppet::{Connect, Connection, End, Puppet, Role, Server};
 use crate::yaml;
 
 /// Longest wait for a change to take effect: generous, for loaded machines.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Port of the usual Services.
 pub const SERVICE_PORT: u16 = 80;
 /// Port on which the pods behind them listen.

@@ -58,7 +58,9 @@ fn a_deny_policy_comes_and_goes() {
             line["response_flags"] == "DENY" && line["policy"] == "ns[shop]-policy[no-client]-rule[0]"
         });
         assert_eq!(line["source_principal"], "spiffe://cluster.local/ns/shop/sa/client", "{line}");
-        assert!(mesh.metric(node, "weft_policy_cut_total", &[]) >= 2.0, "the cut connections are counted");
+        eventually("the cut connections are counted", || {
+            mesh.metric(node, "weft_policy_cut_total", &[]) >= 2.0
+        });
 
         mesh.remove("deny.yaml");
         mesh.wait_reaches(&mut client, to, true);
@@ -141,7 +143,9 @@ fn strict_refuses_plaintext_from_outside() {
             line["response_flags"] == "DENY" && line.to_string().contains(&format!("shop/{pod}"))
         });
         assert!(line.to_string().contains("STRICT"), "{line}");
-        assert!(mesh.metric(node, "weft_refused_total", &[("reason", "peer_authentication")]) >= 1.0);
+        eventually("the refusal is counted", || {
+            mesh.metric(node, "weft_refused_total", &[("reason", "peer_authentication")]) >= 1.0
+        });
         let inside = open(&mesh, &mut client, Family::V4, server);
         assert!(client.echoes(inside), "who has an identity is not concerned");
 

@@ -76,7 +76,7 @@ impl Held {
 
 /// New connections without pause, and what they came to whenever that changed.
 fn watch(from: &weft_lab::Pod, to: std::net::SocketAddr) -> Process {
-    from.spawn(&["watch", &to.to_string(), "--seconds", "120", "--timeout-ms", "5000"]).unwrap()
+    from.spawn(&["watch", &to.to_string(), "--seconds", "120", "--timeout-ms", "20000"]).unwrap()
 }
 
 fn outcomes(process: &Process) -> Vec<String> {

@@ -92,7 +92,9 @@ fn a_denied_request_is_answered_logged_and_counted_with_its_policy() {
         assert_eq!(line["source_principal"], "spiffe://cluster.local/ns/shop/sa/client");
         let labels =
             [("reporter", "destination"), ("response_code", "403"), ("destination_workload", service)];
-        assert!(site.mesh.metric(node, "istio_requests_total", &labels) >= 4.0);
+        eventually("the denials are counted", || {
+            site.mesh.metric(node, "istio_requests_total", &labels) >= 4.0
+        });
         site.mesh.remove("no-posts.yaml");
         site.ask_until("posts are allowed again", service, &post, |answer| answer.all_good());
     }
