@@ -277,3 +277,26 @@ fn services_say_which_endpoints_they_prefer() {
         assert_eq!(service.distribution, expected, "{text}");
     }
 }
+
+/// Each line is a verdict, a kind and a `spec`: Istio's admission (schema and webhook) decides so.
+#[test]
+fn corners_are_judged_as_by_istio() {
+    let text = include_str!("data/verdicts.txt");
+    let mut lines = 0;
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let [verdict, kind, spec] = line.splitn(3, ' ').collect::<Vec<_>>().try_into().unwrap();
+        let group = match kind {
+            "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication" => "security.istio.io/v1",
+            "WasmPlugin" => "extensions.istio.io/v1alpha1",
+            "EnvoyFilter" => "networking.istio.io/v1alpha3",
+            _ => "networking.istio.io/v1",
+        };
+        let object =
+            format!("apiVersion: {group}\nkind: {kind}\nmetadata: {{name: a, namespace: b}}\nspec: {spec}\n");
+        let decoded = common::decode(object.as_bytes(), Format::Yaml);
+        let refused = |object: &Decoded| matches!(object.outcome, Outcome::Rejected(_) | Outcome::Refused);
+        assert_eq!(decoded.iter().any(refused), verdict == "refused", "{line}: {decoded:?}");
+        lines += 1;
+    }
+    assert!(lines > 40);
+}

@@ -19,7 +19,7 @@ struct PeerSpec<'a> {
     #[serde(borrow, default)]
     mtls: Option<MtlsWire<'a>>,
     #[serde(borrow, default)]
-    port_level_mtls: Pairs<'a, Option<MtlsWire<'a>>>,
+    port_level_mtls: Option<Pairs<'a, Option<MtlsWire<'a>>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -27,7 +27,7 @@ struct PeerSpec<'a> {
 #[serde(expecting = "a map with `mode`")]
 struct MtlsWire<'a> {
     #[serde(borrow, default)]
-    mode: Text<'a>,
+    mode: Option<Text<'a>>,
 }
 
 pub(super) fn peer_authentication<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner) -> Read<'a> {
@@ -36,8 +36,12 @@ pub(super) fn peer_authentication<'a>(body: Body<'_>, place: Place<'a>, interner
     validate::no_dry_run(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();
     let selector = validate::selector(spec.selector.as_ref(), interner, &mut report);
-    let ports = port_modes(&spec.port_level_mtls, &mut report);
-    if selector.as_ref().is_none_or(|labels| labels.is_empty()) && !spec.port_level_mtls.0.is_empty() {
+    if spec.port_level_mtls.as_ref().is_some_and(|ports| ports.0.is_empty()) {
+        let fix = "Write the modes of ports, or remove the field.";
+        report.reject("spec.portLevelMtls", "The map is empty.", fix);
+    }
+    let ports = port_modes(&spec.port_level_mtls.unwrap_or_default(), &mut report);
+    if selector.as_ref().is_none_or(|labels| labels.is_empty()) && !ports.is_empty() {
         let message =
             "Modes of ports need a selector: mesh-wide and namespace-wide objects cannot have them (PA-3).";
         report.reject(
@@ -58,7 +62,7 @@ fn port_modes(
     let mut ports: Vec<(u16, Option<MtlsMode>)> = Vec::with_capacity(wires.0.len());
     for (key, wire) in &wires.0 {
         let at = root.field(key.as_str());
-        let Some(port) = validate::port(key.as_str()) else {
+        let Some(port) = validate::port(key.as_str()).filter(|_| !key.as_str().starts_with('0')) else {
             let message = format!("`{}` is not a port from 1 to 65535.", key.as_str());
             report.reject(at, message, "Write the number of a port of the workload.");
             continue;
@@ -74,8 +78,8 @@ fn port_modes(
 }
 
 fn mode(wire: &MtlsWire<'_>, at: &Path<'_>, report: &mut Report<'_>) -> Option<MtlsMode> {
-    match wire.mode.as_str() {
-        "" | "UNSET" => None,
+    match wire.mode.as_ref()?.as_str() {
+        "UNSET" => None,
         "DISABLE" => Some(MtlsMode::Disable),
         "PERMISSIVE" => Some(MtlsMode::Permissive),
         "STRICT" => Some(MtlsMode::Strict),

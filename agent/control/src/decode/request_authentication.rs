@@ -16,6 +16,7 @@ use super::networking::Reader;
 use super::policy::targets::{TargetRefWire, Targets};
 use super::report::{Path, Place};
 use super::validate::{self, SelectorWire};
+use super::validated::url;
 use crate::codes;
 
 /// How long fetching keys may take (RA-5).
@@ -139,7 +140,7 @@ fn rule(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> JwtR
         output_payload_to_header: wire
             .output_payload_to_header
             .non_empty()
-            .map(|name| header_name(name, &at.field("outputPayloadToHeader"), reader)),
+            .and_then(|name| payload_header(name, &at.field("outputPayloadToHeader"), reader)),
         output_claim_to_headers: claims(
             &wire.output_claim_to_headers,
             &at.field("outputClaimToHeaders"),
@@ -155,7 +156,7 @@ fn rule(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> JwtR
 /// Keys that stand in the object win over those to be fetched.
 fn keys(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> KeySource {
     if let Some(uri) = wire.jwks_uri.non_empty()
-        && !is_http_url(uri)
+        && !matches!(url::scheme(uri), Some(url::Scheme("http" | "https")))
     {
         let message = format!("`{uri}` is not a URL of http or https.");
         let fix = "Write for example https://issuer.example/.well-known/jwks.json.";
@@ -187,12 +188,6 @@ fn keys(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> KeyS
 fn has_private_key(set: &serde_json::Map<String, Value>) -> bool {
     let keys = set.get("keys").and_then(Value::as_array);
     set.contains_key("d") || keys.is_some_and(|keys| keys.iter().any(|key| key.get("d").is_some()))
-}
-
-fn is_http_url(text: &str) -> bool {
-    let rest = text.strip_prefix("https://").or(text.strip_prefix("http://"));
-    let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next());
-    host.is_some_and(|host| !host.is_empty()) && !text.chars().any(|c| c.is_whitespace() || c.is_control())
 }
 
 fn headers(
@@ -236,8 +231,22 @@ fn claims(
     claims
 }
 
+/// A header for the token's payload. Istio's admission takes any text here; one that cannot be sent is left out.
+fn payload_header(name: &str, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<Arc<str>> {
+    if is_header_name(name) {
+        return Some(reader.text(&name.to_ascii_lowercase()));
+    }
+    let message = format!("`{name}` is not the name of a header, so the payload goes nowhere.");
+    reader.report.add(codes::SCHEMA_WARNING, at, message, "Use letters, digits, `-` and `_`.");
+    None
+}
+
+fn is_header_name(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
 fn header_name(name: &str, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Arc<str> {
-    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+    if !is_header_name(name) {
         let message = format!("`{name}` is not the name of a header.");
         reader.report.reject(at, message, "Use letters, digits, `-` and `_`.");
     }

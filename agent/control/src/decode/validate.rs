@@ -21,6 +21,9 @@ pub(super) struct SelectorWire<'a> {
     pub(super) match_labels: Pairs<'a>,
 }
 
+/// Most bytes of a label's value.
+const LONGEST_LABEL: usize = 63;
+
 const DRY_RUN: &str = "istio.io/dry-run";
 const DRY_RUN_FIELD: &str = "metadata.annotations[istio.io/dry-run]";
 
@@ -49,6 +52,10 @@ pub(super) fn selector(
         if key.contains('*') || value.contains('*') {
             let message = format!("`{key}: {value}` has a `*`, but selectors have no wildcards.");
             report.reject(field, message, "Write the whole label.");
+        }
+        if value.len() > LONGEST_LABEL {
+            let message = format!("The value of `{key}` has {} bytes.", value.len());
+            report.reject(field, message, "A value of a label has at most 63.");
         }
     }
     let texts = pairs.iter().map(|(key, value)| (interner.text(key.as_str()), interner.text(value.as_str())));
@@ -146,10 +153,16 @@ pub(super) fn ip_block(text: &str) -> Result<IpNet, Invalid> {
     })
 }
 
-/// A port of `ports` or `destination.port`.
+/// A port of `ports` or `destination.port`; Istio's admission lets 0 pass, which no connection has.
 pub(super) fn port_value(text: &str) -> Result<u16, Invalid> {
+    if !text.is_empty() && text.bytes().all(|c| c == b'0') {
+        return Ok(0);
+    }
     port(text).ok_or(Invalid { what: "a port", fix: "Write a number from 1 to 65535 in quotes." })
 }
+
+/// Most bytes of a service account with its namespace (AP-7).
+const LONGEST_ACCOUNT: usize = 320;
 
 /// `ns/sa`, or `sa` of the policy's own namespace (AP-7).
 pub(super) fn service_account(
@@ -158,6 +171,9 @@ pub(super) fn service_account(
     interner: &mut Interner,
 ) -> Result<ServiceAccountMatch, Invalid> {
     let (namespace, name) = text.split_once('/').unwrap_or((own_namespace, text));
+    if text.len() > LONGEST_ACCOUNT {
+        return Err(Invalid { what: "a service account: it is too long", fix: "Write at most 320 bytes." });
+    }
     if namespace.is_empty() || name.is_empty() || name.contains('/') || text.contains('*') {
         return Err(Invalid {
             what: "a service account",
@@ -178,12 +194,35 @@ pub(super) fn path(text: &str) -> Result<(), Invalid> {
         if template && open_ended {
             return Err(Invalid { what: "a path: nothing can be templated after `{**}`", fix: FIX });
         }
-        if !template && (segment.contains(['{', '}']) || (templated && segment.contains('*'))) {
+        if !template && (segment.contains(['{', '}']) || (templated && !is_path_literal(segment))) {
             return Err(Invalid { what: "a path with valid templates", fix: FIX });
         }
         open_ended |= segment == "{**}";
     }
     Ok(())
+}
+
+/// What can stand between the slashes of a path with templates: RFC 3986's pchar without `*`.
+fn is_path_literal(segment: &str) -> bool {
+    let other = |c: u8| b"-._~%!$&'()+,;:@=".contains(&c);
+    !segment.is_empty() && segment.bytes().all(|c| c.is_ascii_alphanumeric() || other(c))
+}
+
+/// A value whose only `*` stands at an end.
+pub(super) fn one_wildcard_at_an_end(text: &str) -> Result<(), Invalid> {
+    let inner = text.strip_prefix('*').or_else(|| text.strip_suffix('*')).unwrap_or(text);
+    let fix = "Write one `*` at most, at the beginning or at the end.";
+    if inner.contains('*') { Err(Invalid { what: "a trust domain", fix }) } else { Ok(()) }
+}
+
+/// A trust domain of a source, which is no path.
+pub(super) fn trust_domain(text: &str) -> Result<(), Invalid> {
+    let fix = "Write the trust domain alone, for example `cluster.local`.";
+    if text.contains('/') {
+        Err(Invalid { what: "a trust domain", fix })
+    } else {
+        one_wildcard_at_an_end(text)
+    }
 }
 
 #[cfg(test)]

@@ -119,6 +119,10 @@ fn check_custom_rules(rules: &[RuleWire<'_>], report: &mut Report<'_>) {
             let lists = [
                 ("namespaces", &source.namespaces),
                 ("notNamespaces", &source.not_namespaces),
+                ("serviceAccounts", &source.service_accounts),
+                ("notServiceAccounts", &source.not_service_accounts),
+                ("trustDomains", &source.trust_domains),
+                ("notTrustDomains", &source.not_trust_domains),
                 ("principals", &source.principals),
                 ("notPrincipals", &source.not_principals),
                 ("requestPrincipals", &source.request_principals),
@@ -133,7 +137,9 @@ fn check_custom_rules(rules: &[RuleWire<'_>], report: &mut Report<'_>) {
         let when_path = rule_path.field("when");
         for (at, condition) in rule.when.items.iter().enumerate() {
             let key = condition.key.as_str();
-            if matches!(key, "source.namespace" | "source.principal") || key.starts_with("request.auth.") {
+            let identity =
+                ["source.namespace", "source.serviceAccount", "source.trustDomain", "source.principal"];
+            if identity.contains(&key) || key.starts_with("request.auth.") {
                 let message = format!("`{key}` is not supported with CUSTOM.");
                 report.reject(when_path.index(at).field("key"), message, fix);
             }
@@ -232,10 +238,10 @@ impl Reader<'_, '_> {
                 at,
             ),
         };
-        let domains = self.patterns(
+        let domains = self.trust_domains(
             ("trustDomains", &wire.trust_domains),
             ("notTrustDomains", &wire.not_trust_domains),
-            at,
+            (at, validate::trust_domain),
         );
         self.check_source(wire, at);
         (source, Some(domains).filter(|domains| !domains.is_empty()))
@@ -266,13 +272,6 @@ impl Reader<'_, '_> {
         if some(&identities) && some(&accounts) {
             let message = "Service accounts cannot stand beside principals or namespaces in one source.";
             self.report.reject(at, message, "Write two sources, or only one of the fields.");
-        }
-        for (name, list) in [("serviceAccounts", accounts[0]), ("notServiceAccounts", accounts[1])] {
-            if list.items.len() > MAX_SERVICE_ACCOUNTS {
-                let message =
-                    format!("There are {} values, more than {MAX_SERVICE_ACCOUNTS}.", list.items.len());
-                self.report.reject(at.field(name), message, "Write several sources.");
-            }
         }
     }
 
@@ -347,7 +346,11 @@ impl Reader<'_, '_> {
             "source.namespace" => Condition::SourceNamespace(self.namespaces(any, not, at)),
             "source.principal" => Condition::SourcePrincipal(self.patterns(any, not, at)),
             "source.serviceAccount" => Condition::SourceServiceAccount(self.accounts(any, not, at)),
-            "source.trustDomain" => Condition::SourceTrustDomain(self.patterns(any, not, at)),
+            "source.trustDomain" => Condition::SourceTrustDomain(self.trust_domains(
+                any,
+                not,
+                (at, validate::one_wildcard_at_an_end),
+            )),
             "destination.ip" => Condition::DestinationIp(self.blocks(any, not, at)),
             "destination.port" => Condition::DestinationPort(self.ports(any, not, at)),
             "connection.sni" => Condition::Sni(self.patterns(any, not, at)),
@@ -376,6 +379,19 @@ impl Reader<'_, '_> {
         matched(any, not, at, report, |text| Ok(validate::string_match(text, interner)))
     }
 
+    fn trust_domains(
+        &mut self,
+        any: Named<'_>,
+        not: Named<'_>,
+        (at, check): (&Path<'_>, fn(&str) -> Result<(), Invalid>),
+    ) -> TrustDomains {
+        let Self { interner, report, .. } = self;
+        matched(any, not, at, report, |text| {
+            check(text)?;
+            Ok(validate::string_match(text, interner))
+        })
+    }
+
     fn namespaces(&mut self, any: Named<'_>, not: Named<'_>, at: &Path<'_>) -> Match<NamespaceMatch> {
         let Self { interner, report, .. } = self;
         matched(any, not, at, report, |text| Ok(NamespaceMatch(interner.text(text))))
@@ -388,6 +404,11 @@ impl Reader<'_, '_> {
         at: &Path<'_>,
     ) -> Match<weft_core::resource::ServiceAccountMatch> {
         let Self { interner, report, namespace } = self;
+        for (name, list) in [any, not].into_iter().filter(|(_, list)| list.items.len() > MAX_SERVICE_ACCOUNTS)
+        {
+            let message = format!("There are {} values, more than {MAX_SERVICE_ACCOUNTS}.", list.items.len());
+            report.reject(at.field(name), message, "Write several sources or rules.");
+        }
         matched(any, not, at, report, |text| validate::service_account(text, namespace, interner))
     }
 

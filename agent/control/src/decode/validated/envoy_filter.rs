@@ -1,6 +1,7 @@
 //! EnvoyFilter: its frame. What it patches into Envoy's configuration is not looked at.
 
 use serde_json::Value;
+use weft_core::re2;
 
 use super::super::report::{Path, Report};
 use super::Object;
@@ -21,6 +22,7 @@ const LISTENER: Type = Type::Object(&[
             may("name", TEXT),
             may("sni", TEXT),
             may("transportProtocol", TEXT),
+            may("transportSocket", TEXT),
         ]),
     ),
     may("listenerFilter", TEXT),
@@ -130,7 +132,8 @@ const MATCHES: [&str; 4] = ["listener", "routeConfiguration", "cluster", "waypoi
 pub(super) fn check(object: &Object<'_>, report: &mut Report<'_>) {
     let (spec, root) = (object.spec, Path::Root("spec"));
     shared::selector(spec, "workloadSelector", "labels", &root, report);
-    shared::attachment(spec, "workloadSelector", &root, report);
+    // What it refers to may be of any kind.
+    shared::exclusive(spec, "workloadSelector", &root, report);
     let root = Path::Root("spec.configPatches");
     for (index, patch) in items(spec, "configPatches").iter().enumerate() {
         check_patch(patch, &root.index(index), report);
@@ -158,7 +161,7 @@ fn check_patch(patch: &Value, at: &Path<'_>, report: &mut Report<'_>) {
         report.reject(at.field("applyTo"), message, "Write for example `applyTo: HTTP_FILTER`.");
         return;
     }
-    if !has_operation(patch, at, report) {
+    if !has_operation(patch, at, report) || !has_version(matched, &at_match, report) {
         return;
     }
     let wanted = match apply_to {
@@ -191,6 +194,20 @@ fn has_operation(patch: &Value, at: &Path<'_>, report: &mut Report<'_>) -> bool 
         return true;
     }
     false
+}
+
+/// Expressions of more than 1024 bytes are ignored by Istio, not refused.
+fn has_version(matched: &Value, at: &Path<'_>, report: &mut Report<'_>) -> bool {
+    let version = text(get(matched, "proxy"), "proxyVersion");
+    if version.len() > 1024 {
+        return true;
+    }
+    if let Err(reason) = re2::translate(version) {
+        let message = format!("`{version}` is not a regular expression of RE2: {reason}.");
+        report.reject(at.field("proxy").field("proxyVersion"), message, "Correct it.");
+        return false;
+    }
+    true
 }
 
 fn check_filter(matched: &Value, apply_to: &str, at: &Path<'_>, report: &mut Report<'_>) {

@@ -16,6 +16,7 @@ mod service_entry;
 mod shared;
 mod sidecar;
 mod telemetry;
+pub(in crate::decode) mod url;
 pub(in crate::decode) mod value;
 mod wasm_plugin;
 mod workload_entry;

@@ -151,7 +151,7 @@ fn text(value: &Value, rule: (usize, usize, Option<Check>), at: &Path<'_>, repor
 }
 
 fn integer(value: &Value, (min, max): (i64, i64), at: &Path<'_>, report: &mut Report<'_>) {
-    match value.as_i64() {
+    match super::value::whole(value) {
         Some(number) if (min..=max).contains(&number) => {}
         Some(number) => {
             let message = format!("{number} is out of range.");

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::report::{Path, Report};
 use super::names::{self, BadHost};
 use super::schema::{MANY, SIGNED, TEXT, TEXTS, Type, UNSIGNED, checked, filled, may, must, short};
-use super::value::{entries, get, has, items, number, text, texts};
+use super::value::{entries, get, has, items, number, text, texts, whole};
 use crate::codes;
 
 /// `matchLabels` of a selector of the newer kinds.
@@ -40,6 +40,7 @@ pub(super) const SERVER_TLS: Type = Type::Object(&[
     may("cipherSuites", TEXTS),
     may("credentialName", TEXT),
     may("credentialNames", Type::List(&TEXT, 1, 2)),
+    may("ecdhCurves", TEXTS),
     may("httpsRedirect", Type::Flag),
     may("insecureSkipVerify", Type::Flag),
     may("maxProtocolVersion", TLS_VERSION),
@@ -199,16 +200,21 @@ pub(super) fn selector(spec: &Value, name: &str, labels: &str, at: &Path<'_>, re
 
 /// `selector`, `targetRef` and `targetRefs`: one of them, and references to kinds that can be referred to.
 pub(super) fn attachment(spec: &Value, selector_name: &str, at: &Path<'_>, report: &mut Report<'_>) {
+    exclusive(spec, selector_name, at, report);
+    target(get(spec, "targetRef"), &at.field("targetRef"), report);
+    let targets = at.field("targetRefs");
+    for (index, reference) in items(spec, "targetRefs").iter().enumerate() {
+        target(reference, &targets.index(index), report);
+    }
+}
+
+/// One of `selector`, `targetRef` and `targetRefs` at most.
+pub(super) fn exclusive(spec: &Value, selector_name: &str, at: &Path<'_>, report: &mut Report<'_>) {
     let written: Vec<&str> =
         [selector_name, "targetRef", "targetRefs"].into_iter().filter(|name| has(spec, name)).collect();
     if let [_, second, ..] = written.as_slice() {
         let message = format!("{} exclude each other.", written.join(" and "));
         report.reject(at.field(second), message, "Keep one of them.");
-    }
-    target(get(spec, "targetRef"), &at.field("targetRef"), report);
-    let targets = at.field("targetRefs");
-    for (index, reference) in items(spec, "targetRefs").iter().enumerate() {
-        target(reference, &targets.index(index), report);
     }
 }
 
@@ -326,7 +332,7 @@ fn endpoint_ports(endpoint: &Value, owner: Owner<'_>, at: &Path<'_>, report: &mu
             report.reject(field, format!("`{name}` is too long."), "Use at most 62 characters.");
         }
         port_name(name, &field, report);
-        port(value.as_i64().unwrap_or_default(), &field, report);
+        port(whole(value).unwrap_or_default(), &field, report);
     }
 }
 

@@ -75,7 +75,8 @@ fn is_host_and_port(text: &str) -> bool {
     let in_host = |c: u8| !c.is_ascii() || c.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=<>\"%".contains(&c);
     // Only what is no ASCII can be escaped in a host.
     let escapes = |rest: &str| {
-        rest.as_bytes().get(..2).is_some_and(is_hex) && matches!(rest.as_bytes().first(), Some(b'8'..=b'9' | b'a'..=b'f' | b'A'..=b'F'))
+        rest.as_bytes().get(..2).is_some_and(is_hex)
+            && matches!(rest.as_bytes().first(), Some(b'8'..=b'9' | b'a'..=b'f' | b'A'..=b'F'))
     };
     is_port(port) && host.bytes().all(in_host) && host.split('%').skip(1).all(escapes)
 }

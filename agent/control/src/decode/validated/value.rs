@@ -21,7 +21,14 @@ pub(in crate::decode) fn text<'v>(value: &'v Value, name: &str) -> &'v str {
 
 /// A whole number; 0 if it is absent.
 pub(in crate::decode) fn number(value: &Value, name: &str) -> i64 {
-    get(value, name).as_i64().unwrap_or_default()
+    whole(get(value, name)).unwrap_or_default()
+}
+
+/// A whole number, which may be written with a fraction of zero.
+pub(in crate::decode) fn whole(value: &Value) -> Option<i64> {
+    let with_fraction = || value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
+    // Exact within these bounds.
+    value.as_i64().or_else(|| with_fraction().map(|number| number as i64))
 }
 
 /// A flag; false if it is absent.

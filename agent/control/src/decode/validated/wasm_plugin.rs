@@ -6,6 +6,7 @@ use super::super::report::{Path, Report};
 use super::Object;
 use super::schema::{Check, MANY, SIGNED, TEXT, Type, filled, may, must, short};
 use super::shared::{self, SELECTOR, TARGET, TARGETS};
+use super::url;
 use super::value::{get, has, items, text};
 
 const MATCH: Type = Type::List(
@@ -34,7 +35,7 @@ const FAIL_STRATEGY: Type = Type::OneOf(&["FAIL_CLOSE", "FAIL_OPEN", "FAIL_RELOA
 const PULL_POLICY: Type = Type::OneOf(&["UNSPECIFIED_POLICY", "IfNotPresent", "Always"]);
 const PLUGIN_TYPE: Type = Type::OneOf(&["UNSPECIFIED_PLUGIN_TYPE", "HTTP", "NETWORK"]);
 const DIGEST: Type = Type::Text(0, MANY, Some(digest));
-const URL: Type = Type::Text(1, MANY, Some(url as Check));
+const URL: Type = Type::Text(1, MANY, Some(image_or_url as Check));
 
 /// The fields of `spec` of a WasmPlugin.
 pub(super) const PLUGIN: Type = Type::Object(&[
@@ -88,14 +89,14 @@ fn digest(text: &str) -> Option<(String, &'static str)> {
 }
 
 /// A URL, or the name of an image without a scheme.
-fn url(text: &str) -> Option<(String, &'static str)> {
+fn image_or_url(text: &str) -> Option<(String, &'static str)> {
     const FIX: &str = "Write an image, or a URL with the scheme oci, http, https or file.";
-    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return Some(("is not a URL".to_owned(), FIX));
+    let with_scheme = || url::scheme(&format!("http://{text}")).map(|_| "");
+    match url::scheme(text).map(|url::Scheme(scheme)| scheme).or_else(with_scheme) {
+        None => Some(("is not a URL".to_owned(), FIX)),
+        Some("" | "oci" | "http" | "https" | "file") => None,
+        Some(scheme) => Some((format!("has the scheme `{scheme}`, which is not known"), FIX)),
     }
-    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme).to_ascii_lowercase();
-    let known = matches!(scheme.as_str(), "" | "oci" | "http" | "https" | "file");
-    (!known).then(|| (format!("has the scheme `{scheme}`, which is not known"), FIX))
 }
 
 /// What belongs together in a WasmPlugin.
