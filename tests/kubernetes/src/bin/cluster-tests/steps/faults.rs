@@ -32,7 +32,7 @@ pub(super) fn killed(cluster: &mut Cluster) -> Result<()> {
     let web = format!("{}:8080", address(cluster, WEB.0, WEB.1)?);
     let stranger = Requests::start(cluster, STRANGER, &[&web, "--pause-ms", "20", "--timeout-ms", "2000"])?;
     let report = under_load(cluster, CLIENT, WEB, |cluster| {
-        kill(cluster, "[-]-socket=/run/weft-holder/holder.sock", HOLDER)?;
+        kill(cluster, "[-]-socket=/run/weft-holder/private/holder.sock", HOLDER)?;
         said(cluster, "the holder is back")?;
         for node in ["one", "two"] {
             kill(cluster, &format!("[-]-node={node}"), AGENT)?;
