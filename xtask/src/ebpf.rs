@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::setup::apt_install;
 
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECTS: [&str; 2] = ["node", "steer"];
@@ -178,16 +180,9 @@ fn find_linker() -> Option<PathBuf> {
 
 /// Installs Debian packages, if this is Debian and we are root.
 fn install(packages: &[&str]) -> Result<()> {
-    let has_apt = env::split_paths(&env::var_os("PATH").unwrap_or_default())
-        .any(|directory| directory.join("apt-get").is_file());
-    if !has_apt || !rustix::process::geteuid().is_root() {
-        bail!("they can be installed for you only by root on a system with apt-get");
-    }
     eprintln!("installing {}", packages.join(" "));
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", "--no-install-recommends"]).args(packages);
-    apt.env("DEBIAN_FRONTEND", "noninteractive");
-    run(&mut apt, "install packages")
+    ensure!(apt_install(packages), "they can be installed for you only by root on a system with apt-get");
+    Ok(())
 }
 
 /// First line of a program's output, if the program exists and succeeds.

@@ -11,6 +11,8 @@ mod cluster;
 mod conformance;
 mod crd;
 mod demo;
+#[cfg(test)]
+mod documents;
 mod ebpf;
 mod image;
 mod k8s;

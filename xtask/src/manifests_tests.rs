@@ -1,14 +1,18 @@
+use std::sync::LazyLock;
+
 use super::*;
 use crate::setup::find;
 
 /// The renderer, unless there is no Go: then the test is skipped, and says so.
 fn renderer(test: &str) -> Option<PathBuf> {
+    /// Built by one at a time, while nobody runs it.
+    static BUILT: LazyLock<PathBuf> = LazyLock::new(|| build_renderer().unwrap());
     let has_go = find("go").is_some() || Path::new("/usr/local/go/bin/go").is_file();
     if !has_go && std::env::var_os("CI").is_none() {
         println!("SKIPPED {test}: Go is missing; apt-get install golang-go, or https://go.dev/dl");
         return None;
     }
-    Some(build_renderer().unwrap())
+    Some(BUILT.clone())
 }
 
 fn with(renderer: &Path, flags: &[&str]) -> String {

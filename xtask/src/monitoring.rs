@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -100,6 +101,9 @@ fn dashboards_have_what_grafana_needs() {
 
 /// `promtool`, or a word that its tests are left out.
 fn promtool(test: &str) -> Option<PathBuf> {
+    /// Packages are installed by one at a time.
+    static LOOKING: Mutex<()> = Mutex::new(());
+    let _looking = LOOKING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = find("promtool") {
         return Some(found);
     }

@@ -144,7 +144,8 @@ pub(crate) fn apt_install(packages: &[&str]) -> bool {
 
 fn apt_get(args: &[&str]) -> bool {
     let mut command = Command::new("apt-get");
-    command.args(["-q"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    // A machine that has just been started may be at its own updates.
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
     command.stdin(Stdio::null()).stdout(std::io::stderr()).status().is_ok_and(|status| status.success())
 }
 

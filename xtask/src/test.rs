@@ -1,5 +1,6 @@
 //! All tests, stage by stage.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::time::Instant;
@@ -14,6 +15,16 @@ use crate::{cluster, conformance, ebpf, k8s, lint, setup};
 pub(crate) struct TestArgs {
     /// Only tests whose name contains one of these; lint and conformance are then left out.
     filters: Vec<String>,
+    /// Where the inputs of property tests come from: a number for the same inputs in every run, or `random`.
+    #[arg(long, value_name = "N|random", default_value = "1", value_parser = parse_seed)]
+    seed: u64,
+}
+
+fn parse_seed(text: &str) -> Result<u64> {
+    if text == "random" {
+        return Ok(RandomState::new().hash_one(text));
+    }
+    text.parse().with_context(|| format!("`{text}` is neither a number nor `random`"))
 }
 
 /// Sums over all test programs.
@@ -75,9 +86,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     run.stage("build", || {
         cargo(&["build", "--quiet", "--locked", "--workspace", "--bins"]).map(|()| Counts::of(true))
     });
-    run.stage("unit, golden and property tests", || cargo_test(&parallel(&args.filters)));
+    // What fails with one seed fails with it again.
+    println!("seed of the property tests: {0} (again with --seed {0})", args.seed);
+    run.stage("unit, golden and property tests", || cargo_test(&parallel(&args.filters), args.seed));
     run.stage("Kubernetes servers", || k8s::build().map(|_| Counts::of(true)));
-    run.stage("tests on real namespaces", || cargo_test(&in_turn(&args.filters)));
+    run.stage("tests on real namespaces", || cargo_test(&in_turn(&args.filters), args.seed));
     if args.filters.is_empty() {
         run.stage("conformance", conformance::run);
         run.stage("real cluster", cluster::stage);
@@ -115,9 +128,11 @@ fn finish(mut args: Vec<String>, filters: &[String], harness: &[&str]) -> Vec<St
 }
 
 /// Runs cargo, passes its output on, and sums what the test programs report.
-fn cargo_test(args: &[String]) -> Result<Counts> {
+fn cargo_test(args: &[String], seed: u64) -> Result<Counts> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let mut child = cargo_command(&args)?.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
+    let mut command = cargo_command(&args)?;
+    command.env("PROPTEST_RNG_SEED", seed.to_string()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cargo cannot be run")?;
     let output = child.stdout.take().context("the output was asked for")?;
     let mut counts = Counts::default();
     for line in BufReader::new(output).lines() {
@@ -156,6 +171,13 @@ fn print_times(times: &[(&str, f64)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_are_numbers_or_random() {
+        assert_eq!(parse_seed("7").unwrap(), 7);
+        assert_ne!(parse_seed("random").unwrap(), parse_seed("random").unwrap());
+        assert!(parse_seed("seven").unwrap_err().to_string().contains("`seven`"));
+    }
 
     #[test]
     fn results_of_test_programs_are_read() {
