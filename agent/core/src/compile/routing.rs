@@ -166,28 +166,22 @@ impl RoutingState {
         }
     }
 
-    /// Compiles the DestinationRules of one host; answers whether it has, or had, subsets.
+    /// Compiles the DestinationRules of one host; answers whether it divides Services otherwise than before. A wildcard
+    /// covers thousands of them, and most changes are about something else.
     fn settle_host(&mut self, host: &Arc<str>) -> bool {
         let keys = self.rules_of_host.get(host).into_iter().flatten();
         let rules: Vec<_> = keys.filter_map(|key| self.destination_rules.get(key)).cloned().collect();
-        let divides = |by_namespace: &FastMap<Arc<str>, policies::HostRules>| {
-            by_namespace
-                .values()
-                .flat_map(|rules| rules.iter())
-                .any(|rule| rule.subset_labels().next().is_some())
-        };
-        let before = self.routing.rules.get(host).is_some_and(|rules| divides(rules));
+        let before = self.routing.rules.get(host).map(|rules| labels_of_subsets(rules)).unwrap_or_default();
         let compiled = policies::compile(&rules, &self.mesh_policy);
-        let after = divides(&compiled);
+        let after = labels_of_subsets(&compiled);
         self.routing.rules.set(host, (!compiled.is_empty()).then(|| Arc::new(compiled)));
-        before || after
+        before != after
     }
 
     /// The labels of all subsets that any DestinationRule defines for a host.
     fn subsets_of(&self, host: &str) -> BTreeSet<Arc<Labels>> {
         let covering = self.routing.rules.covering(host);
-        let rules = covering.iter().flat_map(|found| found.value.values()).flat_map(|rules| rules.iter());
-        rules.flat_map(|rule| rule.subset_labels().cloned()).collect()
+        covering.iter().flat_map(|found| labels_of_subsets(found.value)).collect()
     }
 
     /// Brings the indexes of Services up to date. `lookup` answers the Service as it is now.
@@ -250,6 +244,12 @@ impl RoutingState {
             None => self.routing.subsets.remove(key),
         }
     }
+}
+
+/// The labels of the subsets of one host, whichever namespace defines them.
+fn labels_of_subsets(by_namespace: &FastMap<Arc<str>, policies::HostRules>) -> BTreeSet<Arc<Labels>> {
+    let rules = by_namespace.values().flat_map(|rules| rules.iter());
+    rules.flat_map(|rule| rule.subset_labels().cloned()).collect()
 }
 
 fn delegates(service: &VirtualService) -> impl Iterator<Item = &NamespacedName> {

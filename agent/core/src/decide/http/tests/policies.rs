@@ -253,18 +253,7 @@ fn the_meshs_policy_stands_behind_every_rule() {
         ports: Vec::new(),
     };
     let mesh = |policy: Option<TrafficPolicy>| {
-        Resource::MeshConfig(MeshConfig {
-            key: key("weft-system/weft"),
-            trust_domain: None,
-            trust_domain_aliases: Vec::new(),
-            root_namespace: None,
-            access_log: false,
-            access_log_json: false,
-            access_log_format: None,
-            registry_only: false,
-            encrypt_same_node: false,
-            http: MeshHttp { traffic_policy: policy.map(Into::into), ..MeshHttp::default() },
-        })
+        mesh_config(MeshHttp { traffic_policy: policy.map(Into::into), ..MeshHttp::default() })
     };
     let own = TrafficPolicy {
         blocks: blocks(LoadBalancer::RoundRobin),
@@ -289,4 +278,69 @@ fn the_meshs_policy_stands_behind_every_rule() {
     assert_eq!(found(&with, "b.default"), (LoadBalancer::Random, Some(7)), "a port without blocks");
     compiler.apply([upsert(mesh(None))]);
     assert_eq!(found(&compiler.snapshot(), "a.default"), (LoadBalancer::LeastRequest, None));
+}
+
+fn mesh_config(http: MeshHttp) -> Resource {
+    Resource::MeshConfig(MeshConfig {
+        key: key("weft-system/weft"),
+        trust_domain: None,
+        trust_domain_aliases: Vec::new(),
+        root_namespace: None,
+        access_log: false,
+        access_log_json: false,
+        access_log_format: None,
+        registry_only: false,
+        encrypt_same_node: false,
+        http,
+    })
+}
+
+/// C-1: `connectTimeout`, `tcpKeepalive` and `h2UpgradePolicy` stand behind every pool, field by field.
+#[test]
+fn the_meshs_settings_fill_what_pools_leave_out() {
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let pool = PoolDefaults {
+        connect_timeout: seconds(3),
+        tcp_keepalive: Some(TcpKeepalive { probes: Some(9), time: seconds(60), interval: None }),
+        h2_upgrade: Some(true),
+    };
+    let own = ConnectionPool {
+        connect_timeout: seconds(1),
+        tcp_keepalive: Some(TcpKeepalive { probes: None, time: seconds(30), interval: seconds(5) }),
+        h2_upgrade: Some(false),
+        max_connections: Some(7),
+        ..ConnectionPool::default()
+    };
+    let blocks = PolicyBlocks { connection_pool: Some(own.clone()), ..PolicyBlocks::default() };
+    let policy = TrafficPolicy { blocks, ports: Vec::new() };
+    let silent = ConnectionPool { max_connections: Some(8), ..ConnectionPool::default() };
+    let silent = PolicyBlocks { connection_pool: Some(silent), ..PolicyBlocks::default() };
+    let rule = DestinationRule {
+        subsets: vec![subset("v1", "version=v1", Some(TrafficPolicy { blocks: silent, ports: Vec::new() }))],
+        ..destination_rule("default/r", B, Some(policy))
+    };
+    let of_subset = super::rule(vec![uri(prefix("/v1"))], &["b/v1"]);
+    let to_subset = vs("default/b", &["b"], vec![of_subset, super::rule(vec![], &["b"])]);
+    let mut compiler = compiler();
+    compiler.apply(world().into_iter().chain(rules([rule])).chain([to_subset]).map(upsert));
+    compiler.apply([upsert(mesh_config(MeshHttp { pool, ..MeshHttp::default() }))]);
+    let snapshot = compiler.snapshot();
+    let found = |host: &str, path: &str| {
+        let decision = ask(host, path).route(&snapshot);
+        cluster_at(&decision, 0).policy.connection_pool.clone()
+    };
+    let filled = ConnectionPool {
+        connect_timeout: pool.connect_timeout,
+        tcp_keepalive: pool.tcp_keepalive,
+        h2_upgrade: pool.h2_upgrade,
+        ..ConnectionPool::default()
+    };
+    assert_eq!(found("a", "/"), filled, "no rule");
+    assert_eq!(
+        found("b", "/v1"),
+        ConnectionPool { max_connections: Some(8), ..filled },
+        "the subset is silent"
+    );
+    let keepalive = TcpKeepalive { probes: Some(9), time: seconds(30), interval: seconds(5) };
+    assert_eq!(found("b", "/"), ConnectionPool { tcp_keepalive: Some(keepalive), ..own });
 }
