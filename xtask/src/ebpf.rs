@@ -1,4 +1,4 @@
-//! Builds the kernel programs: `ebpf/programs` → `target/ebpf/{node,steer}`.
+//! Builds the kernel programs: `ebpf/programs` → `target/ebpf/{node,steer}`, and `balancer`, which only tests load.
 //!
 //! They need a compiler that knows the BPF target, which the workspace's pinned toolchain does not: a nightly
 //! toolchain with `rust-src`, or Debian's `rustc-web` with its ready-made `core` for BPF. Either is used where
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use crate::setup::apt_install;
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECTS: [&str; 2] = ["node", "steer"];
+const OBJECTS: [&str; 3] = ["node", "steer", "balancer"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_COMPILER: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 const DEBIAN_LLVM: [&str; 4] = ["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
@@ -30,7 +30,7 @@ enum Compiler {
     Debian,
 }
 
-/// Builds both objects; cargo decides what has to be compiled again. With `WEFT_EBPF_DEBUG_LOG` set, the
+/// Builds the objects; cargo decides what has to be compiled again. With `WEFT_EBPF_DEBUG_LOG` set, the
 /// programs write a line per decision to the agent's log (level debug).
 ///
 /// # Errors

@@ -77,12 +77,13 @@ pub(crate) fn remove_base(base: &Path) {
 
 fn remove_node(pins: &Pins, report: &mut CleanupReport) {
     // Links first: a program that is attached keeps its maps.
-    for kind in ["links", "maps"] {
-        match pins.remove_node(kind) {
-            Ok(removed) if kind == "links" => report.links += removed,
-            Ok(removed) => report.maps += removed,
-            Err(error) => report.failures.push(format!("cannot unpin the node's {kind}: {error}")),
-        }
+    match pins.remove_links() {
+        Ok(removed) => report.links += removed,
+        Err(error) => report.failures.push(format!("cannot unpin the node's links: {error}")),
+    }
+    match pins.remove_maps() {
+        Ok(removed) => report.maps += removed,
+        Err(error) => report.failures.push(format!("cannot unpin the node's maps: {error}")),
     }
     if let Err(error) = pins.remove_empty() {
         report.failures.push(format!("cannot remove the pin directory: {error}"));

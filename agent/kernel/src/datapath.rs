@@ -140,6 +140,9 @@ pub struct Datapath {
     programs: Vec<String>,
     /// What an earlier agent enrolled, minus what this one has enrolled or removed since.
     leftovers: Vec<PodPins>,
+    /// Programs of an older schema are still attached: they capture and steer what ours do not know before the first
+    /// `apply`.
+    has_older: bool,
     /// Listening sockets of an earlier agent whose pods are not enrolled yet.
     inherited: Inherited,
     /// When flows that were on their way during the last revocation are established or gone.
@@ -173,13 +176,6 @@ impl Datapath {
             }
         }
         let cookie = enrolled.cookie();
-        for older in self.pins.older() {
-            // Its program has done its work until ours was attached.
-            older
-                .pod(&pod.key, cookie)
-                .remove()
-                .doing(|| format!("unpin the old program of pod {}", pod.key))?;
-        }
         self.remove_namesakes(&pod.key, cookie)?;
         let netns = Arc::clone(&enrolled.netns);
         self.directory.insert(cookie, pod.key.clone());
@@ -260,7 +256,7 @@ impl Datapath {
     fn remove_leftover(&mut self, leftover: &PodPins) -> Result<(), KernelError> {
         self.tables.forget_pod(leftover.cookie)?;
         drop(self.inherited.take(leftover.cookie));
-        let report = cleanup::remove_leftover(&self.pins, leftover);
+        let report = cleanup::remove_leftover(&self.pins.holding(leftover), leftover);
         match report.failures.into_iter().next() {
             Some(failure) => Err(std::io::Error::other(failure))
                 .doing(|| format!("remove what an earlier agent left of pod {}", leftover.pod)),
@@ -310,6 +306,11 @@ impl Datapath {
         changes += self.set_steering(&desired)?;
         changes += self.tables.policy.write(&desired.policy)?;
         let revoked = if takes_back { self.take_back()? } else { Vec::new() };
+        if self.has_older {
+            let enrolled = self.enrolled.values().map(|pod| (pod.cookie(), pod.key.clone())).collect();
+            opening::remove_older(&self.pins, &enrolled)?;
+            self.has_older = false;
+        }
         let Changes { written, removed, overflow } = changes;
         Ok(Applied { written, removed, revoked, overflow })
     }

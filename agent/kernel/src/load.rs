@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 use crate::cgroup;
 use crate::debug_log::DebugLog;
 use crate::error::{Doing, KernelError};
-use crate::pins::{NODE_MAPS, Pins, PodPins, unless_missing};
+use crate::pins::{NODE_MAPS, Pins, PodPins, remove_link, unless_missing};
 use crate::sys::{self, LinkTarget};
 
 /// The object of the node.
@@ -92,7 +92,7 @@ pub(crate) fn attach_probe(
 ) -> Result<(), KernelError> {
     match probe_cgroup {
         Some(cgroup) => attach_to_cgroup(ebpf, PROBE_PROGRAM, &pins.link(PROBE_PROGRAM), cgroup),
-        None => unless_missing(fs::remove_file(pins.link(PROBE_PROGRAM)))
+        None => remove_link(&pins.link(PROBE_PROGRAM))
             .doing(|| "detach the program for probes of an earlier agent"),
     }
 }

@@ -13,6 +13,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::mem::size_of;
+use std::os::fd::AsFd;
 use std::os::unix;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,7 @@ use weft_ebpf_common::{
 use crate::bpffs;
 use crate::error::{Doing, KernelError};
 use crate::maps::RangeKeyWithLength;
+use crate::sys;
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
@@ -154,6 +156,12 @@ impl Pins {
         older.map(|major| self.of_version(major)).collect()
     }
 
+    /// Pins of the schema in which a pod is.
+    pub(crate) fn holding(&self, pod: &PodPins) -> Self {
+        let found = self.all().into_iter().find(|pins| pod.directory.starts_with(&pins.version));
+        found.unwrap_or_else(|| self.clone())
+    }
+
     /// Pins of all schemata.
     pub(crate) fn all(&self) -> Vec<Self> {
         self.versions().into_iter().map(|major| self.of_version(major)).collect()
@@ -172,9 +180,16 @@ impl Pins {
         Ok(())
     }
 
-    /// Unpins links or maps of the node; a link that is pinned nowhere detaches. Returns how many there were.
-    pub(crate) fn remove_node(&self, kind: &str) -> io::Result<usize> {
-        remove_files(&self.version.join(kind))
+    /// Detaches and unpins the links of the node. Returns how many there were.
+    pub(crate) fn remove_links(&self) -> io::Result<usize> {
+        let links = files(&self.version.join("links"))?;
+        links.iter().try_for_each(|link| remove_link(link))?;
+        Ok(links.len())
+    }
+
+    /// Unpins the maps of the node. Returns how many there were.
+    pub(crate) fn remove_maps(&self) -> io::Result<usize> {
+        remove_files(&self.version.join("maps"))
     }
 
     /// Removes the directory of this schema when nothing is pinned in it.
@@ -218,10 +233,10 @@ impl PodPins {
         POD_MAPS.iter().try_for_each(|layout| check(&self.map(layout.name), layout))
     }
 
-    /// Unpins everything of the pod: the link detaches. Returns the number of maps.
+    /// Detaches and unpins everything of the pod. Returns the number of maps.
     pub(crate) fn remove(&self) -> io::Result<usize> {
         // The link first: without it no connection sees the maps half gone.
-        unless_missing(fs::remove_file(self.link()))?;
+        remove_link(&self.link())?;
         unless_missing(fs::remove_file(self.directory.join(NAME)))?;
         let maps = remove_files(&self.directory)?;
         unless_missing(fs::remove_dir(&self.directory))?;
@@ -229,18 +244,28 @@ impl PodPins {
     }
 }
 
-fn remove_files(directory: &Path) -> io::Result<usize> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let mut removed = 0;
-    for entry in entries {
-        unless_missing(fs::remove_file(entry?.path()))?;
-        removed += 1;
+/// Detaches a link and unpins it. Unpinning alone detaches as well, but the kernel takes its time for that, in which the
+/// program goes on to decide.
+pub(crate) fn remove_link(pin: &Path) -> io::Result<()> {
+    if let Ok(link) = sys::obj_get(pin) {
+        // Of what has gone already there is nothing to detach; what refuses is detached by the next line.
+        let _ = sys::link_detach(link.as_fd());
     }
-    Ok(removed)
+    unless_missing(fs::remove_file(pin))
+}
+
+fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_files(directory: &Path) -> io::Result<usize> {
+    let files = files(directory)?;
+    files.iter().try_for_each(|file| unless_missing(fs::remove_file(file)))?;
+    Ok(files.len())
 }
 
 pub(crate) fn unless_missing(result: io::Result<()>) -> io::Result<()> {

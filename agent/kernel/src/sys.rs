@@ -22,6 +22,7 @@ pub(crate) enum Command {
     ProgTestRun = 10,
     ObjInfo = 15,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// Arguments of `bpf(2)`: `repr(C)`, a prefix of `union bpf_attr`, every pointer in it valid for the call.
@@ -139,6 +140,19 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 pub(crate) fn link_update_nothing() -> Option<i32> {
     let mut attr = LinkUpdateAttr { link: u32::MAX, program: u32::MAX, flags: 0, old_program: 0 };
     bpf(Command::LinkUpdate, &mut attr).err()?.raw_os_error()
+}
+
+#[repr(C)]
+struct LinkDetachAttr {
+    link: u32,
+}
+
+// SAFETY: laid out like `link_detach`; it has no pointers.
+unsafe impl Attr for LinkDetachAttr {}
+
+/// Takes a link's program from where it is attached, before this returns.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(Command::LinkDetach, &mut LinkDetachAttr { link: link.as_raw_fd() as u32 }).map(drop)
 }
 
 #[repr(C)]

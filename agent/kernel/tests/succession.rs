@@ -325,6 +325,53 @@ fn pins_of_a_newer_version_are_refused_and_of_an_older_one_removed() {
     let older = lab.config.pin_dir.join("v0/maps");
     fs::create_dir_all(&older).unwrap();
     BpfHashMap::<_, u64, u64>::create(16, 0).unwrap().pin(older.join("PODS")).unwrap();
-    let _datapath = lab.open();
+    let mut datapath = lab.open();
+    datapath.apply(&KernelView::default()).unwrap();
     assert!(!older.join("PODS").exists());
+}
+
+/// As if an agent of an older schema had pinned everything.
+fn make_older(lab: &Lab) {
+    fs::rename(lab.config.pin_dir.join("v1"), lab.config.pin_dir.join("v0")).unwrap();
+}
+
+#[test]
+fn pods_of_an_older_schema_are_never_open_while_they_are_taken_over() {
+    let lab = Lab::new();
+    let before = [lab.a.state(), lab.b.state()];
+    let (datapath, a, b) = lab.enrolled(&lab.view());
+    drop((datapath, a, b));
+    make_older(&lab);
+    let outside = lab.c.listen("[::]:81".parse().unwrap());
+    let app = lab.a.listen("[::]:80".parse().unwrap());
+    let is_closed = || {
+        let refused = lab.a.connect(lab.c.at6(81)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "captured, and nobody there");
+        lab.c.connect(lab.a.at6(80)).unwrap_err();
+        assert!(is_idle(&outside) && is_idle(&app));
+    };
+
+    is_closed();
+    let mut datapath = lab.open();
+    is_closed();
+    let mut leftovers = datapath.leftovers();
+    leftovers.sort();
+    assert_eq!(leftovers, [lab.a.key.clone(), lab.b.key.clone()]);
+    let a = datapath.enrol(&lab.a.to_enrol()).unwrap();
+    lab.c.connect(lab.a.at6(80)).unwrap_err();
+    assert!(is_idle(&app), "it is not steered by ours yet, and still by theirs");
+    datapath.apply(&lab.view()).unwrap();
+    let _captured = lab.a.connect(lab.c.at6(81)).unwrap();
+    accept(&a.outbound[1]);
+    let _inbound = lab.c.connect(lab.a.at6(80)).unwrap();
+    accept(&a.inbound[1]);
+    assert!(is_idle(&outside) && is_idle(&app));
+
+    assert_eq!(datapath.leftovers(), std::slice::from_ref(&lab.b.key), "it is not in the mesh any more");
+    datapath.unenrol(&lab.b.key).unwrap();
+    let older = pins(&lab.config.pin_dir.join("v0"));
+    assert!(older.iter().all(|path| path.is_dir()), "nothing of the older schema is left: {older:?}");
+    assert_eq!(lab.b.state(), before[1]);
+    let _released = lab.b.connect(lab.c.at6(81)).unwrap();
+    accept(&outside);
 }

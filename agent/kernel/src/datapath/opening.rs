@@ -21,7 +21,7 @@ use crate::load::{self, Loader};
 use crate::lock::PinLock;
 use crate::maps::entries;
 use crate::netns::Netns;
-use crate::pins::Pins;
+use crate::pins::{Pins, PodPins};
 use crate::probe::probe_kernel;
 use crate::processes::ProcessTable;
 use crate::sys::{self, monotonic_ns};
@@ -68,7 +68,6 @@ impl Datapath {
         let meta_map = open_map(&pins, "META")?;
         let agents = agents(&pins, &meta_map, agent_cgroup, has_predecessor)?;
         load::attach_node(&mut node, &pins, &config.cgroup, config.probe_cgroup.as_deref())?;
-        remove_older(&pins)?;
 
         let onward = open_map(&pins, "ONWARD")?;
         forget_announced(&onward, has_predecessor).doing(|| "clear map ONWARD")?;
@@ -91,7 +90,8 @@ impl Datapath {
             tuples: Tuples::new(open_map(&pins, "DIRECT")?, directory.clone()),
             directory,
             programs: program_names(config.probe_cgroup.is_some()),
-            leftovers: pins.pods(),
+            leftovers: pins.pods().into_iter().chain(pins.older().iter().flat_map(Pins::pods)).collect(),
+            has_older: !pins.older().is_empty(),
             inherited: Inherited::new(inheritance.listeners),
             // Policy may have changed while there was no agent.
             sweep_due_ns: Some(monotonic_ns() + TUPLE_LIFETIME_NS),
@@ -201,12 +201,16 @@ fn meta(agent_cgroup: u64) -> Meta {
     Meta { abi_major: ABI_MAJOR, abi_minor: ABI_MINOR, heartbeat_ns: 0, agent_cgroup, flags: 0, reserved: 0 }
 }
 
-/// Programs and maps of older schemata, which ours have just replaced. Their pods follow one by one.
-fn remove_older(pins: &Pins) -> Result<(), KernelError> {
+/// Programs and maps of older schemata, and what they have of pods that are enrolled: ours say by now what they said.
+/// Their other pods follow one by one.
+pub(super) fn remove_older(pins: &Pins, enrolled: &HashMap<u64, NamespacedName>) -> Result<(), KernelError> {
     for older in pins.older() {
-        for kind in ["links", "maps"] {
-            older.remove_node(kind).doing(|| "unpin the objects of an older version")?;
+        let is_enrolled = |pod: &PodPins| enrolled.get(&pod.cookie) == Some(&pod.pod);
+        for pod in older.pods().into_iter().filter(is_enrolled) {
+            pod.remove().doing(|| format!("unpin the old program of pod {}", pod.pod))?;
         }
+        older.remove_links().doing(|| "detach the programs of an older version")?;
+        older.remove_maps().doing(|| "unpin the maps of an older version")?;
     }
     Ok(())
 }
