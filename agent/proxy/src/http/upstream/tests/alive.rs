@@ -60,7 +60,8 @@ fn an_http2_server_that_answers_no_ping_is_given_up() {
         let addr = listener.local_addr().unwrap();
         let pings = Rc::<Cell<usize>>::default();
         let server = tokio::task::spawn_local(silent(listener, pings.clone()));
-        let often = Duration::from_millis(50);
+        // Long enough for the request to leave first on any machine.
+        let often = Duration::from_secs(1);
         let pool = ConnectionPool { http2_keep_alive: Some((often, often)), ..ConnectionPool::default() };
         let error = client.get(&cluster(&[addr], limited(pool))).await.unwrap_err();
         assert_eq!(error.kind, SendErrorKind::Reset, "{error:?}");
