@@ -1,14 +1,15 @@
 //! Equal values that many objects carry are kept once.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use crate::hashing::FastSet;
 
 /// A set of shared values. Values that nobody else holds any more are dropped when the set has doubled.
 #[derive(Debug)]
 pub(super) struct Interner<T: ?Sized> {
-    values: HashSet<Arc<T>>,
+    values: FastSet<Arc<T>>,
     sweep_at: usize,
 }
 
@@ -16,7 +17,7 @@ const SMALLEST_SWEEP: usize = 1024;
 
 impl<T: Eq + Hash + ?Sized> Default for Interner<T> {
     fn default() -> Self {
-        Self { values: HashSet::new(), sweep_at: SMALLEST_SWEEP }
+        Self { values: FastSet::default(), sweep_at: SMALLEST_SWEEP }
     }
 }
 

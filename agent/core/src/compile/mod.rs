@@ -26,7 +26,7 @@ mod state;
 pub(crate) mod tests;
 mod workloads;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -38,6 +38,7 @@ use self::sharded::Registry;
 use self::state::{Dirty, NamespaceState};
 use self::workloads::Interned;
 use crate::Snapshot;
+use crate::hashing::FastMap;
 use crate::locality::Localities;
 use crate::resource::{Change, Kind, MeshConfig, NamespacedName, Node, Resource, ResourceKey};
 use crate::snapshot::{CompiledService, LocalWorkload, MeshSettings, Workload};
@@ -63,11 +64,11 @@ pub struct Compiler {
     options: CompileOptions,
     mesh: Arc<MeshSettings>,
     mesh_configs: BTreeMap<NamespacedName, MeshConfig>,
-    nodes: HashMap<Arc<str>, Node>,
+    nodes: FastMap<Arc<str>, Node>,
     localities: Arc<Localities>,
     /// Nodes with the label `weft.dev/mesh: bypass`.
     bypassed_nodes: BTreeSet<Arc<str>>,
-    namespaces: HashMap<Arc<str>, NamespaceState>,
+    namespaces: FastMap<Arc<str>, NamespaceState>,
     interned: Interned,
     workloads: Registry<Workload>,
     by_ip: Addresses<Workload>,
@@ -102,10 +103,10 @@ impl Compiler {
             options,
             mesh: Arc::new(mesh),
             mesh_configs: BTreeMap::new(),
-            nodes: HashMap::new(),
+            nodes: FastMap::default(),
             localities: Arc::default(),
             bypassed_nodes: BTreeSet::new(),
-            namespaces: HashMap::new(),
+            namespaces: FastMap::default(),
             interned: Interned::default(),
             workloads: Registry::default(),
             by_ip: Addresses::default(),

@@ -1,12 +1,13 @@
 //! The objects as the compiler keeps them: by namespace, reduced to what compiling them again needs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::hashing::{FastMap, FastSet};
 use crate::problem::Origin;
 use crate::resource::{
     AuthorizationPolicy, ContainerPort, Labels, Namespace, NamespacedName, PeerAuthentication, Service,
@@ -95,17 +96,17 @@ pub(super) struct NamespaceState {
     pub(super) object: Option<Namespace>,
     pub(super) facts: NamespaceFacts,
     /// Pods by their label set: selectors are matched once for all pods that have the same labels.
-    pub(super) groups: HashMap<Arc<Labels>, Vec<PodRecord>>,
+    pub(super) groups: FastMap<Arc<Labels>, Vec<PodRecord>>,
     /// Pods that have ended; only their number matters.
-    pub(super) ended: HashSet<Arc<str>>,
-    pub(super) service_accounts: HashSet<Arc<str>>,
-    pub(super) services: HashMap<Arc<str>, Box<ServiceRecord>>,
+    pub(super) ended: FastSet<Arc<str>>,
+    pub(super) service_accounts: FastSet<Arc<str>>,
+    pub(super) services: FastMap<Arc<str>, Box<ServiceRecord>>,
     pub(super) service_selectors: SelectorIndex,
     /// Slice → its Service, `None` for a slice that names none.
-    pub(super) slices: HashMap<Arc<str>, Option<Arc<str>>>,
+    pub(super) slices: FastMap<Arc<str>, Option<Arc<str>>>,
     /// Service → its slices.
-    pub(super) slices_of: HashMap<Arc<str>, Slices>,
-    pub(super) policies: HashMap<Arc<str>, Arc<AuthorizationPolicy>>,
+    pub(super) slices_of: FastMap<Arc<str>, Slices>,
+    pub(super) policies: FastMap<Arc<str>, Arc<AuthorizationPolicy>>,
     pub(super) policy_selectors: SelectorIndex,
     pub(super) peer_authentications: BTreeMap<Arc<str>, Arc<PeerAuthentication>>,
 }
@@ -166,12 +167,12 @@ pub(super) fn peer_authentication_selector(policy: &PeerAuthentication) -> Optio
 }
 
 /// Names by the value of one label.
-type NamesByValue = HashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>;
+type NamesByValue = FastMap<Arc<str>, SmallVec<[Arc<str>; 1]>>;
 
 /// Finds the selectors that may match a label set: each is filed under one of its pairs, the least crowded one.
 #[derive(Debug, Default)]
 pub(super) struct SelectorIndex {
-    by_pair: HashMap<Arc<str>, NamesByValue>,
+    by_pair: FastMap<Arc<str>, NamesByValue>,
 }
 
 impl SelectorIndex {
