@@ -66,7 +66,7 @@ struct RuleWire<'a> {
     #[serde(borrow, default)]
     space_delimited_claims: List<Text<'a>>,
     #[serde(borrow, default)]
-    presence: Text<'a>,
+    presence: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -254,8 +254,8 @@ fn header_name(name: &str, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Arc<st
 }
 
 fn required(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> bool {
-    match wire.presence.as_str() {
-        "" | "PRESENCE_UNSPECIFIED" | "OPTIONAL" => false,
+    match wire.presence.as_ref().map_or("OPTIONAL", Text::as_str) {
+        "PRESENCE_UNSPECIFIED" | "OPTIONAL" => false,
         "REQUIRED" => true,
         other => {
             let message = format!("`{other}` does not say whether there must be a token.");

@@ -53,8 +53,8 @@ pub(super) fn authorization_policy<'a>(
 }
 
 fn action(spec: &PolicySpec<'_>, report: &mut Report<'_>) -> PolicyAction {
-    match spec.action.as_str() {
-        "" | "ALLOW" => PolicyAction::Allow,
+    match spec.action.as_ref().map_or("ALLOW", Text::as_str) {
+        "ALLOW" => PolicyAction::Allow,
         "DENY" => PolicyAction::Deny,
         "AUDIT" => PolicyAction::Audit,
         "CUSTOM" => PolicyAction::Custom,
@@ -383,7 +383,7 @@ impl Reader<'_, '_> {
         &mut self,
         any: Named<'_>,
         not: Named<'_>,
-        (at, check): (&Path<'_>, fn(&str) -> Result<(), Invalid>),
+        (at, check): (&Path<'_>, CheckText),
     ) -> TrustDomains {
         let Self { interner, report, .. } = self;
         matched(any, not, at, report, |text| {
@@ -431,6 +431,9 @@ impl Reader<'_, '_> {
         })
     }
 }
+
+/// Says why a text is wrong.
+type CheckText = fn(&str) -> Result<(), Invalid>;
 
 type TrustDomains = Match<weft_core::resource::StringMatch>;
 

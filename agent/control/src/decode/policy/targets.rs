@@ -9,6 +9,9 @@ use super::super::validate::SelectorWire;
 /// Most `targetRefs` of one policy.
 const MAX_TARGET_REFS: usize = 16;
 
+/// Most bytes of an object's name.
+const LONGEST_NAME: usize = 253;
+
 /// A reference to the object that a policy is attached to.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +68,10 @@ impl TargetRefWire<'_> {
     fn check(&self, at: &Path<'_>, report: &mut Report<'_>) {
         if self.name.non_empty().is_none() {
             report.reject(at.field("name"), "The reference has no name.", "Name the object.");
+        }
+        if self.name.as_str().len() > LONGEST_NAME {
+            let message = format!("No name has more than {LONGEST_NAME} bytes.");
+            report.reject(at.field("name"), message, "Name the object.");
         }
         if let Some(namespace) = self.namespace.non_empty() {
             let message = format!("A policy cannot refer to another namespace (`{namespace}`).");

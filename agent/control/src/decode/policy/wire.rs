@@ -17,7 +17,7 @@ pub(super) struct PolicySpec<'a> {
     #[serde(borrow, default)]
     pub(super) target_refs: List<TargetRefWire<'a>>,
     #[serde(borrow, default)]
-    pub(super) action: Text<'a>,
+    pub(super) action: Option<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) provider: Option<ProviderWire<'a>>,
     #[serde(borrow, default)]
