@@ -5,6 +5,7 @@
 //! it prints the command that does.
 #![forbid(unsafe_code)]
 
+mod arm64;
 mod bench;
 mod build;
 mod cluster;
@@ -25,6 +26,7 @@ mod setup;
 mod signals;
 mod source_length;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run all tests; FILTERS are passed to the tests' own selection.
     Test(test::TestArgs),
+    /// Run the tests of the kernel's half on another kernel, in a virtual machine.
+    TestKernel(vm::TestKernelArgs),
+    /// Check that everything compiles for arm64, and run there what an emulator can run.
+    CheckArm64(arm64::CheckArm64Args),
     /// Test in a real cluster of two nodes, in namespaces of its own.
     TestCluster(cluster::TestClusterArgs),
     /// Print the performance table.
@@ -93,6 +99,8 @@ fn run(command: &Command) -> Result<bool> {
         Command::Demo(args) => demo::run(args),
         Command::Test(args) => test::run(args),
         Command::TestCluster(args) => cluster::run(args),
+        Command::TestKernel(args) => vm::run(args),
+        Command::CheckArm64(args) => arm64::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Lint => lint::run(),
         Command::Build => build::release().map(|_| true),

@@ -20,6 +20,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "chrt", package: "util-linux", why: "keeps processors awake in benchmarks" },
     Tool { program: "sysctl", package: "procps", why: "sets up the namespaces" },
     Tool { program: "tcpdump", package: "tcpdump", why: "looks at the packets between nodes" },
+    Tool { program: "nft", package: "nftables", why: "gives pods packet filters of their own" },
 ];
 
 /// What the nodes of a cluster consist of, besides Kubernetes' own programs.
@@ -36,6 +37,19 @@ const NODE_TOOLS: &[Tool] = &[
 /// What counts instructions.
 const PROFILERS: &[Tool] =
     &[Tool { program: "valgrind", package: "valgrind", why: "counts instructions and allocations" }];
+
+/// What compiles for arm64, and runs it on another processor.
+const ARM64: &[Tool] = &[
+    Tool { program: "aarch64-linux-gnu-gcc", package: "gcc-aarch64-linux-gnu", why: "compiles and links" },
+    Tool { program: "qemu-aarch64-static", package: "qemu-user-static", why: "runs the tests" },
+];
+
+/// What boots another kernel.
+const MACHINES: &[Tool] = &[
+    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", why: "is the machine" },
+    Tool { program: "busybox", package: "busybox-static", why: "is its user space" },
+    Tool { program: "xz", package: "xz-utils", why: "unpacks modules" },
+];
 
 /// The oldest kernel on which the programs are expected to load.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -61,6 +75,16 @@ pub(crate) fn nodes() -> Result<()> {
 /// Installs what counts instructions.
 pub(crate) fn profiler() -> Result<()> {
     install_missing(PROFILERS)
+}
+
+/// Installs what compiles and runs arm64.
+pub(crate) fn arm64() -> Result<()> {
+    install_missing(ARM64)
+}
+
+/// Installs what boots another kernel.
+pub(crate) fn machines() -> Result<()> {
+    install_missing(MACHINES)
 }
 
 fn require_linux() -> Result<()> {

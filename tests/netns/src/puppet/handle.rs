@@ -231,6 +231,20 @@ impl Puppet {
         held(self.order(&Order::Churn { to, count, parallel }))
     }
 
+    /// Opens a connection with raw packets from `source`: the server's greeting, and how it ended.
+    pub fn handshake(&mut self, source: SocketAddr, to: SocketAddr, mark: Option<u32>) -> (Vec<u8>, End) {
+        match self.order(&Order::Handshake { source, to, mark, wait_ms: 1_000 }) {
+            Answer::Received { bytes, end } => (bytes, end),
+            answer => unexpected("a handshake", &answer),
+        }
+    }
+
+    /// Begins so many connections from addresses that are nobody's.
+    pub fn flood(&mut self, to: SocketAddr, count: u32) {
+        let answer = self.order(&Order::Flood { to, count });
+        assert!(matches!(answer, Answer::Count(_)), "the puppet could not flood {to}: {answer:?}");
+    }
+
     /// Asks a `Udp` server; its answer, unless none came.
     pub fn ask_udp(&mut self, to: SocketAddr, payload: &str) -> Option<String> {
         match self.order(&Order::AskUdp { to, payload: payload.to_owned() }) {

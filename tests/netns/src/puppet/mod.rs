@@ -7,6 +7,7 @@ mod client;
 mod handle;
 mod orders;
 mod pattern;
+mod raw;
 mod server;
 
 use std::collections::HashMap;
@@ -68,6 +69,8 @@ fn obey(order: Order, clients: &mut Clients, servers: &mut Servers) -> io::Resul
         Order::Hold { to, count } => Ok(clients.hold(to, count)),
         Order::HeldAlive => Ok(clients.held_alive()),
         Order::Churn { to, count, parallel } => Ok(client::churn(to, count, parallel)),
+        Order::Handshake { source, to, mark, wait_ms } => raw::handshake(source, to, mark, wait_ms),
+        Order::Flood { to, count } => raw::flood(to, count),
         Order::AskUdp { to, payload } => client::ask_udp(to, &payload),
     }
 }

@@ -161,6 +161,25 @@ pub enum Order {
         /// How many at a time.
         parallel: usize,
     },
+    /// Open a connection by hand, with raw packets, and collect the first line of the server. → `Received`
+    Handshake {
+        /// Our end, which may be foreign. For a local address the kernel answers besides, and resets what it does not
+        /// know: a packet filter must keep it from that (our own packets have 77 hops to live).
+        source: SocketAddr,
+        /// Whereto.
+        to: SocketAddr,
+        /// SO_MARK.
+        mark: Option<u32>,
+        /// Longest wait.
+        wait_ms: u64,
+    },
+    /// Send the first packets of so many connections from addresses that are nobody's. → `Count`
+    Flood {
+        /// Whereto.
+        to: SocketAddr,
+        /// How many.
+        count: u32,
+    },
     /// Ask a `Udp` server. → `Received`
     AskUdp {
         /// Whereto.
