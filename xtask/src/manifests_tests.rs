@@ -84,12 +84,12 @@ fn every_value_has_an_effect() {
         (&["agent.updateStrategy.rollingUpdate.maxUnavailable=10%"], "maxUnavailable: 10%"),
         (&["agent.updateStrategy.rollingUpdate.maxSurge=2"], "maxSurge: 2"),
         (&["agent.terminationGracePeriodSeconds=60"], "terminationGracePeriodSeconds: 65"),
+        (&["agent.holder.patienceSeconds=40"], "--patience-seconds=40"),
+        (&["agent.holder.resources.limits.memory=99Mi"], "memory: 99Mi"),
         (&["agent.podAnnotations.note=agent"], "note: agent"),
         (&["agent.podLabels.team=net"], "team: net"),
         (&["agent.env[0].name=RUST_BACKTRACE,agent.env[0].value=full"], "name: RUST_BACKTRACE"),
         (&["agent.extraArgs[0]=--workers=2"], "- --workers=2"),
-        (&["agent.holder.patienceSeconds=40"], "--patience-seconds=40"),
-        (&["agent.holder.resources.limits.memory=99Mi"], "memory: 99Mi"),
         (&["agent.volumes[0].name=mine"], "- name: mine"),
         (&["agent.volumeMounts[0].name=mount"], "- name: mount"),
         (&["agent.seLinuxOptions.type=spc_t"], "type: spc_t"),
@@ -118,10 +118,6 @@ fn every_value_has_an_effect() {
 }
 
 #[test]
-fn monitoring_is_left_out_where_the_cluster_does_not_know_it() {
-    let Some(renderer) = renderer("monitoring_is_left_out_where_the_cluster_does_not_know_it") else {
-        return;
-#[test]
 fn the_holder_has_no_rights_and_can_be_left_out() {
     let Some(renderer) = renderer("the_holder_has_no_rights_and_can_be_left_out") else { return };
     let plain = with(&renderer, &[]);
@@ -144,6 +140,10 @@ fn the_holder_has_no_rights_and_can_be_left_out() {
     assert!(!with(&renderer, &["-set", "agent.holder.enabled=false"]).contains("holder"));
 }
 
+#[test]
+fn monitoring_is_left_out_where_the_cluster_does_not_know_it() {
+    let Some(renderer) = renderer("monitoring_is_left_out_where_the_cluster_does_not_know_it") else {
+        return;
     };
     let on = ["-set", "podMonitor.enabled=true,prometheusRule.enabled=true"];
     assert!(!with(&renderer, &on).contains("monitoring.coreos.com"));
