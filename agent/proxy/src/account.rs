@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -90,6 +91,8 @@ pub(crate) struct Facts {
     pub(crate) policy: Option<String>,
     /// The AUDIT policies that matched.
     pub(crate) audit: Option<String>,
+    /// The server's cluster, where it does not follow from the port.
+    pub(crate) inbound_cluster: Option<Arc<str>>,
     /// How long it may last.
     pub(crate) lifetime: Limits,
 }
@@ -116,6 +119,7 @@ impl Facts {
             },
             policy: None,
             audit: None,
+            inbound_cluster: None,
             lifetime: Limits::default(),
         }
     }
@@ -170,6 +174,9 @@ impl Facts {
 
     /// `inbound|PORT||` (L-4), of the port that the application listens on.
     fn inbound_cluster(&self) -> String {
+        if let Some(cluster) = &self.inbound_cluster {
+            return cluster.to_string();
+        }
         let port = self.upstream.map_or(self.addressed.port(), |(remote, _)| remote.port());
         format!("inbound|{port}||")
     }

@@ -18,6 +18,7 @@ use crate::http::detect::{self, Heard, Speaks};
 use crate::http::inbound::Arrival;
 use crate::http::io::Transport;
 use crate::http::serve::{Origin, serve as serve_http};
+use crate::labels::inbound_cluster;
 use crate::learn::Learning;
 use crate::listener::Accepted;
 use crate::net::{self, DialError, Dialled};
@@ -217,6 +218,7 @@ pub(crate) async fn open_application(
     admission: Admission,
 ) -> Result<Application, Failure> {
     let (pod, destination) = (admission.pod.clone(), admission.destination);
+    facts.inbound_cluster = inbound_cluster(local, destination.port());
     name_destination(facts, local, admission.identity.is_some());
     // Registered before the question: a change of policy in between is then not missed.
     let live = worker.live.connection(source_pod, Some(admission.clone()));

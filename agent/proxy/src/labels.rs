@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use weft_core::decide::Destination;
+use weft_core::decide::protocol::declared;
 use weft_core::hashing::FastMap;
-use weft_core::snapshot::{CompiledService, WorkloadLabels};
+use weft_core::snapshot::{CompiledService, LocalWorkload, WorkloadLabels};
 use weft_telemetry::{
     Metrics, Reporter, RequestLabels, RequestProtocol, SecurityPolicy, TcpLabels, TcpSeries,
 };
@@ -74,6 +75,15 @@ impl Service {
             Self::Unknown => 3,
         }
     }
+}
+
+/// `upstream_cluster` of the server's side where it does not follow from the port alone: what reaches a port that no
+/// Service has is passed through (L-4, X-14).
+pub(crate) fn inbound_cluster(local: &LocalWorkload, port: u16) -> Option<Arc<str>> {
+    thread_local! {
+        static PASSTHROUGH: Arc<str> = "InboundPassthroughCluster".into();
+    }
+    declared(local, port).is_none().then(|| PASSTHROUGH.with(Arc::clone))
 }
 
 /// Both ends of a connection. Absent facts become `unknown`.

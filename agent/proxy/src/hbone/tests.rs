@@ -243,6 +243,7 @@ fn requests_are_answered_as_ztunnel_answers_them() {
         assert_eq!(status(&mut send, Method::CONNECT, &addr.to_string()).await, StatusCode::UNAUTHORIZED);
         assert!(bed.log().contains("ns[shop]-policy[nobody]-rule[0]"), "{}", bed.log());
         assert!(bed.log().contains("DENY"), "{}", bed.log());
+        assert!(bed.log().contains("InboundPassthroughCluster"), "no Service has the port: {}", bed.log());
     });
 }
 

@@ -41,7 +41,7 @@ use super::serve::{Admitted, BrokenOff, Downstream, Upgrade};
 use super::upload::Upload;
 use super::upstream::{self, Application, Leg, SendError, SendErrorKind, UpstreamProtocol};
 use crate::account::{Facts, Failure, Route};
-use crate::labels::{Ends, Service};
+use crate::labels::{Ends, Service, inbound_cluster};
 use crate::pod::Pod;
 use crate::refusal::{Refusal, audit, count_dry_runs, policy_id};
 use crate::registry::Admission;
@@ -115,6 +115,7 @@ impl Arrival {
         let mut record = Record::new(worker, Reporter::Destination, addresses, parts, (self.route, ends));
         record.pods = [self.source.clone(), Some(local.workload.clone())];
         record.upstream = Some(self.destination);
+        record.cluster = inbound_cluster(local, self.destination.port());
         record
     }
 }

@@ -360,8 +360,8 @@ impl Record {
         let (cluster, route_name) = match self.reporter {
             Reporter::Source => (self.cluster.clone(), self.route_name.clone()),
             Reporter::Destination => {
-                let cluster = format!("inbound|{}||", self.addresses.addressed.port());
-                (Some(cluster.into()), Some("default".into()))
+                let of_port = || format!("inbound|{}||", self.addresses.addressed.port()).into();
+                (Some(self.cluster.clone().unwrap_or_else(of_port)), Some("default".into()))
             }
         };
         let authority = self.head.uri.authority().map(ToString::to_string);

@@ -113,6 +113,7 @@ fn a_denied_connection_is_reset_without_a_byte_and_the_log_says_why() {
         let mut client = connect_from(bed.client_ip, vip).await.unwrap();
         assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
         bed.until("the log", |bed| bed.log().contains("ns[shop]-policy[nobody]-rule[0]")).await;
+        assert!(bed.log().contains(&format!("inbound|{}||", addr.port())), "{}", bed.log());
         let metrics = bed.metrics();
         let failed = series(&metrics, "istio_tcp_connections_failed_total", &["response_flags=\"DENY\""]);
         assert_eq!(failed.len(), 2, "once for each reporter: {metrics}");
