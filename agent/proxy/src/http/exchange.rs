@@ -46,17 +46,6 @@ pub(crate) struct Outbound {
     pub(crate) original: SocketAddr,
 }
 
-/// A request with what was found out about it.
-struct Asked<'a> {
-    downstream: &'a Rc<Downstream>,
-    leg: Leg<'a>,
-    message: Message,
-    parts: Parts,
-    body: Body,
-    record: Box<Record>,
-    upgrade: bool,
-}
-
 /// Answers one request.
 pub(crate) async fn exchange(
     downstream: &Rc<Downstream>,
@@ -90,7 +79,20 @@ pub(crate) async fn exchange(
         original: outbound.original,
         snapshot: &snapshot,
     };
-    let asked = Asked { downstream, leg, message, parts, body, record, upgrade };
+    // Boxed: it is handed on several times, and would be moved each time.
+    let asked = Box::new(Outward {
+        downstream,
+        leg,
+        parts,
+        message,
+        authority: None,
+        body,
+        record,
+        upgrade,
+        protocol: clients_protocol(downstream.http2),
+        response_changes: Vec::new(),
+        response_headers: Extra::new(),
+    });
     decide(asked).await
 }
 
@@ -115,7 +117,7 @@ pub(super) fn begin(
     record
 }
 
-async fn decide(mut asked: Asked<'_>) -> Result<Response<Body>, BrokenOff> {
+async fn decide(mut asked: Box<Outward<'_>>) -> Result<Response<Body>, BrokenOff> {
     let caller = Caller {
         workload: &asked.leg.source.workload,
         original: asked.leg.original,
@@ -140,7 +142,7 @@ async fn decide(mut asked: Asked<'_>) -> Result<Response<Body>, BrokenOff> {
 pub(super) type Extra = SmallVec<[(Arc<str>, String); 2]>;
 
 fn respond(
-    asked: Asked<'_>,
+    asked: Box<Outward<'_>>,
     decision: &RouteDecision,
     reply: &LocalReply,
     mut extra: Extra,
@@ -159,7 +161,7 @@ fn respond(
 }
 
 /// What `%OPERATORS%` may read (V-17).
-fn circumstances<'a>(asked: &'a Asked<'_>) -> Circumstances<'a> {
+fn circumstances<'a>(asked: &'a Outward<'_>) -> Circumstances<'a> {
     Circumstances {
         client: asked.leg.client,
         original: asked.leg.original,
@@ -205,7 +207,7 @@ fn route_without_rule(service: &Service) -> Option<Arc<str>> {
 }
 
 async fn to_target(
-    mut asked: Asked<'_>,
+    mut asked: Box<Outward<'_>>,
     decision: RouteDecision,
     rule: Forward,
     mut extra: Extra,
@@ -289,24 +291,11 @@ fn protocol_to(cluster: &Cluster, client_http2: bool, upgrade: bool) -> Upstream
     }
 }
 
-fn outward(asked: Asked<'_>, extra: Extra) -> Outward<'_> {
-    let Asked { downstream, leg, message, mut parts, body, record, upgrade } = asked;
-    strip_hop_by_hop(&mut parts.headers, upgrade);
-    parts.headers.remove(X_FORWARDED_CLIENT_CERT);
-    let protocol = clients_protocol(downstream.http2);
-    Outward {
-        downstream,
-        leg,
-        parts,
-        message,
-        authority: None,
-        body,
-        record,
-        upgrade,
-        protocol,
-        response_changes: Vec::new(),
-        response_headers: extra,
-    }
+fn outward(mut asked: Box<Outward<'_>>, extra: Extra) -> Box<Outward<'_>> {
+    strip_hop_by_hop(&mut asked.parts.headers, asked.upgrade);
+    asked.parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+    asked.response_headers = extra;
+    asked
 }
 
 fn aborted(abort: AbortStatus) -> Reply {

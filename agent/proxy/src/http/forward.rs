@@ -80,7 +80,8 @@ impl Outward<'_> {
     /// Takes the body.
     pub(crate) fn upload(&mut self, keep: bool) -> Upload {
         let body = std::mem::replace(&mut self.body, Body::empty());
-        let upload = Upload::new(body, || self.record.received(), keep, self.downstream.http2);
+        let upload =
+            Upload::new(body, || self.record.received(), (keep, self.downstream.http2), Instant::now());
         self.record.upload(&upload);
         upload
     }
@@ -175,7 +176,7 @@ async fn expired(upload: &Upload, limit: Option<Duration>, from: Option<Instant>
 
 /// Tries until there is an answer, no try is left, or the time is over.
 pub(crate) async fn forward(
-    mut out: Outward<'_>,
+    mut out: Box<Outward<'_>>,
     upload: Upload,
     plan: Plan,
 ) -> Result<Response<Body>, BrokenOff> {
@@ -287,7 +288,7 @@ fn backoff(base: Duration, attempt: u32, random: u64) -> Duration {
 }
 
 /// Brings a request to the address that its client dialled (X-14, S-40).
-pub(crate) async fn pass_through(mut out: Outward<'_>) -> Result<Response<Body>, BrokenOff> {
+pub(crate) async fn pass_through(mut out: Box<Outward<'_>>) -> Result<Response<Body>, BrokenOff> {
     let (endpoint, path) = match outbound(out.leg.snapshot, &out.leg.source.workload, out.leg.original) {
         OutboundDecision::Endpoints { candidates, .. } => match candidates.into_iter().next() {
             Some(candidate) => (candidate.addr, candidate.path),
@@ -322,7 +323,11 @@ fn no_endpoint() -> Reply {
 }
 
 /// Turns an endpoint's answer into the client's.
-fn answer(mut out: Outward<'_>, sent: Sent, deadline: Option<Instant>) -> Result<Response<Body>, BrokenOff> {
+fn answer(
+    mut out: Box<Outward<'_>>,
+    sent: Sent,
+    deadline: Option<Instant>,
+) -> Result<Response<Body>, BrokenOff> {
     let Sent { response, endpoint, workload, route } = sent;
     let record = &mut out.record;
     record.route = route;
@@ -376,7 +381,7 @@ fn header(name: &str, value: &str) -> Option<(http::HeaderName, http::HeaderValu
 }
 
 /// The application agrees to another protocol: both connections are joined once the client knows (H-5).
-fn switch(out: Outward<'_>, mut response: Response<Body>) -> Result<Response<Body>, BrokenOff> {
+fn switch(out: Box<Outward<'_>>, mut response: Response<Body>) -> Result<Response<Body>, BrokenOff> {
     if !out.upgrade {
         let reply = Reply::flagged(502, "", "upstream_switched_protocols_unasked", Reason::UPE);
         return Ok(out.record.reply(reply));

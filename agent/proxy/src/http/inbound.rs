@@ -167,7 +167,7 @@ pub(crate) async fn arrived(
     strip_hop_by_hop(&mut parts.headers, upgrade);
     let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
     let protocol = if upgrade { UpstreamProtocol::Http1 } else { protocol_of(local, arrival, clients) };
-    let upload = Upload::new(body, || record.received(), false, downstream.http2);
+    let upload = Upload::new(body, || record.received(), (false, downstream.http2), record.began());
     record.upload(&upload);
     let going = Asked { worker, arrival, snapshot: &snapshot, local, message, parts, record };
     let delivered = match deliver(going, &upload, protocol).await {
@@ -239,7 +239,7 @@ pub(crate) async fn serve_local(
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
-    let upload = Upload::new(body, || record.received(), false, true);
+    let upload = Upload::new(body, || record.received(), (false, true), record.began());
     record.upload(&upload);
     let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, parts, record };
     match deliver(going, &upload, protocol).await {

@@ -197,6 +197,11 @@ impl Record {
         })
     }
 
+    /// When it arrived.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Whether the caller speaks gRPC.
     pub(crate) fn is_grpc(&self) -> bool {
         match self.protocol {

@@ -51,15 +51,16 @@ struct Kept {
 }
 
 impl Upload {
-    /// Takes a request's body. `keep` says that it may be sent more than once.
+    /// Takes a request's body. `keep` says that it may be sent more than once; one that is empty has ended when the
+    /// request `began`.
     pub(crate) fn new<'t>(
         body: Body,
         traffic: impl FnOnce() -> &'t Rc<Traffic>,
-        keep: bool,
-        keep_trailers: bool,
+        (keep, keep_trailers): (bool, bool),
+        began: Instant,
     ) -> Self {
         if body.is_end_stream() {
-            return Self::None(Instant::now());
+            return Self::None(began);
         }
         Self::Some(Rc::new(Source {
             hint: body.size_hint(),
@@ -372,7 +373,7 @@ mod tests {
     fn upload(chunks: &[&[u8]], keep: bool) -> Upload {
         let chunks = chunks.iter().map(|chunk| Bytes::copy_from_slice(chunk)).collect();
         let traffic = Rc::default();
-        Upload::new(Body::new(Chunks(chunks)), || &traffic, keep, true)
+        Upload::new(Body::new(Chunks(chunks)), || &traffic, (keep, true), Instant::now())
     }
 
     fn all(body: Body) -> Result<Vec<u8>, BodyError> {

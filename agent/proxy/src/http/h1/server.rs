@@ -151,5 +151,5 @@ where
     }
     let Some(mut wire) = link.take() else { return Some(Ended::Over) };
     link::close(&mut wire).await;
-    Some(if read { Ended::Over } else { Ended::Unread(wire.io) })
+    Some(if read && wire.ahead.is_empty() { Ended::Over } else { Ended::Unread(wire.io) })
 }

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::body::{Body, BodyError};
 use super::super::expectation::Gate;
+use super::super::headers::strip_hop_by_hop;
 use super::dial::Wire;
 
 /// What a stream's receiver may be sent ahead, in bytes.
@@ -131,6 +132,8 @@ impl Sender {
             return Err(Failed::Unsent(Box::new(request)));
         }
         let (mut parts, body) = request.into_parts();
+        // Rules may have added what HTTP/2 does not have (RFC 9113 8.2.2).
+        strip_hop_by_hop(&mut parts.headers, false);
         let with_length = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
         if let Some(length) = body.size_hint().exact().filter(|length| *length > 0 || with_length) {
             parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
