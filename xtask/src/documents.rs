@@ -91,7 +91,7 @@ impl Tree {
         } else if span.contains('/') || [".rs", ".txt", ".yaml"].iter().any(|end| span.ends_with(end)) {
             self.has_path(span) || self.mentions(span)
         } else {
-            self.mentions(span)
+            self.mentions(span) || span.strip_prefix("--").is_some_and(|flag| self.has_flag(flag))
         };
         (!exists).then(|| format!("`{span}` does not exist"))
     }
@@ -108,11 +108,15 @@ impl Tree {
         if !name.starts_with('-') && !known {
             return Some(format!("`{command}`: there is no command `{name}`"));
         }
-        let flags = words.filter_map(|word| word.strip_prefix("--")).filter(|flag| *flag != "help");
-        let unknown = flags.map(|flag| flag.replace('-', "_")).find(|flag| {
-            !self.code.contains(&format!(" {flag}: ")) && !self.code.contains(&format!("r#{flag}: "))
-        });
+        let mut flags = words.filter_map(|word| word.strip_prefix("--")).filter(|flag| *flag != "help");
+        let unknown = flags.find(|flag| !self.has_flag(flag));
         unknown.map(|flag| format!("`{command}`: there is no flag `{flag}`"))
+    }
+
+    /// Flags are fields.
+    fn has_flag(&self, flag: &str) -> bool {
+        let field = flag.replace('-', "_");
+        [" ", "r#"].iter().any(|before| self.code.contains(&format!("{before}{field}: ")))
     }
 }
 
