@@ -15,6 +15,9 @@ use crate::resource::{
     Condition, Match, NamespaceMatch, Operation, PolicyAction, Rule, ServiceAccountMatch, Source, StringMatch,
 };
 
+/// Before the principal of a stranger whose trust domain has the name of the pointer. No principal has this character.
+const STRANGER: char = '\u{0}';
+
 /// The names under which policies may speak of this mesh's trust domain (AP-16).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TrustDomains {
@@ -44,7 +47,11 @@ impl TrustDomains {
     /// Expanding the connection instead of the policies keeps policies as they were written.
     fn principals(&self, identity: &Identity) -> SmallVec<[String; 1]> {
         if !self.own.iter().any(|name| &**name == identity.trust_domain()) {
-            return SmallVec::from_iter([identity.principal()]);
+            let principal = identity.principal();
+            // Whoever writes `cluster.local` means the own domain, never a stranger that is called so. A stranger's
+            // name is found by what begins with a wildcard alone.
+            let is_pointer = identity.trust_domain() == names::DEFAULT_TRUST_DOMAIN;
+            return SmallVec::from_iter([if is_pointer { format!("{STRANGER}{principal}") } else { principal }]);
         }
         let (namespace, account) = (identity.namespace(), identity.service_account());
         self.written.iter().map(|name| format!("{name}/ns/{namespace}/sa/{account}")).collect()
@@ -281,6 +288,8 @@ mod tests {
         assert_eq!(principals("corp"), all);
         assert_eq!(principals("old"), all);
         assert_eq!(principals("foreign"), ["foreign/ns/a/sa/b"]);
+        let [stranger] = &*principals("cluster.local") else { panic!("a stranger has one name") };
+        assert!(stranger.ends_with("/ns/a/sa/b") && !stranger.starts_with("cluster.local"));
         let plain = TrustDomains::new(&"cluster.local".into(), &[]);
         assert_eq!(plain.principals(&Identity::new("cluster.local", "a", "b")).len(), 1);
     }
