@@ -51,7 +51,11 @@ impl TrustDomains {
             // Whoever writes `cluster.local` means the own domain, never a stranger that is called so. A stranger's
             // name is found by what begins with a wildcard alone.
             let is_pointer = identity.trust_domain() == names::DEFAULT_TRUST_DOMAIN;
-            return SmallVec::from_iter([if is_pointer { format!("{STRANGER}{principal}") } else { principal }]);
+            return SmallVec::from_iter([if is_pointer {
+                format!("{STRANGER}{principal}")
+            } else {
+                principal
+            }]);
         }
         let (namespace, account) = (identity.namespace(), identity.service_account());
         self.written.iter().map(|name| format!("{name}/ns/{namespace}/sa/{account}")).collect()
