@@ -13,7 +13,7 @@ pub(crate) struct Counters {
     pub(crate) loops: Counter,
     /// Connections refused because their pod has too many.
     pub(crate) over_limit: Counter,
-    /// Connections refused because the process had no descriptor left.
+    /// Connections refused, or not opened, because the process had no descriptor left.
     pub(crate) no_descriptors: Counter,
 }
 

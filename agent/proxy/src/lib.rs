@@ -50,7 +50,6 @@ use weft_identity::CertStore;
 use weft_kernel::{Enrolled, Listeners, OnwardTuples, Tuples};
 use weft_telemetry::{AccessLog, Metrics};
 
-use counters::Counters;
 use listener::Role;
 use pod::{Loads, Pod};
 use worker::{Command, Services, Shared};
@@ -147,7 +146,7 @@ impl Proxy {
             context: Services { snapshot, certs, metrics, access_log, learned },
             kernel: Box::new((onward, tuples)),
             loads,
-            counters: Counters::default(),
+            counters: Arc::default(),
             connections: Arc::default(),
             http: http::upstream::State::default(),
             originations,
@@ -162,7 +161,8 @@ impl Proxy {
     pub fn add_pod(&self, pod: NamespacedName, enrolled: Enrolled) {
         self.remove_pod(&pod, Duration::ZERO);
         let Enrolled { netns, ips, inbound, outbound } = enrolled;
-        let entry = Arc::new(Pod::new(pod.clone(), netns, &self.shared.config).with_ips(ips));
+        let entry = Pod::new(pod.clone(), netns, &self.shared.config).with_ips(ips);
+        let entry = Arc::new(entry.with_counters(self.shared.counters.clone()));
         let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
         let inbound = inbound.into_iter().map(|listener| (Role::Inbound, Arc::new(listener)));
         let outbound = outbound.into_iter().map(|listener| (Role::Outbound, Arc::new(listener)));

@@ -212,7 +212,7 @@ enum Trouble {
 /// `accept(2)`: errors of the new connection are reported by accept, too.
 fn triage(error: Errno) -> Trouble {
     match error {
-        Errno::MFILE | Errno::NFILE => Trouble::Descriptors,
+        out if net::is_out_of_descriptors(out) => Trouble::Descriptors,
         Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::FAULT => Trouble::Listener,
         Errno::NOBUFS | Errno::NOMEM => Trouble::Passing,
         _ => Trouble::Connection,

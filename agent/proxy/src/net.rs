@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use weft_core::resource::destination_rule;
@@ -196,6 +197,11 @@ impl Drop for Published<'_> {
     }
 }
 
+/// Whether the process, or the machine, has no descriptor left.
+pub(crate) fn is_out_of_descriptors(error: Errno) -> bool {
+    matches!(error, Errno::MFILE | Errno::NFILE)
+}
+
 /// A socket in the pod's namespace, not connected yet.
 fn socket_in(pod: &Pod, destination: SocketAddr) -> Result<Socket, DialError> {
     let open =
@@ -204,6 +210,12 @@ fn socket_in(pod: &Pod, destination: SocketAddr) -> Result<Socket, DialError> {
         .netns
         .run(open)
         .map_err(failed("entering the pod's network namespace"))?
+        .inspect_err(|error| {
+            // Accepting counts those that it refuses: of two that a connection needs, either may be the one too many.
+            if Errno::from_io_error(error).is_some_and(is_out_of_descriptors) {
+                pod.counters.no_descriptors.add();
+            }
+        })
         .map_err(failed("opening a socket"))?;
     configure(&socket).map_err(failed("setting socket options"))?;
     Ok(socket)

@@ -13,6 +13,7 @@ use weft_core::snapshot::Workload;
 use weft_kernel::Netns;
 
 use crate::ProxyConfig;
+use crate::counters::Counters;
 use crate::net::SharedPorts;
 use crate::unread::Unread;
 
@@ -25,6 +26,8 @@ pub(crate) struct Pod {
     pub(crate) netns: Arc<Netns>,
     /// The addresses with which it was enrolled: known before the configuration shows them.
     ips: Vec<IpAddr>,
+    /// Where it is counted that a connection from here could not be opened.
+    pub(crate) counters: Arc<Counters>,
     /// Source ports of onward connections into it.
     pub(crate) ports: SharedPorts,
     /// What its applications have not taken from tunnels.
@@ -44,6 +47,7 @@ impl Pod {
             key,
             netns,
             ips: Vec::new(),
+            counters: Arc::default(),
             ports: SharedPorts::default(),
             unread: Unread::default(),
             connections: AtomicUsize::new(0),
@@ -56,6 +60,11 @@ impl Pod {
     /// The same with addresses.
     pub(crate) fn with_ips(self, ips: Vec<IpAddr>) -> Self {
         Self { ips, ..self }
+    }
+
+    /// The same, counted with the proxy's other pods.
+    pub(crate) fn with_counters(self, counters: Arc<Counters>) -> Self {
+        Self { counters, ..self }
     }
 
     /// Whether an address is the pod's: as the configuration says, or as it was enrolled.

@@ -26,7 +26,6 @@ use weft_kernel::{AttestedPeer, Netns};
 use weft_telemetry::{AccessLog, Metrics};
 
 use crate::ProxyConfig;
-use crate::counters::Counters;
 use crate::listener::Role;
 use crate::pod::{Loads, Pod};
 use crate::worker::{Kernel, Services, Shared, Worker, channels};
@@ -171,7 +170,7 @@ impl Bed {
             context,
             kernel: Box::new(kernel.clone()),
             loads: Arc::new(Loads::new(1)),
-            counters: Counters::default(),
+            counters: Arc::default(),
             connections: Arc::default(),
             http: crate::http::upstream::State::default(),
             originations,

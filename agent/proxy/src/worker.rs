@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) context: Services,
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) loads: Arc<Loads>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     /// Open connections that are neither HTTP's nor tunnels.
     pub(crate) connections: Arc<AtomicUsize>,
     /// Limits, load and ejections of the clusters of each client workload (D-14).
