@@ -47,22 +47,42 @@ impl Counts {
     }
 }
 
-/// What the stages have in common: the sums, and the list of times.
+/// What a stage of tests came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    counts: Counts,
+    failures: Vec<Failure>,
+}
+
+impl From<Counts> for Outcome {
+    fn from(counts: Counts) -> Self {
+        Self { counts, failures: Vec::new() }
+    }
+}
+
+/// What the stages have in common: the sums, what failed, and the list of times.
+#[derive(Default)]
 struct Run {
     counts: Counts,
+    failures: Vec<Failure>,
     times: Vec<(&'static str, f64)>,
 }
 
 impl Run {
     /// Runs a stage; an error is a failed test, and the next stage runs all the same.
-    fn stage(&mut self, name: &'static str, stage: impl FnOnce() -> Result<Counts>) {
+    fn stage<T: Into<Outcome>>(&mut self, name: &'static str, stage: impl FnOnce() -> Result<T>) {
         println!("== {name}");
         let started = Instant::now();
-        let counts = stage().unwrap_or_else(|e| {
-            println!("{name}: FAILED: {e:#}");
-            Counts::of(false)
-        });
-        self.counts.add(counts);
+        let outcome = stage().map_or_else(
+            |e| {
+                println!("{name}: FAILED: {e:#}");
+                let failure = Failure { test: name.to_owned(), said: format!("{e:#}") };
+                Outcome { counts: Counts::of(false), failures: vec![failure] }
+            },
+            Into::into,
+        );
+        self.counts.add(outcome.counts);
+        self.failures.extend(outcome.failures);
         self.times.push((name, started.elapsed().as_secs_f64()));
     }
 }
@@ -77,7 +97,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     if swept > 0 {
         println!("removed {swept} labs of dead processes");
     }
-    let mut run = Run { counts: Counts::default(), times: Vec::new() };
+    let mut run = Run::default();
     run.stage("kernel programs", || ebpf::build().map(|()| Counts::of(true)));
     if args.filters.is_empty() {
         run.stage("lint", || lint::run().map(Counts::of));
@@ -96,6 +116,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
         run.stage("real cluster", cluster::stage);
     }
     print_times(&run.times);
+    print_failures(&run.failures);
     let Counts { passed, failed, skipped } = run.counts;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(failed == 0)
@@ -128,15 +149,16 @@ fn finish(mut args: Vec<String>, filters: &[String], harness: &[&str]) -> Vec<St
 }
 
 /// Runs cargo, passes its output on, and sums what the test programs report.
-fn cargo_test(args: &[String], seed: u64) -> Result<Counts> {
+fn cargo_test(args: &[String], seed: u64) -> Result<Outcome> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let mut command = cargo_command(&args)?;
     command.env("PROPTEST_RNG_SEED", seed.to_string()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cargo cannot be run")?;
     let output = child.stdout.take().context("the output was asked for")?;
-    let mut counts = Counts::default();
+    let (mut counts, mut failures) = (Counts::default(), Failures::default());
     for line in BufReader::new(output).lines() {
         let line = line?;
+        failures.read(&line);
         if let Some(found) = parse_result(&line) {
             counts.add(found);
         }
@@ -148,7 +170,7 @@ fn cargo_test(args: &[String], seed: u64) -> Result<Counts> {
         // It did not compile, or a test program died.
         counts.failed = 1;
     }
-    Ok(counts)
+    Ok(Outcome { counts, failures: failures.found })
 }
 
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; …`
@@ -159,6 +181,57 @@ pub(crate) fn parse_result(line: &str) -> Option<Counts> {
         part.split(' ').next()?.parse().ok()
     };
     Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+}
+
+/// A test that failed, and the message of its panic.
+#[derive(Debug, PartialEq, Eq)]
+struct Failure {
+    test: String,
+    said: String,
+}
+
+/// Lines of a message that are repeated at the end.
+const REPEATED_LINES: usize = 6;
+/// Characters of each.
+const REPEATED_WIDTH: usize = 600;
+
+/// Finds in the output of test programs what failed, so that it stands together at the very end: between it and
+/// there can be thousands of lines of agents' logs.
+#[derive(Debug, Default)]
+struct Failures {
+    found: Vec<Failure>,
+    /// How many lines of the message are still to come.
+    wanted: usize,
+}
+
+impl Failures {
+    fn read(&mut self, line: &str) {
+        if let Some(test) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.found.push(Failure { test: test.to_owned(), said: String::new() });
+            self.wanted = 0;
+            return;
+        }
+        let Some(failure) = self.found.last_mut() else { return };
+        if failure.said.is_empty() && line.starts_with("thread '") && line.contains(" panicked at ") {
+            self.wanted = REPEATED_LINES;
+        }
+        let at_end = line.is_empty() || line.starts_with("stack backtrace:") || line.starts_with("note: ");
+        self.wanted = if at_end { 0 } else { self.wanted };
+        if self.wanted > 0 {
+            failure.said.extend(line.chars().take(REPEATED_WIDTH).chain(['\n']));
+            self.wanted -= 1;
+        }
+    }
+}
+
+fn print_failures(failures: &[Failure]) {
+    if failures.is_empty() {
+        return;
+    }
+    println!("== what failed");
+    for Failure { test, said } in failures {
+        println!("{test}\n{}", said.trim_end());
+    }
 }
 
 fn print_times(times: &[(&str, f64)]) {
@@ -177,6 +250,18 @@ mod tests {
         assert_eq!(parse_seed("7").unwrap(), 7);
         assert_ne!(parse_seed("random").unwrap(), parse_seed("random").unwrap());
         assert!(parse_seed("seven").unwrap_err().to_string().contains("`seven`"));
+    }
+
+    #[test]
+    fn failures_are_found_among_what_agents_log() {
+        let output = "running 2 tests\n\nfailures:\n\n---- a::b stdout ----\n\nthread 'a::b' (7) panicked at src/x.rs:1:\n\
+                      left: 1\nstack backtrace:\n   0: core\n\n--- agent-a.err\n  thread 'x' is busy\n\
+                      ---- c stdout ----\nnothing\n";
+        let mut failures = Failures::default();
+        output.lines().for_each(|line| failures.read(line));
+        let failure = |test: &str, said: &str| Failure { test: test.to_owned(), said: said.to_owned() };
+        let first = failure("a::b", "thread 'a::b' (7) panicked at src/x.rs:1:\nleft: 1\n");
+        assert_eq!(failures.found, [first, failure("c", "")]);
     }
 
     #[test]

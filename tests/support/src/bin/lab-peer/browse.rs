@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, TE, UPGRADE};
 use hyper::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -129,10 +129,13 @@ impl Sender {
         }
     }
 
-    async fn send(&mut self, request: Request<Outgoing>) -> hyper::Result<Response<Incoming>> {
+    async fn send(
+        &mut self,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
         match self {
-            Self::H1(sender) => sender.send_request(request).await,
-            Self::H2(sender) => sender.send_request(request).await,
+            Self::H1(sender) => sender.try_send_request(request).await,
+            Self::H2(sender) => sender.try_send_request(request).await,
         }
     }
 }
@@ -204,16 +207,35 @@ struct Answer {
     trailers: HeaderMap,
 }
 
-async fn exchange(args: &HttpArgs, sender: &mut Option<Sender>) -> Result<Answer> {
-    let usable = match sender {
-        Some(sender) => sender.ready().await,
-        None => false,
-    };
-    if !usable {
-        *sender = Some(Sender::open(args).await?);
+/// Sends a request. As every HTTP client does, it takes another connection when the server said goodbye (GOAWAY)
+/// before any of the request was sent (RFC 9113, 6.8): the server cannot prevent that the two cross.
+async fn send(args: &HttpArgs, sender: &mut Option<Sender>) -> Result<Response<Incoming>> {
+    let mut request = request(args)?;
+    loop {
+        let usable = match sender {
+            Some(sender) => sender.ready().await,
+            None => false,
+        };
+        let mut open = match sender.take() {
+            Some(open) if usable => open,
+            _ => Sender::open(args).await?,
+        };
+        let mut error = match open.send(request).await {
+            Ok(response) => {
+                *sender = Some(open);
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        request = match error.take_message() {
+            Some(unsent) if usable => unsent,
+            _ => return Err(error.into_error().into()),
+        };
     }
-    let sender = sender.as_mut().context("a connection was just made")?;
-    let response = sender.send(request(args)?).await?;
+}
+
+async fn exchange(args: &HttpArgs, sender: &mut Option<Sender>) -> Result<Answer> {
+    let response = send(args, sender).await?;
     if let Some(text) = &args.upgrade {
         return converse(response, text).await;
     }
