@@ -1,6 +1,6 @@
 //! The test's end of a puppet.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -122,6 +122,20 @@ impl Puppet {
         let opened = self.try_connect(Connect::to(to));
         assert!(opened.is_ok(), "{to} cannot be reached: {opened:?}");
         opened.expect("it was just checked")
+    }
+
+    /// Opens a connection that is reset before it brings a byte. Where the reset comes even before the connection is
+    /// seen as open there is nothing to ask about, and another one is opened.
+    pub fn connect_in_vain(&mut self, to: SocketAddr) -> Connection {
+        loop {
+            match self.try_connect(Connect::to(to)) {
+                Ok(connection) => {
+                    assert_eq!(self.receive(connection, 1), (Vec::new(), End::Reset), "{to}");
+                    return connection;
+                }
+                Err(failure) => assert!(failure.is(ErrorKind::ConnectionReset), "{to}: {failure:?}"),
+            }
+        }
     }
 
     /// Sends bytes.
