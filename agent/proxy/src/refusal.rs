@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use weft_core::ObjectRef;
 use weft_core::decide::{AuthorizationOutcome, InboundDecision, Verdict};
-use weft_telemetry::Metrics;
+use weft_telemetry::{LogText, Metrics};
 
 /// Why policy does not let a connection in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,21 +43,11 @@ impl Refusal {
 pub(crate) fn policy_id(decision: &InboundDecision) -> Option<String> {
     let authorization = &decision.authorization;
     if let Some(object) = &authorization.object {
-        return Some(policy_name(object, authorization.rule));
+        return Some(LogText::Policy(object, authorization.rule).to_string());
     }
     let would_deny = authorization.dry_run.iter().find(|dry| dry.outcome == AuthorizationOutcome::Deny);
     let dry = would_deny.or(authorization.dry_run.first())?;
     Some(format!("dry-run:ns[{}]-policy[{}]", dry.object.namespace, dry.object.name))
-}
-
-/// `ns[NS]-policy[NAME]-rule[I]` (AP-23).
-pub(crate) fn policy_name(object: &ObjectRef, rule: Option<usize>) -> String {
-    let mut id = format!("ns[{}]-policy[{}]", object.namespace, object.name);
-    if let Some(rule) = rule {
-        // Writing to a String cannot fail.
-        let _ = write!(id, "-rule[{rule}]");
-    }
-    id
 }
 
 /// What dry-run policies would have answered (AP-18): each with its id.
@@ -89,6 +78,7 @@ pub(crate) fn audit(metrics: &Metrics, decision: &InboundDecision) -> Option<Str
 
 #[cfg(test)]
 mod tests {
+    use weft_core::ObjectRef;
     use weft_core::decide::{AuthorizationDecision, DryRun};
     use weft_core::resource::{Kind, MtlsMode};
     use weft_core::snapshot::EffectiveMode;

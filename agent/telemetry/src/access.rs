@@ -1,6 +1,7 @@
 //! One line for each connection or request, at its end (ruling 18).
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
@@ -9,7 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
+use serde::{Serialize, Serializer};
+use weft_core::ObjectRef;
 use weft_core::access_format::AccessFormat;
+use weft_core::resource::NamespacedName;
 
 use crate::custom::WantedHeaders;
 use crate::format::{self, Fields};
@@ -21,8 +26,9 @@ const RESERVE: usize = 2_048;
 /// Bytes that wait to be written before ordinary lines are lost; failures have a quarter more. Applications choose
 /// what their paths and headers say, so that a number of lines alone is no limit.
 const QUEUE_BYTES: usize = 8 << 20;
-/// Lines that are written with one system call.
+/// Lines that are written with one system call, and their bytes: fewer lines where these are reached.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 64 << 10;
 /// How long fewer wait for more.
 const GATHER: Duration = Duration::from_millis(10);
 
@@ -46,9 +52,36 @@ pub struct NotedHeaders {
     pub response: Vec<(Arc<str>, String)>,
 }
 
-impl NotedHeaders {
-    fn bytes(&self) -> usize {
-        self.request.iter().chain(&self.response).map(|(_, value)| value.len()).sum()
+/// A text that is put together only where it is printed.
+#[derive(Debug, Clone, Copy)]
+pub enum LogText<'a> {
+    /// This one.
+    Plain(&'a str),
+    /// `namespace/name`.
+    Object(&'a NamespacedName),
+    /// `inbound|PORT||` (L-4).
+    InboundPort(u16),
+    /// `ns[NS]-policy[NAME]-rule[I]` (AP-23).
+    Policy(&'a ObjectRef, Option<usize>),
+}
+
+impl fmt::Display for LogText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(text) => f.write_str(text),
+            Self::Object(name) => name.fmt(f),
+            Self::InboundPort(port) => write!(f, "inbound|{port}||"),
+            Self::Policy(ObjectRef { namespace, name, .. }, rule) => {
+                write!(f, "ns[{namespace}]-policy[{name}]")?;
+                rule.map_or(Ok(()), |rule| write!(f, "-rule[{rule}]"))
+            }
+        }
+    }
+}
+
+impl Serialize for LogText<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -115,7 +148,7 @@ impl ConnectionLog {
 
 /// Everything that a line about a request may say (L-2, L-3). Absent facts are `None` and print as `-`.
 #[derive(Debug, Clone)]
-pub struct RequestLog {
+pub struct RequestLog<'a> {
     /// When its first byte came.
     pub start: SystemTime,
     /// From there to the answer's last byte.
@@ -123,9 +156,9 @@ pub struct RequestLog {
     /// Which side speaks.
     pub direction: Direction,
     /// The method.
-    pub method: String,
+    pub method: &'a str,
     /// Path and query as the client sent them.
-    pub path: String,
+    pub path: &'a str,
     /// `HTTP/1.1`, `HTTP/2`.
     pub protocol: &'static str,
     /// 0 where the client got no answer.
@@ -133,11 +166,11 @@ pub struct RequestLog {
     /// Envoy's response flags (H-16).
     pub flags: &'static str,
     /// `response_code_details`: `via_upstream`, `route_not_found`, ….
-    pub response_code_details: Option<Cow<'static, str>>,
+    pub response_code_details: Option<&'a str>,
     /// `connection_termination_details`.
-    pub termination_details: Option<String>,
+    pub termination_details: Option<&'a str>,
     /// `upstream_transport_failure_reason`, for people.
-    pub transport_failure: Option<String>,
+    pub transport_failure: Option<&'a str>,
     /// Bytes of the request's body.
     pub bytes_received: u64,
     /// Bytes of the answer's body.
@@ -145,17 +178,17 @@ pub struct RequestLog {
     /// From the request's last byte to the answer's head.
     pub upstream_service_time: Option<Duration>,
     /// The header.
-    pub x_forwarded_for: Option<String>,
+    pub x_forwarded_for: Option<Cow<'a, str>>,
     /// The header.
-    pub user_agent: Option<String>,
+    pub user_agent: Option<Cow<'a, str>>,
     /// `x-request-id`.
-    pub request_id: Option<String>,
+    pub request_id: Option<Cow<'a, str>>,
     /// Host or `:authority` as the client sent it.
-    pub authority: Option<String>,
+    pub authority: Option<Cow<'a, str>>,
     /// The endpoint that it went to.
     pub upstream_host: Option<SocketAddr>,
     /// L-4.
-    pub upstream_cluster: Option<Arc<str>>,
+    pub upstream_cluster: Option<LogText<'a>>,
     /// From which address.
     pub upstream_local: Option<SocketAddr>,
     /// What the connection was addressed to.
@@ -163,125 +196,122 @@ pub struct RequestLog {
     /// Who opened it.
     pub downstream_remote: SocketAddr,
     /// SNI.
-    pub requested_server_name: Option<String>,
+    pub requested_server_name: Option<&'a str>,
     /// `default`, `allow_any`, `block_all`, or the rule's name (L-4, V-14).
-    pub route_name: Option<Arc<str>>,
+    pub route_name: Option<&'a str>,
     /// `node`, `hbone`, `plaintext`, `passthrough`.
     pub mesh_path: &'static str,
     /// `spiffe://…`.
-    pub source_principal: Option<Arc<str>>,
+    pub source_principal: Option<&'a str>,
     /// `spiffe://…`.
-    pub destination_principal: Option<Arc<str>>,
+    pub destination_principal: Option<&'a str>,
     /// Pod `namespace/name`, where it is known.
-    pub source_pod: Option<String>,
+    pub source_pod: Option<LogText<'a>>,
     /// Pod `namespace/name`, where it is known.
-    pub destination_pod: Option<String>,
+    pub destination_pod: Option<LogText<'a>>,
     /// The policy that decided.
-    pub policy: Option<String>,
+    pub policy: Option<LogText<'a>>,
     /// The gRPC status, where the caller speaks gRPC.
     pub grpc_status: Option<u8>,
     /// What [`AccessLog::wanted_headers`] asks for.
-    pub headers: Option<Box<NotedHeaders>>,
+    pub headers: Option<&'a NotedHeaders>,
     /// The AUDIT policies that matched, with a comma between them: the line is written even where no access log was
     /// asked for.
-    pub audit: Option<String>,
+    pub audit: Option<&'a str>,
     /// The mesh refused it: written even where no access log was asked for. Envoy has no flag for that.
     pub refused: bool,
 }
 
-impl RequestLog {
+impl RequestLog<'_> {
     /// Whether the line is written even where no access log was asked for, and has room of its own: refusals and
     /// failures.
     pub fn is_failure(&self) -> bool {
         self.refused || self.flags != "-"
     }
+}
 
-    /// What peers chose the length of.
-    fn texts(&self) -> usize {
-        let optional = [
-            &self.x_forwarded_for,
-            &self.user_agent,
-            &self.request_id,
-            &self.authority,
-            &self.requested_server_name,
-            &self.transport_failure,
-        ];
-        let optional: usize = optional.into_iter().flatten().map(String::len).sum();
-        let headers = self.headers.as_ref().map_or(0, |headers| headers.bytes());
-        self.method.len() + self.path.len() + optional + headers
+/// Lines that are written together.
+#[derive(Debug, Default)]
+struct Batch {
+    text: String,
+    lines: usize,
+}
+
+impl Batch {
+    fn is_full(&self) -> bool {
+        self.lines >= BATCH || self.text.len() >= BATCH_BYTES
     }
 }
 
 /// What waits to be written.
-#[derive(Debug)]
-enum Line {
-    Connection(Box<ConnectionLog>),
-    Request(Box<RequestLog>),
-}
-
-impl Line {
-    fn is_failure(&self) -> bool {
-        match self {
-            Self::Connection(line) => line.is_failure(),
-            Self::Request(line) => line.is_failure(),
-        }
-    }
-
-    fn is_audited(&self) -> bool {
-        match self {
-            Self::Connection(line) => line.audit.is_some(),
-            Self::Request(line) => line.audit.is_some(),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Connection(_) => size_of::<ConnectionLog>(),
-            Self::Request(line) => size_of::<RequestLog>() + line.texts(),
-        }
-    }
-
-    fn format(&self, format: &AccessLogFormat, out: &mut String) {
-        match self {
-            Self::Connection(line) => format::line(&Fields::of_connection(line), format, out),
-            Self::Request(line) => format::line(&Fields::of_request(line), format, out),
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Queue {
-    lines: VecDeque<Line>,
+    batches: VecDeque<Batch>,
+    /// Of all batches.
+    lines: usize,
     bytes: usize,
+    /// Emptied memory for the next batch.
+    spare: String,
     /// The writer has taken lines that it has not finished writing.
     writing: bool,
     /// No handle is left: write what there is, then end.
     closed: bool,
 }
 
-/// What handles and writer share. The lock is held for a push or a swap, never while lines are formatted or
-/// written; a channel would not let failures have room of their own.
+impl Queue {
+    fn add(&mut self, line: &str) {
+        if self.batches.back().is_none_or(Batch::is_full) {
+            let text = std::mem::take(&mut self.spare);
+            self.batches.push_back(Batch { text, lines: 0 });
+        }
+        if let Some(batch) = self.batches.back_mut() {
+            batch.text.push_str(line);
+            batch.lines += 1;
+        }
+        self.lines += 1;
+        self.bytes += line.len();
+    }
+
+    fn next(&mut self) -> Option<Batch> {
+        let batch = self.batches.pop_front()?;
+        self.lines -= batch.lines;
+        self.bytes -= batch.text.len();
+        Some(batch)
+    }
+}
+
+/// How lines are written.
+#[derive(Debug)]
+struct Settings {
+    format: AccessLogFormat,
+    headers: Option<Arc<WantedHeaders>>,
+}
+
+impl Settings {
+    fn new(format: AccessLogFormat) -> Arc<Self> {
+        let headers = match &format {
+            AccessLogFormat::Text | AccessLogFormat::Json => None,
+            AccessLogFormat::Custom(format) => WantedHeaders::of(format),
+        };
+        Arc::new(Self { format, headers: headers.map(Arc::new) })
+    }
+}
+
+/// What handles and writer share. The lock is held for a copy of one line or to take a batch, never while lines are
+/// formatted or written; a channel would not let failures have room of their own.
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     written: Condvar,
     everything: AtomicBool,
-    /// Locked by the writer once for each batch.
-    format: Mutex<AccessLogFormat>,
-    /// Whether `headers` holds any, to ask without the lock.
-    wants_headers: AtomicBool,
-    headers: Mutex<Option<Arc<WantedHeaders>>>,
+    settings: ArcSwap<Settings>,
     lost: AtomicU64,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn format(&self) -> AccessLogFormat {
-        self.format.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -323,9 +353,7 @@ impl AccessLog {
             changed: Condvar::new(),
             written: Condvar::new(),
             everything: AtomicBool::new(false),
-            format: Mutex::new(AccessLogFormat::Text),
-            wants_headers: AtomicBool::new(false),
-            headers: Mutex::default(),
+            settings: ArcSwap::new(Settings::new(AccessLogFormat::Text)),
             lost: AtomicU64::new(0),
         });
         let theirs = shared.clone();
@@ -341,23 +369,13 @@ impl AccessLog {
     /// Writes only failures and what is audited, or everything, in a format. Takes effect at once.
     pub fn configure(&self, everything: bool, format: AccessLogFormat) {
         let shared = &self.handle.shared;
+        shared.settings.store(Settings::new(format));
         shared.everything.store(everything, Ordering::Relaxed);
-        let headers = match &format {
-            AccessLogFormat::Text | AccessLogFormat::Json => None,
-            AccessLogFormat::Custom(format) => WantedHeaders::of(format),
-        };
-        shared.wants_headers.store(headers.is_some(), Ordering::Relaxed);
-        *shared.headers.lock().unwrap_or_else(PoisonError::into_inner) = headers.map(Arc::new);
-        *shared.format.lock().unwrap_or_else(PoisonError::into_inner) = format;
     }
 
     /// Headers that the format prints and that lines have to bring along.
     pub fn wanted_headers(&self) -> Option<Arc<WantedHeaders>> {
-        let shared = &self.handle.shared;
-        if !shared.wants_headers.load(Ordering::Relaxed) {
-            return None;
-        }
-        shared.headers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.handle.shared.settings.load().headers.clone()
     }
 
     /// Whether lines of ordinary connections are written at all, so that the caller need not make them.
@@ -367,33 +385,48 @@ impl AccessLog {
 
     /// Queues a line about a connection. Failures are kept when the queue is full as long as there is room for them.
     pub fn write(&self, line: ConnectionLog) {
-        self.queue(Line::Connection(Box::new(line)));
+        let failure = line.is_failure();
+        if failure || line.audit.is_some() || self.wants_everything() {
+            self.queue(&Fields::of_connection(&line), failure);
+        }
     }
 
     /// Queues a line about a request, by the same rules.
-    pub fn request(&self, line: RequestLog) {
-        self.queue(Line::Request(Box::new(line)));
+    pub fn request(&self, line: &RequestLog<'_>) {
+        let failure = line.is_failure();
+        if failure || line.audit.is_some() || self.wants_everything() {
+            self.queue(&Fields::of_request(line), failure);
+        }
     }
 
-    fn queue(&self, line: Line) {
-        let shared = &self.handle.shared;
-        let failure = line.is_failure();
-        if !failure && !line.is_audited() && !self.wants_everything() {
-            return;
+    /// Puts a line into words here and now: it is shorter than what it is made of, and its facts need not be copied.
+    fn queue(&self, fields: &Fields<'_>, failure: bool) {
+        thread_local! {
+            static LINE: RefCell<String> = const { RefCell::new(String::new()) };
         }
+        LINE.with_borrow_mut(|line| {
+            format::line(fields, &self.handle.shared.settings.load().format, line);
+            self.push(line, failure);
+            line.clear();
+            // What one long line needed is not kept for all time.
+            line.shrink_to(BATCH_BYTES);
+        });
+    }
+
+    fn push(&self, line: &str, failure: bool) {
+        let shared = &self.handle.shared;
         let mut queue = shared.lock();
         let (room, bytes) =
             if failure { (QUEUE + RESERVE, QUEUE_BYTES / 4 * 5) } else { (QUEUE, QUEUE_BYTES) };
-        if queue.closed || queue.lines.len() >= room || queue.bytes >= bytes {
+        if queue.closed || queue.lines >= room || queue.bytes >= bytes {
             drop(queue);
             shared.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        queue.bytes += line.bytes();
-        queue.lines.push_back(line);
+        queue.add(line);
         // The writer sleeps only when it found nothing, or until a batch is whole: one system call for a batch, not for
         // a line.
-        let wake = (queue.lines.len() == 1 && !queue.writing) || queue.lines.len() == BATCH;
+        let wake = (queue.lines == 1 && !queue.writing) || queue.lines == BATCH;
         drop(queue);
         if wake {
             shared.changed.notify_one();
@@ -409,43 +442,38 @@ impl AccessLog {
     pub fn flush(&self, limit: Duration) {
         let shared = &self.handle.shared;
         let queue = shared.lock();
-        let busy = |queue: &mut Queue| !queue.closed && (queue.writing || !queue.lines.is_empty());
+        let busy = |queue: &mut Queue| !queue.closed && (queue.writing || queue.lines > 0);
         drop(shared.written.wait_timeout_while(queue, limit, busy));
     }
 }
 
 /// The writer's thread.
 fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
-    let mut buffer = String::new();
-    loop {
-        let lines = take(shared);
-        if lines.is_empty() {
-            return;
+    let mut written = String::new();
+    while let Some(Batch { text, lines }) = take(shared, written) {
+        if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+            shared.lost.fetch_add(lines as u64, Ordering::Relaxed);
         }
-        let format = shared.format();
-        buffer.clear();
-        lines.iter().for_each(|line| line.format(&format, &mut buffer));
-        if output.write_all(buffer.as_bytes()).and_then(|()| output.flush()).is_err() {
-            shared.lost.fetch_add(lines.len() as u64, Ordering::Relaxed);
-        }
+        written = text;
     }
 }
 
-/// Waits for lines and takes a batch; an empty batch means the end.
-fn take(shared: &Shared) -> Vec<Line> {
+/// Waits for lines and takes a batch; none means the end. The memory of what was `written` before is used again.
+fn take(shared: &Shared, mut written: String) -> Option<Batch> {
+    written.clear();
+    written.shrink_to(2 * BATCH_BYTES);
     let mut queue = shared.lock();
+    queue.spare = written;
     queue.writing = false;
-    if queue.lines.is_empty() {
+    if queue.lines == 0 {
         shared.written.notify_all();
     }
-    let idle = |queue: &mut Queue| queue.lines.is_empty() && !queue.closed;
+    let idle = |queue: &mut Queue| queue.lines == 0 && !queue.closed;
     queue = shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
     queue = gather(shared, queue);
-    let count = queue.lines.len().min(BATCH);
-    queue.writing = count > 0;
-    let lines: Vec<Line> = queue.lines.drain(..count).collect();
-    queue.bytes -= lines.iter().map(Line::bytes).sum::<usize>();
-    lines
+    let batch = queue.next();
+    queue.writing = batch.is_some();
+    batch
 }
 
 /// Lets lines come together before the first one is written. Waking a thread costs the connection that does it more than
@@ -453,7 +481,7 @@ fn take(shared: &Shared) -> Vec<Line> {
 fn gather<'a>(shared: &Shared, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
     // Nobody need wake us meanwhile but for the end and a batch that is whole.
     queue.writing = true;
-    let few = |queue: &mut Queue| queue.lines.len() < BATCH && !queue.closed;
+    let few = |queue: &mut Queue| queue.lines < BATCH && !queue.closed;
     let waited = shared.changed.wait_timeout_while(queue, GATHER, few);
     waited.unwrap_or_else(PoisonError::into_inner).0
 }

@@ -1,6 +1,7 @@
 use std::sync::mpsc;
 
 use proptest::prelude::*;
+use weft_core::resource::Kind;
 
 use super::*;
 
@@ -79,7 +80,7 @@ fn pipe() -> (AccessLog, mpsc::Receiver<Vec<u8>>) {
 fn rendered(format: AccessLogFormat) -> String {
     let mut out = String::new();
     for entry in [line(), denied(), unidentified()] {
-        Line::Connection(Box::new(entry)).format(&format, &mut out);
+        format::line(&Fields::of_connection(&entry), &format, &mut out);
     }
     out
 }
@@ -139,30 +140,31 @@ fn an_output_that_fails_counts_as_loss() {
 proptest! {
     #[test]
     fn nothing_breaks_out_of_its_line(details in "\\PC*|[\"\\\\\n\r\t\u{85} ]{1,20}") {
-        let entry = Line::Connection(Box::new(ConnectionLog { details: Some(details.clone()), ..denied() }));
+        let entry = ConnectionLog { details: Some(details.clone()), ..denied() };
+        let fields = Fields::of_connection(&entry);
         for format in [AccessLogFormat::Text, AccessLogFormat::Json] {
             let mut out = String::new();
-            entry.format(&format, &mut out);
+            format::line(&fields, &format, &mut out);
             prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
         }
         let mut out = String::new();
-        entry.format(&AccessLogFormat::Json, &mut out);
+        format::line(&fields, &AccessLogFormat::Json, &mut out);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["upstream_transport_failure_reason"].as_str(), Some(details.as_str()));
     }
 }
 
-pub(crate) fn request() -> RequestLog {
+pub(crate) fn request() -> RequestLog<'static> {
     RequestLog {
         start: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_123),
         duration: Duration::from_micros(7_003_999),
         direction: Direction::Outbound,
-        method: "GET".into(),
-        path: "/reviews/0?full=1".into(),
+        method: "GET",
+        path: "/reviews/0?full=1",
         protocol: "HTTP/1.1",
         response_code: 200,
         flags: "-",
-        response_code_details: Some("via_upstream".into()),
+        response_code_details: Some("via_upstream"),
         termination_details: None,
         transport_failure: None,
         bytes_received: 0,
@@ -173,17 +175,17 @@ pub(crate) fn request() -> RequestLog {
         request_id: Some("cb3e4a38-0d5a-9e5c-8f8e-7c9b9b7b3f10".into()),
         authority: Some("reviews:9080".into()),
         upstream_host: Some("10.8.1.9:9080".parse().unwrap()),
-        upstream_cluster: Some("outbound|9080|v2|reviews.books.svc.cluster.local".into()),
+        upstream_cluster: Some(LogText::Plain("outbound|9080|v2|reviews.books.svc.cluster.local")),
         upstream_local: Some("10.8.0.5:41234".parse().unwrap()),
         downstream_local: "10.96.0.7:9080".parse().unwrap(),
         downstream_remote: "10.8.0.5:41232".parse().unwrap(),
         requested_server_name: None,
-        route_name: Some("default".into()),
+        route_name: Some("default"),
         mesh_path: "hbone",
-        source_principal: Some("spiffe://cluster.local/ns/books/sa/productpage".into()),
-        destination_principal: Some("spiffe://cluster.local/ns/books/sa/reviews".into()),
-        source_pod: Some("books/productpage-1".into()),
-        destination_pod: Some("books/reviews-v2-1".into()),
+        source_principal: Some("spiffe://cluster.local/ns/books/sa/productpage"),
+        destination_principal: Some("spiffe://cluster.local/ns/books/sa/reviews"),
+        source_pod: Some(LogText::Plain("books/productpage-1")),
+        destination_pod: Some(LogText::Plain("books/reviews-v2-1")),
         policy: None,
         audit: None,
         grpc_status: None,
@@ -192,19 +194,17 @@ pub(crate) fn request() -> RequestLog {
     }
 }
 
-fn forbidden() -> RequestLog {
+fn forbidden() -> RequestLog<'static> {
     RequestLog {
         direction: Direction::Inbound,
         response_code: 403,
-        response_code_details: Some(
-            "rbac_access_denied_matched_policy[ns[books]-policy[no-posts]-rule[0]]".into(),
-        ),
+        response_code_details: Some("rbac_access_denied_matched_policy[ns[books]-policy[no-posts]-rule[0]]"),
         upstream_host: None,
         upstream_local: None,
         upstream_service_time: None,
-        upstream_cluster: Some("inbound|9080||".into()),
+        upstream_cluster: Some(LogText::Plain("inbound|9080||")),
         user_agent: None,
-        policy: Some("ns[books]-policy[no-posts]-rule[0]".into()),
+        policy: Some(LogText::Plain("ns[books]-policy[no-posts]-rule[0]")),
         refused: true,
         ..request()
     }
@@ -214,14 +214,14 @@ fn rendered_requests(format: AccessLogFormat) -> String {
     let timeout = RequestLog {
         response_code: 504,
         flags: "UT",
-        response_code_details: Some("response_timeout".into()),
+        response_code_details: Some("response_timeout"),
         upstream_service_time: None,
         x_forwarded_for: Some("192.0.2.1, \"x\"\n".into()),
         ..request()
     };
     let mut out = String::new();
     for entry in [request(), forbidden(), timeout] {
-        Line::Request(Box::new(entry)).format(&format, &mut out);
+        format::line(&Fields::of_request(&entry), &format, &mut out);
     }
     out
 }
@@ -239,13 +239,13 @@ fn json_of_requests_has_istios_keys_and_ours() {
 #[test]
 fn refused_requests_are_written_always_and_others_where_asked_for() {
     let (log, receiver) = pipe();
-    log.request(request());
-    log.request(forbidden());
+    log.request(&request());
+    log.request(&forbidden());
     let first = String::from_utf8(receiver.recv_timeout(LIMIT).unwrap()).unwrap();
     assert_eq!(first.lines().count(), 1);
     assert!(first.contains("rbac_access_denied"), "{first}");
     log.configure(true, AccessLogFormat::Text);
-    log.request(request());
+    log.request(&request());
     let second = String::from_utf8(receiver.recv_timeout(LIMIT).unwrap()).unwrap();
     assert!(second.contains("via_upstream"), "{second}");
 }
@@ -254,10 +254,10 @@ fn refused_requests_are_written_always_and_others_where_asked_for() {
 fn audited_lines_are_written_and_name_the_policies() {
     let (log, receiver) = pipe();
     log.configure(false, AccessLogFormat::Json);
-    log.request(request());
-    let audit = Some("ns[books]-policy[watch]-rule[0]".to_owned());
-    log.request(RequestLog { audit: audit.clone(), ..request() });
-    log.write(ConnectionLog { audit, ..line() });
+    log.request(&request());
+    let audit = "ns[books]-policy[watch]-rule[0]";
+    log.request(&RequestLog { audit: Some(audit), ..request() });
+    log.write(ConnectionLog { audit: Some(audit.to_owned()), ..line() });
     drop(log);
     let text: String =
         receiver.iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect::<Vec<_>>().concat();
@@ -267,17 +267,48 @@ fn audited_lines_are_written_and_name_the_policies() {
 }
 
 #[test]
+fn texts_are_put_together_where_they_are_printed() {
+    let (pod, policy) =
+        (NamespacedName::new("shop", "cart-1"), ObjectRef::new(Kind::AuthorizationPolicy, "shop", "p"));
+    for (text, expected) in [
+        (LogText::Plain("as it is"), "as it is"),
+        (LogText::Object(&pod), "shop/cart-1"),
+        (LogText::InboundPort(8080), "inbound|8080||"),
+        (LogText::Policy(&policy, None), "ns[shop]-policy[p]"),
+        (LogText::Policy(&policy, Some(3)), "ns[shop]-policy[p]-rule[3]"),
+    ] {
+        assert_eq!(text.to_string(), expected);
+    }
+}
+
+#[test]
+fn lines_of_all_sizes_come_out_whole_and_in_their_order() {
+    let (log, receiver) = pipe();
+    log.configure(true, AccessLogFormat::Text);
+    let sizes = (0..3 * BATCH).map(|at| if at % 7 == 0 { BATCH_BYTES } else { at });
+    let paths: Vec<String> = sizes.map(|size| format!("/{}", "x".repeat(size))).collect();
+    for path in &paths {
+        log.request(&RequestLog { path, ..request() });
+    }
+    assert_eq!(log.lost(), 0);
+    drop(log);
+    let text = String::from_utf8(receiver.iter().flatten().collect()).unwrap();
+    let written: Vec<&str> = text.lines().map(|line| line.split(' ').nth(2).unwrap()).collect();
+    assert_eq!(written, paths);
+}
+
+#[test]
 fn long_paths_do_not_grow_the_queue_beyond_its_bytes() {
     let (log, receiver) = pipe();
     log.configure(true, AccessLogFormat::Text);
     let path = "/".repeat(60 << 10);
     let fitting = QUEUE_BYTES / path.len() + 1;
     for _ in 0..fitting + BATCH + 10 {
-        log.request(RequestLog { path: path.clone(), ..request() });
+        log.request(&RequestLog { path: &path, ..request() });
     }
     assert!(log.lost() >= 9, "{}", log.lost());
     let lost = log.lost();
-    log.request(RequestLog { path: path.clone(), ..forbidden() });
+    log.request(&RequestLog { path: &path, ..forbidden() });
     assert_eq!(log.lost(), lost, "there is room for refusals");
     drop(log);
     assert!(receiver.iter().flatten().count() > 0);
@@ -286,13 +317,13 @@ fn long_paths_do_not_grow_the_queue_beyond_its_bytes() {
 proptest! {
     #[test]
     fn no_header_breaks_out_of_its_line(value in "\\PC*|[\"\\\\\n\r\t\u{85} ]{1,20}") {
-        let entry = RequestLog { path: value.clone(), user_agent: Some(value.clone()), ..forbidden() };
-        let line = Line::Request(Box::new(entry));
+        let entry = RequestLog { path: &value, user_agent: Some(value.as_str().into()), ..forbidden() };
+        let fields = Fields::of_request(&entry);
         let mut out = String::new();
-        line.format(&AccessLogFormat::Text, &mut out);
+        format::line(&fields, &AccessLogFormat::Text, &mut out);
         prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
         out.clear();
-        line.format(&AccessLogFormat::Json, &mut out);
+        format::line(&fields, &AccessLogFormat::Json, &mut out);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["user_agent"].as_str(), Some(value.as_str()));
         prop_assert_eq!(json["path"].as_str(), Some(value.as_str()));

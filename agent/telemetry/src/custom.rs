@@ -158,7 +158,9 @@ fn printed<'a>(fields: &'a Fields<'_>, operator: &Operator) -> Printed<'a> {
         Operator::BytesSent => Printed::Number(fields.bytes_sent.into()),
         Operator::Duration => Printed::Number(fields.duration.as_millis()),
         Operator::UpstreamHost(piece) => address(fields.upstream_host, *piece),
-        Operator::UpstreamCluster => Printed::text(fields.upstream_cluster),
+        Operator::UpstreamCluster => fields
+            .upstream_cluster
+            .map_or(Printed::Nothing, |cluster| Printed::Text(cluster.to_string().into())),
         Operator::UpstreamLocal(piece) => address(fields.upstream_local_address, *piece),
         Operator::DownstreamLocal(piece) => address(Some(fields.downstream_local_address), *piece),
         Operator::DownstreamRemote(piece) => address(Some(fields.downstream_remote_address), *piece),
@@ -220,7 +222,11 @@ fn address<'a>(address: Option<SocketAddr>, piece: Piece) -> Printed<'a> {
 
 /// `%START_TIME%`: a time in a form of `strftime` with Envoy's additions, or in the usual one.
 pub fn time(start: SystemTime, format: Option<&str>) -> String {
-    let Some(format) = format else { return start_time(start) };
+    let Some(format) = format else {
+        let mut text = String::new();
+        start_time(start, &mut text);
+        return text;
+    };
     // Envoy's own seconds with a number of digits.
     let format = (1..=9).fold(format.to_owned(), |format, digits| {
         format.replace(&format!("%E{digits}S"), &format!("%S.%{digits}f"))

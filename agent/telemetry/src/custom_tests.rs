@@ -9,11 +9,12 @@ fn compiled(format: &str) -> AccessFormat {
 
 fn line_of(format: &AccessFormat) -> String {
     let mut out = String::new();
-    let mut entry = request();
-    entry.headers = Some(Box::new(crate::access::NotedHeaders {
+    let headers = crate::access::NotedHeaders {
         request: vec![("x-team".into(), "blue \"one\"\nline".into())],
         response: vec![("server".into(), "shop".into())],
-    }));
+    };
+    let mut entry = request();
+    entry.headers = Some(&headers);
     line(&Fields::of_request(&entry), format, &mut out);
     out
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
-use crate::access::{AccessLogFormat, ConnectionLog, Direction, RequestLog};
+use crate::access::{AccessLogFormat, ConnectionLog, Direction, LogText, RequestLog};
 use crate::custom;
 
 /// Appends one line, its end included.
@@ -47,7 +47,7 @@ pub(crate) struct Fields<'a> {
     pub(crate) request_id: Option<&'a str>,
     pub(crate) authority: Option<&'a str>,
     pub(crate) upstream_host: Option<SocketAddr>,
-    pub(crate) upstream_cluster: Option<&'a str>,
+    pub(crate) upstream_cluster: Option<LogText<'a>>,
     pub(crate) upstream_local_address: Option<SocketAddr>,
     pub(crate) downstream_local_address: SocketAddr,
     pub(crate) downstream_remote_address: SocketAddr,
@@ -57,9 +57,9 @@ pub(crate) struct Fields<'a> {
     mesh_path: &'a str,
     pub(crate) source_principal: Option<&'a str>,
     pub(crate) destination_principal: Option<&'a str>,
-    source_pod: Option<&'a str>,
-    destination_pod: Option<&'a str>,
-    policy: Option<&'a str>,
+    source_pod: Option<LogText<'a>>,
+    destination_pod: Option<LogText<'a>>,
+    policy: Option<LogText<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<&'a str>,
     #[serde(skip)]
@@ -92,7 +92,7 @@ impl<'a> Fields<'a> {
             request_id: None,
             authority: None,
             upstream_host: entry.upstream_remote,
-            upstream_cluster: Some(&entry.upstream_cluster),
+            upstream_cluster: Some(LogText::Plain(&entry.upstream_cluster)),
             upstream_local_address: entry.upstream_local,
             downstream_local_address: entry.downstream_local,
             downstream_remote_address: entry.downstream_remote,
@@ -102,9 +102,9 @@ impl<'a> Fields<'a> {
             mesh_path: entry.path,
             source_principal: entry.source_principal.as_deref(),
             destination_principal: entry.destination_principal.as_deref(),
-            source_pod: entry.source_pod.as_deref(),
-            destination_pod: entry.destination_pod.as_deref(),
-            policy: entry.policy.as_deref(),
+            source_pod: entry.source_pod.as_deref().map(LogText::Plain),
+            destination_pod: entry.destination_pod.as_deref().map(LogText::Plain),
+            policy: entry.policy.as_deref().map(LogText::Plain),
             audit: entry.audit.as_deref(),
             grpc_status: None,
             request_headers: &[],
@@ -119,22 +119,25 @@ impl<'a> Fields<'a> {
 
     /// The name of the pod for which the line is.
     pub(crate) fn own_pod(&self) -> Option<&'a str> {
-        let pod = if self.is_inbound() { self.destination_pod } else { self.source_pod };
-        pod.map(|pod| pod.rsplit('/').next().unwrap_or(pod))
+        match if self.is_inbound() { self.destination_pod } else { self.source_pod }? {
+            LogText::Object(pod) => Some(&pod.name),
+            LogText::Plain(pod) => pod.rsplit('/').next(),
+            LogText::InboundPort(_) | LogText::Policy(..) => None,
+        }
     }
 
     /// Of a request.
-    pub(crate) fn of_request(entry: &'a RequestLog) -> Self {
+    pub(crate) fn of_request(entry: &'a RequestLog<'_>) -> Self {
         Self {
             start_time: entry.start,
-            method: Some(&entry.method),
-            path: Some(&entry.path),
+            method: Some(entry.method),
+            path: Some(entry.path),
             protocol: Some(entry.protocol),
             response_code: entry.response_code,
             response_flags: entry.flags,
-            response_code_details: entry.response_code_details.as_deref(),
-            connection_termination_details: entry.termination_details.as_deref().map(Cow::Borrowed),
-            upstream_transport_failure_reason: entry.transport_failure.as_deref(),
+            response_code_details: entry.response_code_details,
+            connection_termination_details: entry.termination_details.map(Cow::Borrowed),
+            upstream_transport_failure_reason: entry.transport_failure,
             bytes_received: entry.bytes_received,
             bytes_sent: entry.bytes_sent,
             duration: entry.duration,
@@ -144,23 +147,23 @@ impl<'a> Fields<'a> {
             request_id: entry.request_id.as_deref(),
             authority: entry.authority.as_deref(),
             upstream_host: entry.upstream_host,
-            upstream_cluster: entry.upstream_cluster.as_deref(),
+            upstream_cluster: entry.upstream_cluster,
             upstream_local_address: entry.upstream_local,
             downstream_local_address: entry.downstream_local,
             downstream_remote_address: entry.downstream_remote,
-            requested_server_name: entry.requested_server_name.as_deref(),
-            route_name: entry.route_name.as_deref(),
+            requested_server_name: entry.requested_server_name,
+            route_name: entry.route_name,
             direction: direction(entry.direction),
             mesh_path: entry.mesh_path,
-            source_principal: entry.source_principal.as_deref(),
-            destination_principal: entry.destination_principal.as_deref(),
-            source_pod: entry.source_pod.as_deref(),
-            destination_pod: entry.destination_pod.as_deref(),
-            policy: entry.policy.as_deref(),
-            audit: entry.audit.as_deref(),
+            source_principal: entry.source_principal,
+            destination_principal: entry.destination_principal,
+            source_pod: entry.source_pod,
+            destination_pod: entry.destination_pod,
+            policy: entry.policy,
+            audit: entry.audit,
             grpc_status: entry.grpc_status,
-            request_headers: entry.headers.as_ref().map_or(&[], |headers| &headers.request),
-            response_headers: entry.headers.as_ref().map_or(&[], |headers| &headers.response),
+            request_headers: entry.headers.map_or(&[], |headers| &headers.request),
+            response_headers: entry.headers.map_or(&[], |headers| &headers.response),
         }
     }
 }
@@ -181,27 +184,34 @@ fn termination(entry: &ConnectionLog) -> Option<String> {
 
 /// Istio's default text format (L-2). What peers chose is escaped, quoted or not: it must not look like another
 /// field.
+///
+/// Written with every request where the log is on, by hand: `write!` would cost several times as much.
 fn text(fields: &Fields<'_>, out: &mut String) {
     out.push('[');
-    out.push_str(&start_time(fields.start_time));
+    start_time(fields.start_time, out);
     out.push_str("] \"");
     escaped(fields.method, out);
     out.push(' ');
     escaped(fields.path, out);
-    // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        " {}\" {} {} {} {} \"",
-        fields.protocol.unwrap_or("-"),
-        fields.response_code,
-        fields.response_flags,
-        fields.response_code_details.unwrap_or("-"),
-        fields.connection_termination_details.as_deref().unwrap_or("-"),
-    );
+    out.push(' ');
+    out.push_str(fields.protocol.unwrap_or("-"));
+    out.push_str("\" ");
+    number(fields.response_code.into(), out);
+    let details = fields.response_code_details.unwrap_or("-");
+    let termination = fields.connection_termination_details.as_deref().unwrap_or("-");
+    for word in [fields.response_flags, details, termination] {
+        out.push(' ');
+        out.push_str(word);
+    }
+    out.push_str(" \"");
     escaped(fields.upstream_transport_failure_reason, out);
-    let duration = fields.duration.as_millis();
-    let _ = write!(out, "\" {} {} {duration} ", fields.bytes_received, fields.bytes_sent);
-    optional(fields.upstream_service_time.map(|time| time.as_millis()), out);
+    out.push('"');
+    let service_time = fields.upstream_service_time.map(milliseconds);
+    let numbers = [fields.bytes_received, fields.bytes_sent, milliseconds(fields.duration)];
+    for value in numbers.map(Some).into_iter().chain([service_time]) {
+        out.push(' ');
+        optional(value, number, out);
+    }
     for header in [fields.x_forwarded_for, fields.user_agent, fields.request_id, fields.authority] {
         out.push_str(" \"");
         escaped(header, out);
@@ -213,41 +223,98 @@ fn text(fields: &Fields<'_>, out: &mut String) {
 /// The end of the text format: upstream, addresses, SNI, route.
 fn addresses(fields: &Fields<'_>, out: &mut String) {
     out.push_str(" \"");
-    optional(fields.upstream_host, out);
-    let _ = write!(out, "\" {} ", fields.upstream_cluster.unwrap_or("-"));
-    optional(fields.upstream_local_address, out);
-    let _ = write!(out, " {} {} ", fields.downstream_local_address, fields.downstream_remote_address);
+    optional(fields.upstream_host, address, out);
+    out.push_str("\" ");
+    match fields.upstream_cluster {
+        Some(LogText::Plain(cluster)) => out.push_str(cluster),
+        // Writing to a String cannot fail.
+        Some(other) => _ = write!(out, "{other}"),
+        None => out.push('-'),
+    }
+    out.push(' ');
+    optional(fields.upstream_local_address, address, out);
+    for end in [fields.downstream_local_address, fields.downstream_remote_address] {
+        out.push(' ');
+        address(end, out);
+    }
+    out.push(' ');
     escaped(fields.requested_server_name, out);
-    let _ = write!(out, " {}", fields.route_name.unwrap_or("-"));
+    out.push(' ');
+    out.push_str(fields.route_name.unwrap_or("-"));
 }
 
 /// With milliseconds. Lines come one after the other: the second is put into words once for all of it.
-pub(crate) fn start_time(start: SystemTime) -> String {
+pub(crate) fn start_time(start: SystemTime, out: &mut String) {
     thread_local! {
         static SECOND: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
-    let Ok(since) = start.duration_since(UNIX_EPOCH) else { return "-".to_owned() };
+    let Ok(since) = start.duration_since(UNIX_EPOCH) else { return out.push('-') };
     SECOND.with_borrow_mut(|(of, words)| {
         if *of != since.as_secs() || words.is_empty() {
-            let Ok(time) = jiff::Timestamp::try_from(start) else { return "-".to_owned() };
+            let Ok(time) = jiff::Timestamp::try_from(start) else { return out.push('-') };
             (*of, *words) = (since.as_secs(), time.strftime("%Y-%m-%dT%H:%M:%S").to_string());
         }
-        format!("{words}.{:03}Z", since.subsec_millis())
-    })
+        out.push_str(words);
+        out.push('.');
+        for place in [100, 10, 1] {
+            number(u64::from(since.subsec_millis() / place % 10), out);
+        }
+        out.push('Z');
+    });
 }
 
-fn optional(value: Option<impl std::fmt::Display>, out: &mut String) {
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn optional<T>(value: Option<T>, print: impl FnOnce(T, &mut String), out: &mut String) {
     match value {
-        Some(value) => {
-            let _ = write!(out, "{value}");
-        }
+        Some(value) => print(value, out),
         None => out.push('-'),
     }
 }
 
+fn number(value: u64, out: &mut String) {
+    // 20 digits are the most that there can be.
+    let (mut digits, mut rest, mut from) = ([b'0'; 20], value, 20);
+    for digit in digits.iter_mut().rev() {
+        *digit += u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
+        from -= 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    let digits = digits.get(from..).unwrap_or_default();
+    out.push_str(std::str::from_utf8(digits).unwrap_or_default());
+}
+
+fn address(address: SocketAddr, out: &mut String) {
+    let SocketAddr::V4(address) = address else {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{address}");
+        return;
+    };
+    for (at, octet) in address.ip().octets().into_iter().enumerate() {
+        if at > 0 {
+            out.push('.');
+        }
+        number(octet.into(), out);
+    }
+    out.push(':');
+    number(address.port().into(), out);
+}
+
 /// Whatever a peer or an object's name put there, the line stays one line and its quotes stay balanced.
 pub(crate) fn escaped(text: Option<&str>, out: &mut String) {
-    for c in text.unwrap_or("-").chars() {
+    let text = text.unwrap_or("-");
+    // All bytes are looked at in any case, several at a time.
+    let is_plain = |byte: u8| (b' '..0x7F).contains(&byte) & (byte != b'"') & (byte != b'\\');
+    let plain = text.bytes().fold(true, |plain, byte| plain & is_plain(byte));
+    if plain {
+        return out.push_str(text);
+    }
+    for c in text.chars() {
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -258,7 +325,9 @@ pub(crate) fn escaped(text: Option<&str>, out: &mut String) {
 }
 
 fn as_time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&start_time(*time))
+    let mut text = String::new();
+    start_time(*time, &mut text);
+    serializer.serialize_str(&text)
 }
 
 fn as_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

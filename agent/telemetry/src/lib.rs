@@ -21,7 +21,7 @@ mod scrape;
 mod table;
 mod unknown_hosts;
 
-pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, NotedHeaders, RequestLog};
+pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, LogText, NotedHeaders, RequestLog};
 pub use cluster::{ClusterCounters, ClusterEvent};
 pub use custom::{WantedHeaders, time};
 pub use http::{RequestLabels, RequestProtocol, RequestSample, RequestSeries};

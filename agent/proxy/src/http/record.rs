@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, USER_AGENT};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
@@ -19,7 +20,8 @@ use weft_core::ObjectRef;
 use weft_core::hashing::FastMap;
 use weft_core::snapshot::Workload;
 use weft_telemetry::{
-    Direction, Metrics, NotedHeaders, Reporter, RequestLog, RequestProtocol, RequestSample, RequestSeries,
+    Direction, LogText, Metrics, NotedHeaders, Reporter, RequestLog, RequestProtocol, RequestSample,
+    RequestSeries,
 };
 
 use super::body::{Body, BodyError};
@@ -32,7 +34,6 @@ use super::traffic::Traffic;
 use super::upload::{Source, Upload};
 use crate::account::{Failure, Route};
 use crate::labels::{Ends, Service};
-use crate::refusal;
 use crate::worker::Worker;
 
 /// Series that a worker keeps at hand; beyond that it forgets all and begins again.
@@ -355,30 +356,26 @@ impl Record {
         self.worker.requests.get(metrics, &self.ends, (self.reporter, tls, self.protocol))
     }
 
-    fn line(&self, flags: &'static str, duration: Duration) -> RequestLog {
-        let text = |value: &Option<HeaderValue>| {
-            value.as_ref().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-        };
-        let pod = |pod: &Option<Arc<Workload>>| pod.as_ref().map(|pod| pod.key.to_string());
-        let [source, destination] = &self.pods;
-        // L-4; on the server's side both follow from the port, and need not be made for requests that leave no line.
-        let (cluster, route_name) = match self.reporter {
-            Reporter::Source => (self.cluster.clone(), self.route_name.clone()),
+    fn line(&self, flags: &'static str, duration: Duration) -> RequestLog<'_> {
+        let [source_pod, destination_pod] =
+            self.pods.each_ref().map(|pod| pod.as_ref().map(|pod| LogText::Object(&pod.key)));
+        let cluster = self.cluster.as_deref().map(LogText::Plain);
+        // L-4; on the server's side both follow from the port.
+        let (direction, cluster, route_name) = match self.reporter {
+            Reporter::Source => (Direction::Outbound, cluster, self.route_name.as_deref()),
             Reporter::Destination => {
-                let of_port = || format!("inbound|{}||", self.addresses.addressed.port()).into();
-                (Some(self.cluster.clone().unwrap_or_else(of_port)), Some("default".into()))
+                let of_port = LogText::InboundPort(self.addresses.addressed.port());
+                (Direction::Inbound, cluster.or(Some(of_port)), Some("default"))
             }
         };
-        let authority = self.head.uri.authority().map(ToString::to_string);
+        let allowed_by = self.allowed_by.as_ref().map(|(object, rule)| LogText::Policy(object, *rule));
+        let authority = self.head.uri.authority().map(|authority| Cow::Borrowed(authority.as_str()));
         RequestLog {
             start: self.start,
             duration,
-            direction: match self.reporter {
-                Reporter::Source => Direction::Outbound,
-                Reporter::Destination => Direction::Inbound,
-            },
-            method: self.head.method.to_string(),
-            path: self.head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            direction,
+            method: self.head.method.as_str(),
+            path: self.head.uri.path_and_query().map(PathAndQuery::as_str).unwrap_or_default(),
             protocol: match self.head.version {
                 Version::HTTP_2 => "HTTP/2",
                 Version::HTTP_10 => "HTTP/1.0",
@@ -386,16 +383,16 @@ impl Record {
             },
             response_code: self.status,
             flags,
-            response_code_details: (self.details != "-").then(|| self.details.clone()),
+            response_code_details: Some(&*self.details).filter(|details| *details != "-"),
             termination_details: None,
-            transport_failure: self.failure.clone(),
+            transport_failure: self.failure.as_deref(),
             bytes_received: self.of_body(Traffic::body),
             bytes_sent: self.sent.body(),
             upstream_service_time: self.service_time,
-            x_forwarded_for: text(&self.head.forwarded_for),
-            user_agent: text(&self.head.user_agent),
-            request_id: text(&self.head.request_id),
-            authority: authority.or_else(|| text(&self.head.authority)),
+            x_forwarded_for: self.head.forwarded_for.as_ref().map(text),
+            user_agent: self.head.user_agent.as_ref().map(text),
+            request_id: self.head.request_id.as_ref().map(text),
+            authority: authority.or_else(|| self.head.authority.as_ref().map(text)),
             upstream_host: self.upstream,
             upstream_cluster: cluster,
             upstream_local: None,
@@ -404,19 +401,21 @@ impl Record {
             requested_server_name: None,
             route_name,
             mesh_path: self.route.as_str(),
-            source_principal: self.ends.source_principal.clone(),
-            destination_principal: self.ends.destination_principal.clone(),
-            source_pod: pod(source),
-            destination_pod: pod(destination),
-            policy: self.policy.clone().or_else(|| {
-                self.allowed_by.as_ref().map(|(object, rule)| refusal::policy_name(object, *rule))
-            }),
-            audit: self.audit.clone(),
+            source_principal: self.ends.source_principal.as_deref(),
+            destination_principal: self.ends.destination_principal.as_deref(),
+            source_pod,
+            destination_pod,
+            policy: self.policy.as_deref().map(LogText::Plain).or(allowed_by),
+            audit: self.audit.as_deref(),
             grpc_status: self.grpc_status,
-            headers: self.noted.clone(),
+            headers: self.noted.as_deref(),
             refused: self.refused,
         }
     }
+}
+
+fn text(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes())
 }
 
 /// The headers of a request that the log's format prints.
@@ -429,7 +428,7 @@ fn noted(worker: &Worker, headers: &HeaderMap) -> Option<Box<NotedHeaders>> {
 fn values(names: &[Arc<str>], headers: &HeaderMap) -> Vec<(Arc<str>, String)> {
     let value = |name: &Arc<str>| {
         let value = headers.get(&**name)?;
-        Some((name.clone(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        Some((name.clone(), text(value).into_owned()))
     };
     names.iter().filter_map(value).collect()
 }
@@ -459,7 +458,7 @@ impl Drop for Record {
         });
         let log = &self.worker.shared.context.access_log;
         if self.refused || flags != "-" || self.audit.is_some() || log.wants_everything() {
-            log.request(self.line(flags, duration));
+            log.request(&self.line(flags, duration));
         }
     }
 }
