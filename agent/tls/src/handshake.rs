@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::buffers::{Incoming, Outgoing};
 use crate::record::{Opener, Sealer};
-use crate::stream::{Schedule, TlsStream, invalid_data};
+use crate::stream::{MOST_UPDATES, Schedule, TlsStream, invalid_data};
 
 /// A handshake under way.
 struct Handshake {
@@ -140,6 +140,7 @@ impl Handshake {
             failed: None,
             peer_closed: false,
             close_sent: false,
+            updates_left: MOST_UPDATES,
             peer_certificates,
             alpn,
         })

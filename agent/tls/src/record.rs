@@ -43,6 +43,9 @@ pub enum RecordError {
     /// A cipher suite that is never offered.
     #[error("the connection uses a cipher suite that was never offered")]
     UnknownSuite,
+    /// Keys are replaced at our cost, and nobody needs so many.
+    #[error("the peer replaces its keys again and again")]
+    TooManyUpdates,
     /// 2^64 records: unreachable while keys are replaced.
     #[error("the sequence number of TLS records is exhausted")]
     Exhausted,
@@ -139,6 +142,11 @@ pub(crate) struct Opener(Keyed);
 impl Opener {
     pub(crate) fn new(secrets: (u64, ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
         Keyed::new(secrets).map(Self)
+    }
+
+    /// Records that were opened with this key.
+    pub(crate) fn opened(&self) -> u64 {
+        self.0.sequence
     }
 
     /// The record at the front of `received`; `None` while it is not complete.

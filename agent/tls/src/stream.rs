@@ -39,6 +39,12 @@ const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 const UPDATE_NOT_REQUESTED: u8 = 0;
 const UPDATE_REQUESTED: u8 = 1;
+/// Key updates that a peer may send in a row, and records that earn it another one: each of them costs as much as
+/// hundreds of records, and nobody needs one before millions of them.
+pub(crate) const MOST_UPDATES: u64 = 32;
+const RECORDS_PER_UPDATE: u64 = 1024;
+/// Ciphertext without any plaintext that is read before others get their turn, in bytes.
+const BARREN: usize = 64 * 1024;
 
 /// rustls' key schedule of either side.
 pub(crate) enum Schedule {
@@ -80,6 +86,8 @@ pub struct TlsStream {
     pub(crate) failed: Option<io::Error>,
     pub(crate) peer_closed: bool,
     pub(crate) close_sent: bool,
+    /// Key updates that the peer may send now.
+    pub(crate) updates_left: u64,
     pub(crate) peer_certificates: Vec<CertificateDer<'static>>,
     pub(crate) alpn: Option<Vec<u8>>,
 }
@@ -107,6 +115,7 @@ impl TlsStream {
     /// Socket errors, an end without `close_notify`, and [`RecordError`]s as [`io::ErrorKind::InvalidData`]; always
     /// after the plaintext that came before.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut barren = 0;
         loop {
             if self.has_plaintext() {
                 return Poll::Ready(Ok(true));
@@ -128,9 +137,14 @@ impl TlsStream {
             if self.peer_closed {
                 return Poll::Ready(Ok(false));
             }
-            if ready!(self.incoming.poll_fill(&mut self.io, cx))? == 0 {
+            if barren > BARREN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match ready!(self.incoming.poll_fill(&mut self.io, cx))? {
                 // Without close_notify the end may be an attacker's (section 6.1).
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                0 => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                read => barren += read,
             }
         }
     }
@@ -188,7 +202,8 @@ impl TlsStream {
         Ok(())
     }
 
-    /// Messages after the handshake (section 4.6): tickets are not used, key updates are obeyed.
+    /// Messages after the handshake (section 4.6): tickets are not used, key updates are obeyed. Nothing may follow a
+    /// key update in its record (section 5.1).
     fn post_handshake(&mut self, mut messages: &[u8]) -> io::Result<()> {
         while let [kind, l0, l1, l2, rest @ ..] = messages {
             let length = (usize::from(*l0) << 16) | (usize::from(*l1) << 8) | usize::from(*l2);
@@ -196,20 +211,28 @@ impl TlsStream {
             messages = behind;
             match (*kind, body) {
                 (NEW_SESSION_TICKET, _) => {}
-                (KEY_UPDATE, [request]) => {
-                    self.opener = self.schedule.next_opener()?;
-                    if *request == UPDATE_REQUESTED {
-                        // A peer that asks on and on and never reads would make us hold its answers.
-                        if self.outgoing.len() >= 2 * WRITE_BACKLOG {
-                            return Err(invalid_data(RecordError::UnexpectedType(record::HANDSHAKE)));
-                        }
-                        self.update_sealer()?;
+                (KEY_UPDATE, [UPDATE_NOT_REQUESTED]) if messages.is_empty() => self.update_opener()?,
+                (KEY_UPDATE, [UPDATE_REQUESTED]) if messages.is_empty() => {
+                    self.update_opener()?;
+                    // A peer that asks on and on and never reads would make us hold its answers.
+                    if self.outgoing.len() >= 2 * WRITE_BACKLOG {
+                        return Err(invalid_data(RecordError::TooManyUpdates));
                     }
+                    self.update_sealer()?;
                 }
                 _ => return Err(invalid_data(RecordError::UnexpectedType(record::HANDSHAKE))),
             }
         }
         if messages.is_empty() { Ok(()) } else { Err(invalid_data(RecordError::Forged)) }
+    }
+
+    /// Takes the peer's new key.
+    fn update_opener(&mut self) -> io::Result<()> {
+        let earned = self.opener.opened() / RECORDS_PER_UPDATE;
+        let left = self.updates_left.saturating_add(earned).min(MOST_UPDATES);
+        self.updates_left = left.checked_sub(1).ok_or_else(|| invalid_data(RecordError::TooManyUpdates))?;
+        self.opener = self.schedule.next_opener()?;
+        Ok(())
     }
 
     /// Announces and takes a new key for what we send.
@@ -290,8 +313,8 @@ impl TlsStream {
 
     /// A record as it would go out, without sending it.
     #[cfg(test)]
-    pub(crate) fn sealed_for_test(&mut self, data: &[u8]) -> Vec<u8> {
-        self.seal_slices(record::APPLICATION_DATA, &[IoSlice::new(data)]).unwrap();
+    pub(crate) fn sealed_for_test(&mut self, content_type: u8, data: &[u8]) -> Vec<u8> {
+        self.seal_slices(content_type, &[IoSlice::new(data)]).unwrap();
         std::mem::take(&mut self.outgoing).into_waiting()
     }
 

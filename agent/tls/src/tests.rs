@@ -2,12 +2,17 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
+use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use super::record::{ALERT, APPLICATION_DATA, HANDSHAKE};
+use super::stream::MOST_UPDATES;
 use super::{RecordError, TlsStream};
 
 fn configs(extraction: bool) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
@@ -113,6 +118,93 @@ async fn obeys_and_announces_key_updates() {
     transfer(&mut theirs, &mut ours, 100_000).await;
 }
 
+fn cause(error: &io::Error) -> RecordError {
+    *error.get_ref().unwrap().downcast_ref::<RecordError>().unwrap()
+}
+
+/// Each update costs us the derivation of keys, for a few bytes of the peer's.
+#[tokio::test]
+async fn key_updates_are_obeyed_as_long_as_data_comes_with_them() {
+    let (mut client, mut server) = pair().await;
+    let bytes = vec![7; 1100];
+    let mut received = vec![0; bytes.len()];
+    for _ in 0..MOST_UPDATES + 8 {
+        // One record for each byte.
+        let write = async {
+            for byte in bytes.chunks(1) {
+                client.write_all(byte).await.unwrap();
+            }
+            client.flush().await.unwrap();
+        };
+        tokio::join!(write, async { server.read_exact(&mut received).await.unwrap() });
+        client.update_sealer().unwrap();
+    }
+    for _ in 0..MOST_UPDATES {
+        client.update_sealer().unwrap();
+    }
+    client.write_all(b"never").await.unwrap();
+    client.flush().await.unwrap();
+    let error = server.read(&mut received).await.unwrap_err();
+    assert_eq!(cause(&error), RecordError::TooManyUpdates);
+}
+
+#[tokio::test]
+async fn nothing_follows_a_key_update_in_its_record() {
+    let (mut client, mut server) = pair().await;
+    let updates = [24, 0, 0, 1, 0].repeat(2);
+    let record = client.sealed_for_test(HANDSHAKE, &updates);
+    assert_eq!(client.socket().try_write(&record).unwrap(), record.len());
+    let error = server.read(&mut [0; 8]).await.unwrap_err();
+    assert_eq!(cause(&error), RecordError::UnexpectedType(HANDSHAKE));
+}
+
+/// How often a task was woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn records_without_data_are_read_in_turns() {
+    let listener = TcpSocket::new_v4().unwrap();
+    // All of them are to be there before any is read.
+    listener.set_recv_buffer_size(200 * 1024).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener.listen(1).unwrap();
+    let (dialled, accepted) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (server, client) = configs(true);
+    let (client, server) = tokio::join!(
+        TlsStream::connect(dialled.unwrap(), client, name()),
+        TlsStream::accept(accepted.unwrap().0, server)
+    );
+    let (mut client, mut server) = (client.unwrap(), server.unwrap());
+    let mut records = Vec::new();
+    while records.len() < 120 * 1024 {
+        // user_canceled means nothing.
+        records.extend(client.sealed_for_test(ALERT, &[1, 90]));
+    }
+    assert_eq!(client.socket().try_write(&records).unwrap(), records.len());
+    let mut there = vec![0; records.len()];
+    let all_there = async {
+        while server.socket().peek(&mut there).await.unwrap() < records.len() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all_there).await.unwrap();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(woken.clone());
+    assert!(server.poll_fill(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1, "it goes on after others");
+    assert!(server.poll_fill(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1, "nothing is left");
+    transfer(&mut client, &mut server, 1000).await;
+}
+
 #[tokio::test]
 async fn delivers_records_to_readers_with_little_room() {
     let (mut client, mut server) = pair().await;
@@ -165,7 +257,7 @@ async fn refuses_forged_and_malformed_records() {
 #[tokio::test]
 async fn a_replayed_record_does_not_open_again() {
     let (mut client, mut server) = pair().await;
-    let record = client.sealed_for_test(b"once");
+    let record = client.sealed_for_test(APPLICATION_DATA, b"once");
     for _ in 0..2 {
         assert_eq!(client.socket().try_write(&record).unwrap(), record.len());
     }
