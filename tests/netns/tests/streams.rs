@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData};
 use weft_ebpf_common::{ABI_MAJOR, Tuple};
-use weft_lab::resident_bytes;
+use weft_lab::anonymous_bytes;
 use weft_netns_tests::puppet::{Connect, Connection, End, Puppet, Role};
 use weft_netns_tests::{Family, Mesh, Path, descriptors, eventually};
 
@@ -153,11 +153,11 @@ fn readers_that_do_not_read_bind_little_memory_and_block_nobody() {
         let echo = server.serve(SocketAddr::new(Family::V6.any(), 0), Role::Greet);
         let agents = [mesh.agent("a").pid(), mesh.agent("b").pid()];
         let warm = open(&mesh, &mut client, Family::V4, path);
-        let before = agents.map(|pid| resident_bytes(pid).unwrap());
+        let before = agents.map(|pid| anonymous_bytes(pid).unwrap());
         let stalled: Vec<_> = (0..32).map(|_| open(&mesh, &mut client, Family::V4, path)).collect();
         let under_way = stuff_to_the_brim(&mut client, &stalled);
         assert!(under_way > MIB, "the sockets took something: {under_way}");
-        let after = agents.map(|pid| resident_bytes(pid).unwrap());
+        let after = agents.map(|pid| anonymous_bytes(pid).unwrap());
         for (before, after) in before.into_iter().zip(after) {
             assert!(after < before + GROWTH, "an agent grew from {before} to {after} bytes, {path:?}");
         }
@@ -221,7 +221,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
     // Tunnels, buffers and metric series of the paths exist from here on.
     churn(&mut client, 100);
     let before = observe();
-    let memory = nodes.map(|node| resident_bytes(mesh.agent(node).pid()).unwrap());
+    let memory = nodes.map(|node| anonymous_bytes(mesh.agent(node).pid()).unwrap());
     churn(&mut client, 3_400);
     eventually("descriptors and map entries are as before", || {
         let now = observe();
@@ -231,7 +231,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
         now.iter().zip(&before).all(same)
     });
     for (node, before) in nodes.into_iter().zip(memory) {
-        let after = resident_bytes(mesh.agent(node).pid()).unwrap();
+        let after = anonymous_bytes(mesh.agent(node).pid()).unwrap();
         assert!(after < before + GROWTH, "agent {node} grew from {before} to {after} bytes");
     }
     drop(servers);

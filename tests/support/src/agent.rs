@@ -14,8 +14,10 @@ use crate::metrics::Metrics;
 use crate::process::Process;
 use crate::wait::poll_until;
 
-const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15020);
-const READINESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
+const METRICS: u16 = 15020;
+const READINESS: u16 = 15021;
+/// Added to the ports of an agent that is beside another one.
+const APART: u16 = 100;
 /// How long an agent may take to become ready, or a pod to be enrolled: generous, for loaded machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -32,6 +34,8 @@ pub struct AgentOptions {
     pub binary: Option<PathBuf>,
     /// The agent is its own certificate authority and does without a controller.
     pub embedded_ca: bool,
+    /// It runs beside the agent of the node, with pins, state, socket and ports of its own.
+    pub apart: bool,
 }
 
 /// A running `weft agent`. Killed when dropped.
@@ -41,6 +45,8 @@ pub struct Agent {
     netns: PathBuf,
     admin_socket: PathBuf,
     binary: PathBuf,
+    metrics: SocketAddr,
+    readiness: SocketAddr,
 }
 
 /// A running `weft controller`. Killed when dropped.
@@ -98,7 +104,7 @@ impl Lab {
     pub fn clean_up_node(&self, node: &str) -> Result<()> {
         let node = self.node(node)?;
         let mut args = vec!["cleanup".to_owned()];
-        args.extend(datapath_flags(node)?);
+        args.extend(datapath_flags(node, false)?);
         let mut process = spawn_weft(node, "cleanup", &self.weft(), &args)?;
         let status = process.wait(PATIENCE)?;
         if !status.success() {
@@ -111,41 +117,52 @@ impl Lab {
     pub fn spawn_agent(&self, node: &str, options: &AgentOptions) -> Result<Agent> {
         let node = self.node(node)?;
         let binary = options.binary.clone().unwrap_or_else(|| self.weft());
-        let admin_socket = node.dir().join("admin.sock");
+        let dir = own_dir(node, options.apart);
+        let admin_socket = dir.join("admin.sock");
+        let port = |usual: u16| if options.apart { usual + APART } else { usual };
+        let at = |usual: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port(usual)));
+        let (metrics, readiness) = (at(METRICS), at(READINESS));
         let config = options.config.as_deref().unwrap_or(self.config().path());
         let mut args = vec!["agent".to_owned()];
-        args.extend(datapath_flags(node)?);
+        args.extend(datapath_flags(node, options.apart)?);
         let mut flag = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
         match &options.kubeconfig {
             Some(kubeconfig) => flag("--kubeconfig", text(kubeconfig)?),
             None => flag("--config", text(config)?),
         }
-        flag("--state-dir", text(&node.dir().join("state"))?);
-        flag("--metrics-addr", &METRICS.to_string());
-        flag("--readiness-addr", &READINESS.to_string());
+        flag("--state-dir", text(&dir.join("state"))?);
+        flag("--metrics-addr", &metrics.to_string());
+        flag("--readiness-addr", &readiness.to_string());
         flag("--admin-socket", text(&admin_socket)?);
         if !options.embedded_ca {
             flag("--ca-socket", text(&self.ca_sockets().join(format!("{}.sock", node.name())))?);
         }
         args.extend(options.embedded_ca.then(|| "--embedded-ca".to_owned()));
         args.extend(options.args.iter().cloned());
-        let process = spawn_weft(node, &format!("agent-{}", node.name()), &binary, &args)?;
-        Ok(Agent { process, netns: node.netns().to_owned(), admin_socket, binary })
+        let name = format!("agent-{}{}", node.name(), if options.apart { "-apart" } else { "" });
+        let process = spawn_weft(node, &name, &binary, &args)?;
+        let netns = node.netns().to_owned();
+        Ok(Agent { process, netns, admin_socket, binary, metrics, readiness })
     }
 }
 
 /// Where the node's data path lives: what `agent` and `cleanup` must agree on.
-fn datapath_flags(node: &Node) -> Result<Vec<String>> {
+fn datapath_flags(node: &Node, apart: bool) -> Result<Vec<String>> {
     let mut flags = vec!["--node".to_owned(), node.name().to_owned()];
     let paths = [
         ("--cgroup", node.kubepods()),
-        ("--agent-cgroup", node.cgroup().join("agent")),
-        ("--pin-dir", node.dir().join("bpf")),
+        ("--agent-cgroup", node.cgroup().join(if apart { "agent-apart" } else { "agent" })),
+        ("--pin-dir", own_dir(node, apart).join("bpf")),
     ];
     for (flag, path) in paths {
         flags.extend([flag.to_owned(), text(&path)?.to_owned()]);
     }
     Ok(flags)
+}
+
+/// Where an agent keeps what is its own.
+fn own_dir(node: &Node, apart: bool) -> PathBuf {
+    if apart { node.dir().join("apart") } else { node.dir().to_owned() }
 }
 
 fn text(path: &Path) -> Result<&str> {
@@ -183,7 +200,7 @@ impl Agent {
 
     /// What the readiness endpoint says.
     pub fn readiness(&self) -> Result<Response> {
-        get(&self.netns, READINESS, "/healthz/ready")
+        get(&self.netns, self.readiness, "/healthz/ready")
     }
 
     /// Waits until it says that it is ready.
@@ -200,7 +217,7 @@ impl Agent {
 
     /// The metrics page.
     pub fn metrics(&self) -> Result<Metrics> {
-        let page = get(&self.netns, METRICS, "/metrics")?;
+        let page = get(&self.netns, self.metrics, "/metrics")?;
         if page.status != 200 {
             bail!("GET /metrics was answered with {}: {}", page.status, page.body);
         }

@@ -52,8 +52,8 @@ pub use process::{Place, Process};
 pub use scope::Scope;
 pub use spec::{LabSpec, PodSpec};
 pub use usage::{
-    CpuClock, Others, Usage, cpu_seconds, machine_busy_seconds, peak_resident_bytes, resident_bytes,
-    settled_resident_bytes,
+    CpuClock, Others, Usage, anonymous_bytes, cpu_seconds, machine_busy_seconds, peak_resident_bytes,
+    resident_bytes, settled_resident_bytes,
 };
 pub use wait::{eventually, poll_until};
 pub use watcher::{Watcher, ms_between, now_ns};

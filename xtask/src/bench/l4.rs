@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use weft_lab::{AgentOptions, Lab, LabSpec, resident_bytes, settled_resident_bytes};
+use weft_lab::{AgentOptions, Lab, LabSpec, anonymous_bytes, settled_resident_bytes};
 
 use super::Plan;
 use super::bed::{Bed, ECHO, SMALL, Where};
@@ -138,7 +138,7 @@ fn hold(bed: &Bed, target: &str, count: usize) -> Result<weft_lab::Process> {
 
 /// Bytes of each agent, with its maps.
 fn memory(bed: &Bed) -> Result<Vec<u64>> {
-    bed.agents.iter().map(|agent| Ok(resident_bytes(agent.pid())? + map_bytes(agent.pid())?)).collect()
+    bed.agents.iter().map(|agent| Ok(anonymous_bytes(agent.pid())? + map_bytes(agent.pid())?)).collect()
 }
 
 /// Memory of the kernel maps that a process has open, each counted once, as the kernel tells it.

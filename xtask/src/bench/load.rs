@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Plan;
-use super::bed::{Bed, HTTP, SINK, SMALL, Where};
+use super::bed::{Bed, HTTP, SINK, SMALL, Where, contenders};
 use super::meter::Measured;
 use super::report::{Collected, Contender, Family};
 
@@ -17,7 +17,7 @@ pub(crate) enum Load {
     Http,
 }
 
-/// A load at a place, with the rows that it measures; the first is the main one.
+/// A load at a place, with the rows that it measures. The first is the main one; the others have another value, all the same one.
 #[derive(Debug)]
 pub(crate) struct Test {
     pub(crate) load: Load,
@@ -36,17 +36,27 @@ pub(crate) const TESTS: &[Test] = &[
     test(Load::Bulk4, Where::SameNode, &["same-node.bulk.4"], false),
     test(Load::Rtt, Where::SameNode, &["same-node.rtt"], true),
     test(Load::Conn, Where::SameNode, &["same-node.conn"], true),
-    test(Load::Bulk1, Where::CrossNode, &["cross-node.bulk.1", "cross-node.cpu-per-gb"], true),
+    test(
+        Load::Bulk1,
+        Where::CrossNode,
+        &["cross-node.bulk.1", "cross-node.cpu-per-gb", "cross-node.cpu-per-gb.envoy"],
+        true,
+    ),
     test(Load::Bulk4, Where::CrossNode, &["cross-node.bulk.4"], false),
-    test(Load::Rtt, Where::CrossNode, &["cross-node.rtt"], true),
-    test(Load::Conn, Where::CrossNode, &["cross-node.conn", "cross-node.cpu-per-conn"], true),
+    test(Load::Rtt, Where::CrossNode, &["cross-node.rtt", "cross-node.rtt.envoy"], true),
+    test(
+        Load::Conn,
+        Where::CrossNode,
+        &["cross-node.conn", "cross-node.cpu-per-conn", "cross-node.cpu-per-conn.envoy"],
+        true,
+    ),
     test(Load::Http, Where::CrossNode, &["cross-node.http"], false),
 ];
 
 impl Test {
-    /// Runs it against both contenders and notes what was measured. A failure is noted for its rows.
+    /// Runs it against all contenders and notes what was measured. A failure is noted for its rows.
     pub(crate) fn run(&self, bed: &Bed, plan: &Plan, family: Family, collected: &mut Collected) {
-        for contender in Contender::BOTH {
+        for contender in contenders(self.location, family).iter().copied() {
             let measured = self.measure(bed, contender, family);
             let noted =
                 measured.and_then(|measured| self.note(&measured, plan, (contender, family), collected));
@@ -102,15 +112,16 @@ impl Test {
         Ok(())
     }
 
-    /// The value of the second row of a load.
+    /// The value of the further rows of a load.
     fn further(&self, measured: &Measured, contender: Contender) -> Result<Option<f64>> {
-        let of_agents = |per: f64| (contender == Contender::Weft).then_some(measured.agents_cpu / per);
+        let of_agents = |per: f64| (contender != Contender::Direct).then_some(measured.agents_cpu / per);
         Ok(match (self.load, self.location) {
             // The whole path: also the work in interrupts, which is nobody's.
             (Load::Bulk1, Where::SameNode) => Some(measured.machine_busy / (measured.number("bytes")? / 1e9)),
             (Load::Bulk1, Where::CrossNode) => of_agents(measured.number("bytes")? / 1e9),
             (Load::Conn, Where::CrossNode) => of_agents(measured.number("connections")? / 1e6),
-            (Load::Bulk4 | Load::Rtt | Load::Http, _) | (Load::Conn, Where::SameNode) => None,
+            (Load::Rtt, Where::CrossNode) => Some(measured.number("p50_us")?),
+            (Load::Bulk4 | Load::Http, _) | (Load::Rtt | Load::Conn, Where::SameNode) => None,
         })
     }
 }

@@ -6,6 +6,7 @@
 
 mod bed;
 mod change;
+mod envoy;
 mod kube;
 mod l4;
 mod l7;

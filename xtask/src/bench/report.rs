@@ -36,8 +36,6 @@ pub(crate) enum Contender {
 }
 
 impl Contender {
-    pub(crate) const BOTH: [Self; 2] = [Self::Direct, Self::Weft];
-
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
