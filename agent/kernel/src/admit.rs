@@ -12,8 +12,9 @@ use crate::cgroup::{Misplaced, Placement};
 use crate::datapath::PodToEnrol;
 use crate::enrol::{Candidate, EnrolledPod, inode};
 use crate::error::{Doing, EnrolError};
-use crate::pins::Pins;
-use crate::route::Routes;
+use crate::others;
+use crate::pins::{Pins, PodPins};
+use crate::route::{IpFamily, Routes};
 
 /// Checks a pod's namespace, its addresses and its processes.
 pub(crate) fn admit(
@@ -37,12 +38,14 @@ pub(crate) fn admit(
     }
     let misplaced = placement.misplaced(netns.inode()).doing(|| "list the processes of the pods")?;
     misplaced.map_or(Ok(()), |misplaced| Err(refuse_misplaced(pod, misplaced)))?;
+    let pins_of_pod = pins.pod(&pod.key, netns.cookie());
+    refuse_steered(pod, &netns, &mut routes, (pins, &pins_of_pod))?;
     let candidate = Candidate {
         key: pod.key.clone(),
         path: pod.netns.clone(),
         ips: pod.ips.clone(),
         addresses,
-        pins: pins.pod(&pod.key, netns.cookie()),
+        pins: pins_of_pod,
         netns: Arc::new(netns),
     };
     Ok((candidate, routes))
@@ -89,6 +92,28 @@ fn refuse_other_pods(
         Some(other) => Err(refused(pod, &format!("it is already enrolled for pod {}", other.key))),
         None => Ok(()),
     }
+}
+
+/// Of two agents each would steer the onward connections of the other.
+fn refuse_steered(
+    pod: &PodToEnrol,
+    netns: &Netns,
+    routes: &mut Routes,
+    (pins, pins_of_pod): (&Pins, &PodPins),
+) -> Result<(), EnrolError> {
+    let has_rules = || IpFamily::ALL.into_iter().any(|family| routes.present(family).unwrap_or(false));
+    let steered = others::steered_by_another(netns, pins, pins_of_pod, has_rules).unwrap_or_else(|error| {
+        tracing::warn!(pod = %pod.key, %error, "cannot find out whether another agent steers its connections");
+        false
+    });
+    if steered {
+        return Err(refused(
+            pod,
+            "an agent with another --pin-dir steers its connections: stop that one and run `weft cleanup` with its \
+             --pin-dir",
+        ));
+    }
+    Ok(())
 }
 
 fn lacks_addresses(pod: &PodToEnrol, missing: &[&IpAddr]) -> EnrolError {

@@ -28,6 +28,7 @@ use crate::inheritance::Inherited;
 use crate::load::{self, Loader};
 use crate::lock::PinLock;
 use crate::maps::{self, Changes};
+use crate::others::{self, EarlierProgram};
 use crate::pins::{Pins, PodPins};
 use crate::probe::Capabilities;
 use crate::processes::ProcessTable;
@@ -401,6 +402,14 @@ impl Datapath {
         names.extend(self.enrolled.keys().map(|pod| format!("{} {pod}", load::STEER_PROGRAM)));
         names.sort();
         names
+    }
+
+    /// Programs of others that see the connections of pods before ours do.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn earlier_programs(&self) -> std::io::Result<Vec<EarlierProgram>> {
+        others::earlier(&self.pins, &self.config.cgroup)
     }
 
     /// The processes of this machine, as enrolment sees them.

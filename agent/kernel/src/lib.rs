@@ -9,7 +9,7 @@
 //! [`Datapath`] owns everything that is pinned. Below it, one module per concern: `probe` (what the kernel
 //! can), `bpffs`, `lock` and `pins` (where state lives and whether it may be taken over), `load` (programs and
 //! links), `view` and `maps` (wanted and actual content), `admit` and `enrol` (one pod's namespace), `inheritance`
-//! and `agents` (what one agent leaves to the next), `netlink`, `route` and `diag` (rtnetlink and sock_diag), `flows` (direct flows), `cleanup` (all of it undone).
+//! and `agents` (what one agent leaves to the next), `others` (programs that are not ours), `netlink`, `route` and `diag` (rtnetlink and sock_diag), `flows` (direct flows), `cleanup` (all of it undone).
 #![warn(missing_docs)]
 
 mod admit;
@@ -32,6 +32,7 @@ mod maps;
 mod netlink;
 pub mod netns;
 mod older;
+mod others;
 mod pins;
 mod probe;
 pub mod processes;
@@ -53,6 +54,7 @@ pub use handles::{AttestedPeer, OnwardTuples, Tuples};
 pub use inheritance::{Inheritance, Listeners};
 pub use netns::Netns;
 pub use older::OlderConnection;
+pub use others::EarlierProgram;
 pub use probe::missing_features;
 pub use processes::{PodProcess, ProcessTable, Processes};
 pub use watch::NamespaceChanges;

@@ -20,7 +20,9 @@ pub(crate) enum Command {
     ObjGet = 7,
     #[cfg(test)]
     ProgTestRun = 10,
+    ProgFdById = 13,
     ObjInfo = 15,
+    ProgQuery = 16,
     LinkUpdate = 29,
     LinkDetach = 34,
 }
@@ -187,17 +189,22 @@ struct LinkInfo {
     target: [u32; 4],
 }
 
+/// Fills a structure that is a prefix of what the kernel tells about an object of its kind.
+fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let attr = &mut InfoAttr {
+        fd: object.as_raw_fd() as u32,
+        length: size_of::<T>() as u32,
+        info: (&raw mut *info) as u64,
+    };
+    bpf(Command::ObjInfo, attr).map(drop)
+}
+
 /// Asks what a link is attached to.
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     const CGROUP: u32 = 3;
     const NETNS: u32 = 5;
     let mut info = LinkInfo::default();
-    let attr = &mut InfoAttr {
-        fd: link.as_raw_fd() as u32,
-        length: size_of::<LinkInfo>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    bpf(Command::ObjInfo, attr)?;
+    object_info(link, &mut info)?;
     let [low, high, _, _] = info.target;
     Ok(match info.kind {
         CGROUP if cfg!(target_endian = "little") => {
@@ -207,6 +214,75 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
         NETNS => LinkTarget::Netns(low),
         _ => LinkTarget::Other,
     })
+}
+
+/// The number of the program that a link runs at present.
+pub(crate) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = LinkInfo::default();
+    object_info(link, &mut info)?;
+    Ok(info.program)
+}
+
+#[repr(C)]
+struct IdAttr {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+// SAFETY: laid out like the anonymous struct of BPF_*_GET_FD_BY_ID; it has no pointers.
+unsafe impl Attr for IdAttr {}
+
+/// `struct bpf_prog_info` up to the name.
+#[repr(C)]
+struct ProgramInfo {
+    before: [u64; 8],
+    name: [u8; 16],
+}
+
+/// The name of a loaded program, cut by the kernel after fifteen bytes.
+pub(crate) fn program_name(id: u32) -> io::Result<String> {
+    let program = bpf_fd(Command::ProgFdById, &mut IdAttr { id, next: 0, flags: 0 })?;
+    let mut info = ProgramInfo { before: [0; 8], name: [0; 16] };
+    object_info(program.as_fd(), &mut info)?;
+    let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+#[repr(C)]
+struct QueryAttr {
+    target: u32,
+    attach: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+// SAFETY: laid out like `query`; the caller below points at room for `count` numbers.
+unsafe impl Attr for QueryAttr {}
+
+/// Numbers of the programs at a cgroup or in a network namespace, in the order in which they run (the first 256).
+/// `attach` is of `enum bpf_attach_type`; with `effective`, which only cgroups know, those of its parents follow.
+pub(crate) fn attached(target: BorrowedFd<'_>, attach: u32, effective: bool) -> io::Result<Vec<u32>> {
+    const ROOM: usize = 256;
+    let mut ids = vec![0_u32; ROOM];
+    let mut attr = QueryAttr {
+        target: target.as_raw_fd() as u32,
+        attach,
+        flags: u32::from(effective),
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ROOM as u32,
+        padding: 0,
+    };
+    match bpf(Command::ProgQuery, &mut attr) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOSPC) => return Err(error),
+        Ok(_) | Err(_) => {}
+    }
+    ids.truncate(attr.count as usize);
+    Ok(ids)
 }
 
 /// `getsockopt` of an eight-byte option.

@@ -122,6 +122,9 @@ pub(crate) struct CertificateStatus {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct KernelStatus {
     pub(crate) programs: Vec<String>,
+    /// Programs of others that see the connections of pods before ours do: hook, name, number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) earlier: Vec<String>,
     pub(crate) maps: Vec<MapStatus>,
 }
 

@@ -12,6 +12,7 @@ use tokio::net::UnixListener;
 use weft_control::writer::Published;
 use weft_core::snapshot::{Membership, Workload};
 use weft_identity::CertStore;
+use weft_kernel::{Datapath, EarlierProgram};
 use weft_telemetry::Metrics;
 
 use super::exposition::Exposition;
@@ -141,11 +142,25 @@ fn kernel(datapath: &SharedDatapath) -> KernelStatus {
     let maps = [datapath.maps(), datapath.tuple_maps()].concat();
     KernelStatus {
         programs: datapath.programs(),
+        earlier: earlier_programs(&datapath),
         maps: maps
             .into_iter()
             .map(|map| MapStatus { name: map.name, entries: map.entries, max: map.max_entries })
             .collect(),
     }
+}
+
+/// Programs of others that see connections first, as people look them up.
+pub(super) fn earlier_programs(datapath: &Datapath) -> Vec<String> {
+    let found = datapath.earlier_programs().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot list the programs of others at the pods' cgroup");
+        Vec::new()
+    });
+    let name = |name: String| if name.is_empty() { "a program without a name".to_owned() } else { name };
+    let described = found.into_iter().map(|EarlierProgram { hook, id, name: of }| {
+        format!("{} at {hook} (bpftool prog show id {id})", name(of))
+    });
+    described.collect()
 }
 
 /// RFC 3339 in UTC, to the second.

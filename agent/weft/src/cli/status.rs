@@ -117,6 +117,9 @@ fn render(status: &Status) -> String {
         status.kernel.maps.iter().map(|map| [map.name.clone(), map.entries.to_string(), map.max.to_string()]);
     let _ = write!(out, "\n{}", output::table(["KERNEL MAP", "ENTRIES", "MAX"], maps));
     let _ = writeln!(out, "\nKernel programs: {}", status.kernel.programs.join(", "));
+    if !status.kernel.earlier.is_empty() {
+        let _ = writeln!(out, "Of others, before them: {}", status.kernel.earlier.join(", "));
+    }
     out
 }
 
@@ -175,6 +178,7 @@ mod tests {
             }],
             kernel: KernelStatus {
                 programs: vec!["out4".into(), "steer".into()],
+                earlier: Vec::new(),
                 maps: vec![MapStatus { name: "PODS".into(), entries: 2, max: 4096 }],
             },
         };

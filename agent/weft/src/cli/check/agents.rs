@@ -53,6 +53,7 @@ pub(super) fn here(socket: &Path) -> Option<Group> {
         Ok(status) => vec![
             ready(&status),
             configuration(&status),
+            order(&status),
             pods(&[&status]),
             certificates(&[&status], SYSTEM_NAMESPACE, SystemTime::now()),
         ],
@@ -215,7 +216,7 @@ fn certificate(one: &CertificateStatus, now: SystemTime) -> Option<(Outcome, Str
 }
 
 fn of_node(agent: &Agent, said: &Said) -> Group {
-    let mut checks = vec![ready(&said.status), configuration(&said.status)];
+    let mut checks = vec![ready(&said.status), configuration(&said.status), order(&said.status)];
     if let Some((skew, ahead)) = said.clock {
         checks.push(clock(skew, ahead, &format!("the node {}", agent.node)));
     }
@@ -279,6 +280,26 @@ fn configuration(status: &Status) -> Check {
             Check::warning(NAME, format!("{message} It has {problems} findings."), "Run `weft analyze`.")
         }
     }
+}
+
+/// Whether the agent sees the addresses for which applications ask.
+fn order(status: &Status) -> Check {
+    const NAME: &str = "connect-order";
+    let earlier = &status.kernel.earlier;
+    if earlier.is_empty() {
+        return Check::ok(NAME, "The agent is the first to see the connections of pods.");
+    }
+    Check::warning(
+        NAME,
+        format!(
+            "Programs of others see the connections of pods before the agent does: {}. One that translates the addresses of Services \
+             hides them: such connections are encrypted and authorised, but what rules say about TCP Services is not \
+             applied to them.",
+            earlier.join(", ")
+        ),
+        "Let it translate for the host alone (Cilium: socketLB.hostNamespaceOnly=true; Calico: \
+         bpfConnectTimeLoadBalancing: Disabled), then restart the agent.",
+    )
 }
 
 #[cfg(test)]

@@ -120,6 +120,16 @@ fn an_agent_that_hears_of_nothing_is_told() {
 }
 
 #[test]
+fn programs_that_see_connections_first_are_named() {
+    let mut status = status("a");
+    assert_eq!(order(&status).outcome, Outcome::Ok);
+    status.kernel.earlier = vec!["cil_sock4_conne at connect4 (bpftool prog show id 7)".into()];
+    let check = order(&status);
+    assert!(check.outcome == Outcome::Warning && check.message.contains("cil_sock4_conne"), "{check:?}");
+    assert!(check.fix.is_some_and(|fix| fix.contains("hostNamespaceOnly")));
+}
+
+#[test]
 fn an_agent_that_died_on_this_machine_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
