@@ -21,6 +21,9 @@ use super::switched::{Duplex, Switched};
 use super::wire::Wire;
 use super::{Progress, write};
 
+/// Answers with 1xx before the one that counts: nobody has so much to say.
+const MOST_INFORMATIONAL: u32 = 100;
+
 /// A connection, for who sends requests on it. Whoever has it has it alone; dropped, it is closed.
 pub(crate) struct Client<T>(Rc<Line<T>>);
 
@@ -166,7 +169,14 @@ impl<T: Duplex + 'static> Line<T> {
         parts.headers.clear();
         *spare = std::mem::take(&mut parts.headers);
         let gate = parts.extensions.remove::<Arc<Gate>>();
-        Waiting { to_head: parts.method == Method::HEAD, gate, sending, fresh: true, looked_at: 0 }
+        Waiting {
+            to_head: parts.method == Method::HEAD,
+            gate,
+            sending,
+            fresh: true,
+            looked_at: 0,
+            informational: 0,
+        }
     }
 }
 
@@ -180,6 +190,8 @@ struct Waiting {
     /// Whoever wakes this task is known already.
     fresh: bool,
     looked_at: usize,
+    /// Answers with 1xx so far.
+    informational: u32,
 }
 
 impl Waiting {
@@ -204,13 +216,18 @@ impl Waiting {
             return Poll::Pending;
         }
         let Answered { parts, framing, keep_alive } = loop {
-            let answered = ready!(self.poll_head(&line.link, cx)).map_err(Failed::Reset)?;
+            let mut answered = ready!(self.poll_head(&line.link, cx)).map_err(Failed::Reset)?;
             match answered.parts.status {
                 StatusCode::SWITCHING_PROTOCOLS => return Poll::Ready(switched(line, answered.parts)),
                 StatusCode::CONTINUE => self.gate.iter().for_each(|gate| gate.open()),
                 status if status.is_informational() => {}
                 _ => break answered,
             }
+            self.informational += 1;
+            if self.informational > MOST_INFORMATIONAL {
+                return Poll::Ready(Err(Failed::Reset("the server says 1xx again and again".to_owned())));
+            }
+            answered.parts.headers.clear();
             line.link.state().spare = answered.parts.headers;
         };
         let until_close = framing == Some(Framing::UntilClose);
@@ -268,15 +285,21 @@ pub(crate) struct Upload<T> {
 }
 
 impl<T: Duplex + 'static> Upload<T> {
-    /// Writes it to its end. Where it has none, the connection is closed: nobody is to take it for the whole.
+    /// Writes it to its end. Where it has none, the connection is closed: nobody is to take it for the whole. A server
+    /// that reads no more may still be telling why.
     pub(crate) async fn run(mut self) {
         let Self { line, sending } = &mut self;
         let written = poll_fn(|cx| {
             *line.uploader.borrow_mut() = Some(cx.waker().clone());
             sending.poll(&line.link, cx)
         });
-        if written.await.is_ok() {
-            line.uploading.set(false);
+        match written.await {
+            Ok(()) => line.uploading.set(false),
+            Err(Unsent::Connection) => {
+                line.reusable.set(false);
+                line.uploading.set(false);
+            }
+            Err(Unsent::Body(_)) => {}
         }
     }
 }

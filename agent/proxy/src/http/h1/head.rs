@@ -24,6 +24,7 @@ const TOO_LARGE: Malformed = Malformed { status: 431, reason: "the head is too l
 const TARGET: Malformed = Malformed::new("the target of the request is no URI");
 const FIELD: Malformed = Malformed::new("a header field is malformed");
 const LENGTH: Malformed = Malformed::new("the length of the body is malformed, or given twice");
+const CODED: Malformed = Malformed::new("the body of the answer has a transfer coding that is not known");
 const CODING: Malformed = Malformed::new("the transfer coding does not end with `chunked`");
 
 /// Names that the mesh itself adds, and others that are frequent: found without taking memory for them.
@@ -169,6 +170,8 @@ pub(super) fn answer(
     let bodiless = to_head || status.is_informational() || has_no_body(status);
     let framing = match (said.coding, said.length) {
         _ if bodiless => None,
+        // What else was done to the body would be lost with the field that says so.
+        _ if said.coded => return Err(CODED),
         (Coding::Chunked | Coding::Other, _) if version == Version::HTTP_10 => return Err(CODING),
         (Coding::Chunked, _) => Some(Framing::Chunked),
         (Coding::Other, _) => Some(Framing::UntilClose),
@@ -191,6 +194,12 @@ pub(super) fn trailers(ahead: &mut BytesMut) -> Result<Option<HeaderMap>, Malfor
     };
     let spans = spans(ahead, parsed);
     let block = ahead.split_to(length).freeze();
+    // What comes next begins where these end: that has to be beyond doubt.
+    if block.first() == Some(&b'\n')
+        || block.windows(2).any(|two| matches!(two, [before, b'\n'] if *before != b'\r'))
+    {
+        return Err(Error::NewLine.into());
+    }
     let mut trailers = HeaderMap::with_capacity(spans.len());
     for (name, value) in spans {
         let name = HeaderName::from_bytes(block.get(name.0..name.1).unwrap_or_default());
@@ -234,6 +243,8 @@ enum Coding {
 struct Said {
     length: Option<u64>,
     coding: Coding,
+    /// There are codings that change the bytes.
+    coded: bool,
     close: bool,
     keep_alive: bool,
     expects: bool,
@@ -255,9 +266,11 @@ impl Said {
             return Ok(self.length.replace(length).is_none());
         }
         if *name == TRANSFER_ENCODING {
-            let last = value.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
-            let chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
-            self.coding = if chunked { Coding::Chunked } else { Coding::Other };
+            for coding in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+                let chunked = coding.eq_ignore_ascii_case(b"chunked");
+                self.coding = if chunked { Coding::Chunked } else { Coding::Other };
+                self.coded |= !chunked && !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
+            }
         } else if *name == CONNECTION {
             self.close |= names(value, "close");
             self.keep_alive |= names(value, "keep-alive");

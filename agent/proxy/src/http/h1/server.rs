@@ -126,6 +126,7 @@ where
     asker.keep_alive &= !link.progress.closing.get();
     let encoder = {
         let mut state = link.state();
+        state.forget_expectation();
         let Some(wire) = &mut state.wire else { return Some(Ended::Over) };
         let encoder = write::answer(&parts, &body, &mut asker, wire.out.small());
         parts.headers.clear();
