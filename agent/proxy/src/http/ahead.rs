@@ -9,12 +9,14 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-use super::body::{Body, BodyError};
+use super::body::{Body, BodyError, SMALL};
 
 /// The body, and what was read of it.
 pub(crate) struct Ahead {
     rest: Body,
     chunks: VecDeque<Bytes>,
+    /// Small chunks behind them, put together: each alone would take more than its bytes.
+    small: BytesMut,
     trailers: Option<HeaderMap>,
     /// The bytes of the chunks.
     bytes: usize,
@@ -26,7 +28,7 @@ impl Ahead {
     /// A body of which nothing was read.
     pub(crate) fn new(body: Body) -> Self {
         let ended = body.is_end_stream();
-        Self { rest: body, chunks: VecDeque::new(), trailers: None, bytes: 0, ended }
+        Self { rest: body, chunks: VecDeque::new(), small: BytesMut::new(), trailers: None, bytes: 0, ended }
     }
 
     /// Reads until the body is over, or larger than `most` bytes; answers whether it is no larger.
@@ -61,6 +63,13 @@ impl Ahead {
         match frame.into_data() {
             Ok(chunk) => {
                 self.bytes += chunk.len();
+                if chunk.len() < SMALL {
+                    self.small.extend_from_slice(&chunk);
+                    return;
+                }
+                if !self.small.is_empty() {
+                    self.chunks.push_back(self.small.split().freeze());
+                }
                 self.chunks.push_back(chunk);
             }
             Err(frame) => {
@@ -70,11 +79,18 @@ impl Ahead {
         }
     }
 
+    fn next_kept(&mut self) -> Option<Bytes> {
+        let small = |small: &mut BytesMut| (!small.is_empty()).then(|| small.split().freeze());
+        let chunk = self.chunks.pop_front().or_else(|| small(&mut self.small))?;
+        self.bytes = self.bytes.saturating_sub(chunk.len());
+        Some(chunk)
+    }
+
     /// At most so many of the first bytes.
     pub(crate) async fn first(&mut self, most: usize) -> Result<Bytes, BodyError> {
         self.read(most).await?;
         let mut first = BytesMut::with_capacity(most.min(self.bytes));
-        for chunk in &self.chunks {
+        for chunk in self.chunks.iter().map(|chunk| &**chunk).chain([&*self.small]) {
             let room = most - first.len();
             first.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
         }
@@ -84,7 +100,7 @@ impl Ahead {
 
 impl From<Ahead> for Body {
     fn from(ahead: Ahead) -> Self {
-        let untouched = ahead.chunks.is_empty() && ahead.trailers.is_none();
+        let untouched = ahead.bytes == 0 && ahead.trailers.is_none();
         if untouched { ahead.rest } else { Self::new(ahead) }
     }
 }
@@ -97,8 +113,7 @@ impl HttpBody for Ahead {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(chunk) = self.chunks.pop_front() {
-            self.bytes = self.bytes.saturating_sub(chunk.len());
+        if let Some(chunk) = self.next_kept() {
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         if let Some(trailers) = self.trailers.take() {
@@ -113,7 +128,7 @@ impl HttpBody for Ahead {
     }
 
     fn is_end_stream(&self) -> bool {
-        let read = self.chunks.is_empty() && self.trailers.is_none();
+        let read = self.bytes == 0 && self.trailers.is_none();
         read && (self.ended || self.rest.is_end_stream())
     }
 
@@ -166,6 +181,16 @@ mod tests {
                 assert_eq!(all.to_bytes(), "onetwothree", "{most}");
             }
         }
+    }
+
+    #[test]
+    fn crumbs_are_put_together() {
+        let crumbs = (0..3000).map(|at| Ok(Frame::data(Bytes::from(vec![at as u8; 1 + at % 2]))));
+        let mut ahead = Ahead::new(Body::new(StreamBody::new(iter(crumbs))));
+        assert!(now(ahead.fits(4500)));
+        let first = ahead.frame().now_or_never().unwrap().unwrap().unwrap().into_data().unwrap();
+        assert_eq!((first.len(), &first[..4]), (4500, &[0, 1, 1, 2][..]));
+        assert!(ahead.is_end_stream());
     }
 
     #[test]

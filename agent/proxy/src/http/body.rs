@@ -39,6 +39,14 @@ impl BodyError {
     }
 }
 
+/// Pieces of a body that are smaller are copied to be kept, in bytes.
+pub(crate) const SMALL: usize = 1024;
+
+/// A piece of a body for who keeps it. A small one would keep the buffer in which it came, which may be much larger.
+pub(crate) fn to_keep(piece: &Bytes) -> Bytes {
+    if piece.len() < SMALL { Bytes::copy_from_slice(piece) } else { piece.clone() }
+}
+
 /// A body. Belongs to one worker: what it holds until its end need not be `Send`.
 ///
 /// The usual kinds take no allocation.

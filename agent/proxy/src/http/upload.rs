@@ -12,11 +12,14 @@ use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::body::{Body, BodyError};
+use super::body::{Body, BodyError, to_keep};
 use super::traffic::Traffic;
 
 /// Bytes that are kept for another try (E17), and that wait for a mirror.
 const KEPT: usize = 1024 * 1024;
+
+/// What a piece takes beside its bytes, about: a body of many small ones counts as the larger one that it is.
+const OF_PIECE: usize = 64;
 
 /// A body that can be sent more than once, as long as it is small.
 pub(crate) enum Upload {
@@ -200,11 +203,11 @@ impl Source {
     fn keep(&self, bytes: &Bytes) {
         let mut kept = self.kept.borrow_mut();
         let Some(so_far) = &mut *kept else { return };
-        so_far.bytes += bytes.len();
+        so_far.bytes += bytes.len() + OF_PIECE;
         if so_far.bytes > KEPT {
             *kept = None;
         } else {
-            so_far.chunks.push(bytes.clone());
+            so_far.chunks.push(to_keep(bytes));
         }
     }
 
@@ -288,12 +291,12 @@ pub(crate) struct Queue {
 impl Queue {
     /// `false` when the mirror is not worth waiting for.
     fn push(&self, bytes: &Bytes) -> bool {
-        self.bytes.set(self.bytes.get() + bytes.len());
+        self.bytes.set(self.bytes.get() + bytes.len() + OF_PIECE);
         if self.bytes.get() > KEPT {
             self.end(true);
             return false;
         }
-        self.chunks.borrow_mut().push_back(bytes.clone());
+        self.chunks.borrow_mut().push_back(to_keep(bytes));
         self.wake();
         true
     }
@@ -330,7 +333,7 @@ impl HttpBody for Copy {
             return Poll::Ready(Some(Err(BodyError::Ended("the request is not mirrored to its end"))));
         }
         if let Some(chunk) = queue.chunks.borrow_mut().pop_front() {
-            queue.bytes.set(queue.bytes.get().saturating_sub(chunk.len()));
+            queue.bytes.set(queue.bytes.get().saturating_sub(chunk.len() + OF_PIECE));
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         if queue.ended.get() {
@@ -402,6 +405,28 @@ mod tests {
         assert_eq!(all(upload.next_try()).unwrap().len(), 2 * half.len());
         assert!(!upload.is_repeatable());
         assert!(!self::upload(&[b"x"], false).is_repeatable());
+    }
+
+    /// A client that cuts its body into crumbs makes us keep no more of it, nor the buffers in which they came.
+    #[test]
+    fn crumbs_take_no_more_than_whole_bodies() {
+        let crumb = Bytes::from(vec![7; 64 * 1024]).slice(..1);
+        let crumbs = |count| Body::new(Chunks(std::iter::repeat_n(crumb.clone(), count).collect()));
+        let traffic = Rc::default();
+        let upload = |count| Upload::new(crumbs(count), || &traffic, (true, true), Instant::now());
+        let few = upload(100);
+        let mirror = few.mirror();
+        all(few.next_try()).unwrap();
+        assert_eq!(all(few.next_try()).unwrap().len(), 100);
+        let kept = |frame: Option<Frame<Bytes>>| frame.unwrap().into_data().unwrap();
+        let source = few.source().unwrap();
+        assert!(!std::ptr::eq(kept(source.kept_at(0)).as_ptr(), crumb.as_ptr()), "the buffer is kept");
+        assert_eq!(all(mirror).unwrap().len(), 100);
+        let many = upload(KEPT / OF_PIECE);
+        let mirror = many.mirror();
+        all(many.next_try()).unwrap();
+        assert!(!many.is_repeatable());
+        assert!(all(mirror).is_err());
     }
 
     #[test]
