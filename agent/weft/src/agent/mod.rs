@@ -217,6 +217,13 @@ impl Agent {
         if !self.options.break_glass {
             let datapath =
                 Datapath::inherit(settings, inheritance).context("the data path cannot be opened")?;
+            let earlier = admin::earlier_programs(&datapath);
+            if !earlier.is_empty() {
+                tracing::warn!(
+                    programs = earlier.join(", "),
+                    "others see the connections of pods first: see `weft check`"
+                );
+            }
             return Ok((Some(Arc::new(Mutex::new(datapath))), kubelet));
         }
         tracing::error!(
