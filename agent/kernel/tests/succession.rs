@@ -4,11 +4,14 @@
 mod lab;
 
 use std::fs;
-use std::net::TcpListener;
-use std::sync::Arc;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
-use lab::{Lab, accept, counter, eventually, is_idle, pins, refusal};
+use lab::{Lab, Pod, accept, counter, eventually, is_idle, pins, refusal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use weft_core::kernel_view::{DirectPair, KernelView};
 use weft_core::resource::NamespacedName;
 use weft_kernel::{CleanupReport, Datapath, DatapathConfig, Inheritance, KernelError, Listeners, PodToEnrol};
@@ -261,6 +264,99 @@ fn an_agent_goes_on_with_the_sockets_of_another_one() {
     assert_eq!([lab.a.state(), lab.b.state()], before);
 }
 
+/// Clients that connect all the time, and whoever accepts with the sockets of the agent of the moment.
+struct Traffic {
+    sockets: Mutex<Arc<Vec<TcpListener>>>,
+    answered: [AtomicUsize; 2],
+    stop: AtomicBool,
+}
+
+impl Traffic {
+    /// Connects again and again; every connection must bring a byte.
+    fn call(&self, client: &Pod, to: SocketAddr) {
+        let answered = &self.answered[usize::from(to.is_ipv6())];
+        while !self.stop.load(Ordering::Relaxed) {
+            let connected = client.connect(to);
+            let mut stream = connected.unwrap_or_else(|error| panic!("after {answered:?} to {to}: {error}"));
+            stream.read_exact(&mut [0]).unwrap_or_else(|error| panic!("after {answered:?} to {to}: {error}"));
+            // With a reset nothing of it stays behind, however many there are.
+            socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            answered.fetch_add(1, Ordering::Relaxed);
+            // Dozens in every round are enough, and leave the processor to the agents.
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    /// Answers everybody with a byte.
+    fn answer(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let sockets = Arc::clone(&self.sockets.lock().unwrap());
+            let mut ready: Vec<_> = sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+            poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 })).unwrap();
+            for socket in sockets.iter() {
+                while let Ok((mut stream, _)) = socket.accept() {
+                    stream.write_all(b"x").unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Ends the threads also when the test fails: their scope waits for them.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn three_hundred_agents_one_after_another_refuse_nobody() {
+    let lab = Lab::new();
+    let view = lab.direct_view(&[81]);
+    let (mut agent, a, mut enrolled) = lab.enrolled(&view);
+    let app = lab.b.listen("0.0.0.0:81".parse().unwrap());
+    let direct = (lab.a.connect(lab.b.at(81)).unwrap(), accept(&app).0);
+    drop(a);
+    let clones = |pod: &weft_kernel::Enrolled| {
+        Arc::new(pod.inbound.iter().map(|socket| socket.try_clone().unwrap()).collect::<Vec<_>>())
+    };
+    let traffic = Traffic {
+        sockets: Mutex::new(clones(&enrolled)),
+        answered: [AtomicUsize::new(0), AtomicUsize::new(0)],
+        stop: AtomicBool::new(false),
+    };
+    std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&traffic.stop);
+        scope.spawn(|| traffic.answer());
+        for to in [lab.b.at(80), lab.b.at6(80)] {
+            let (traffic, client) = (&traffic, &lab.c);
+            scope.spawn(move || traffic.call(client, to));
+        }
+        for round in 0..300 {
+            let before = traffic.answered.each_ref().map(|answered| answered.load(Ordering::Relaxed));
+            let listeners = shared(&[(&lab.b.key, &enrolled)]);
+            let inheritance = Inheritance { lock: Some(agent.share_lock().unwrap()), listeners };
+            let agent_cgroup = lab.config.cgroup.join(["other", "agent"][round % 2]);
+            let config = DatapathConfig { agent_cgroup, ..lab.config.clone() };
+            let mut next = Datapath::inherit(config, inheritance).unwrap();
+            lab.be_pod();
+            let taken = next.enrol(&lab.b.to_enrol()).unwrap();
+            next.apply(&view).unwrap();
+            agent.retire();
+            *traffic.sockets.lock().unwrap() = clones(&taken);
+            (agent, enrolled) = (next, taken);
+            agent.predecessor_ended().unwrap();
+            eventually("both clients are answered in every round", || {
+                let now = traffic.answered.each_ref().map(|answered| answered.load(Ordering::Relaxed));
+                now.iter().zip(before).all(|(now, before)| *now > before)
+            });
+        }
+    });
+    lab::echo(&direct.0, &direct.1, 1000);
+}
+
 #[test]
 fn an_agent_goes_on_when_its_successor_fails() {
     let lab = Lab::new();
@@ -297,6 +393,45 @@ fn two_agents_cannot_share_pins() {
     let error = Datapath::open(lab.config.clone()).unwrap_err();
     assert!(matches!(error, KernelError::IncompatiblePins(_)));
     assert!(error.to_string().contains("--pin-dir"), "{error}");
+}
+
+#[test]
+fn pods_that_another_agent_steers_are_refused() {
+    let lab = Lab::new();
+    let (first, a, b) = lab.enrolled(&lab.view());
+    // On the same bpffs, which goes with the lab.
+    let pin_dir = lab.config.pin_dir.join("elsewhere");
+    let config =
+        DatapathConfig { pin_dir, agent_cgroup: lab.config.cgroup.join("other"), ..lab.config.clone() };
+    let mut second = Datapath::open(config).unwrap();
+    lab.be_pod();
+    let programs = |datapath: &Datapath| -> Vec<_> {
+        datapath.earlier_programs().unwrap().into_iter().map(|found| (found.hook, found.name)).collect()
+    };
+    let of_first = [("connect4", "out4".to_owned()), ("connect6", "out6".to_owned())];
+    assert_eq!((programs(&first), programs(&second)), (Vec::new(), of_first.to_vec()));
+    let before = lab.a.state();
+    for pod in [&lab.a, &lab.b] {
+        assert!(refusal(second.enrol(&pod.to_enrol())).contains("another --pin-dir"));
+    }
+    second.apply(&lab.view()).unwrap();
+    assert_eq!(lab.a.state(), before);
+    let _inbound = lab.c.connect(lab.b.at(80)).unwrap();
+    accept(&b.inbound[0]);
+    let _outbound = lab.a.connect(lab.c.at(80)).unwrap();
+    accept(&a.outbound[0]);
+
+    drop((first, a, b));
+    assert!(
+        refusal(second.enrol(&lab.b.to_enrol())).contains("another --pin-dir"),
+        "pins outlive their agent"
+    );
+    Datapath::cleanup(&lab.config, None).unwrap();
+    let b = second.enrol(&lab.b.to_enrol()).unwrap();
+    second.apply(&lab.view()).unwrap();
+    let _inbound = lab.c.connect(lab.b.at(80)).unwrap();
+    accept(&b.inbound[0]);
+    assert_eq!(programs(&second), []);
 }
 
 #[test]
