@@ -47,6 +47,7 @@ golden! {
     deployments: "deployment.yaml",
     destination_rules: "destination-rule.yaml",
     gateways: "gateway.yaml",
+    membership: "membership.yaml",
     services: "service.yaml",
     service_entries: "service-entry.yaml",
     sidecars: "sidecar.yaml",

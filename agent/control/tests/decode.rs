@@ -300,3 +300,39 @@ fn corners_are_judged_as_by_istio() {
     }
     assert!(lines > 40);
 }
+
+/// C-1: what stands behind every pool, and what means nothing here.
+#[test]
+fn settings_of_the_mesh_are_applied_or_named() {
+    let settings = "connectTimeout: 3s\ntcpKeepalive: {time: 60s, probes: 9}\nh2UpgradePolicy: UPGRADE\n\
+                    enableAutoMtls: false\ndiscoverySelectors: []\nmeshMTLS: {minProtocolVersion: TLSV1_3}\n\
+                    defaultProviders: {accessLogging: [envoy]}\nprotocolDetectionTimeout: 1s\n\
+                    defaultConfig: {proxyHeaders: {server: {disabled: true}}, concurrency: 2}";
+    let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
+    let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{decoded:?}") };
+    let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    let pool = mesh.http.pool;
+    assert_eq!((pool.connect_timeout.unwrap().as_secs(), pool.h2_upgrade), (3, Some(true)));
+    let keepalive = pool.tcp_keepalive.unwrap();
+    assert_eq!(
+        (keepalive.time.unwrap().as_secs(), keepalive.probes, keepalive.interval),
+        (60, Some(9), None)
+    );
+    let mut told: Vec<_> = decoded.problems.iter().map(|problem| problem.field.as_str()).collect();
+    told.sort_unstable();
+    let names = [
+        "defaultConfig.proxyHeaders",
+        "defaultProviders",
+        "discoverySelectors",
+        "enableAutoMtls",
+        "meshMTLS",
+        "protocolDetectionTimeout",
+    ];
+    assert_eq!(told, names.map(|name| format!("data.mesh.{name}")));
+    for wrong in
+        ["connectTimeout: 0s", "connectTimeout: soon", "h2UpgradePolicy: MAYBE", "tcpKeepalive: {time: x}"]
+    {
+        let decoded = mesh_config(wrong);
+        assert!(matches!(decoded[0].outcome, Outcome::Rejected(_)), "{wrong}: {decoded:?}");
+    }
+}

@@ -13,6 +13,7 @@ use crate::decide::inbound::inbound;
 use crate::decide::{InboundConnection, Verdict, protocol};
 use crate::resource::{MtlsMode, NamespacedName, PortProtocol};
 use crate::snapshot::{CaptureRules, CompiledService, EffectiveMode, LocalWorkload, TrafficHint, Workload};
+use crate::visibility::Visibility;
 use crate::{Identity, Snapshot};
 
 /// Ports that were not declared and were seen to speak something else than HTTP (ruling 5).
@@ -256,13 +257,14 @@ fn service_vips(
 }
 
 /// Whether the kernel may choose one of a Service's endpoints: not where somebody says which ones a client gets, or how
-/// many connections. It knows neither shares nor limits, so the proxy chooses there.
+/// many connections, or which clients. It knows neither shares nor limits nor clients, so the proxy chooses there.
 pub fn kernel_chooses(snapshot: &Snapshot, service: &CompiledService) -> bool {
     let routing = &snapshot.routing;
     let rules = routing.virtual_services.covering(&service.host).into_iter();
     let routed =
         |rules: &CompiledVirtualService| !(rules.source.tcp.is_empty() && rules.source.tls.is_empty());
     service.distribution.is_none()
+        && service.visibility == Visibility::Everywhere
         && routing.rules.covering(&service.host).is_empty()
         && !rules.flat_map(|found| found.value.iter()).any(|rules| routed(rules))
 }

@@ -26,6 +26,7 @@ pub mod routing_view;
 pub mod snapshot;
 #[cfg(test)]
 mod testing;
+pub mod visibility;
 
 pub use identity::Identity;
 pub use problem::{Problem, Severity};

@@ -100,6 +100,9 @@ pub const ISTIO_LOCALITY_OLD: &str = "istio-locality";
 /// Annotation on a Service, where `spec.trafficDistribution` is absent (D-11).
 pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
+/// Annotation on a Service: the namespaces whose clients see it.
+pub const EXPORT_TO: &str = "networking.istio.io/exportTo";
+
 /// Every annotation that the mesh reads from a Pod: a source need not keep any other.
 pub const POD_ANNOTATIONS: &[&str] = &[
     MESH,
@@ -117,7 +120,7 @@ pub const POD_ANNOTATIONS: &[&str] = &[
 /// Every annotation that the mesh reads from a Namespace.
 pub const NAMESPACE_ANNOTATIONS: &[&str] = &[MESH, TRAFFIC, SAME_NODE, AGENT_GONE];
 /// Every annotation that the mesh reads from a Service.
-pub const SERVICE_ANNOTATIONS: &[&str] = &[TRAFFIC, TRAFFIC_DISTRIBUTION];
+pub const SERVICE_ANNOTATIONS: &[&str] = &[TRAFFIC, TRAFFIC_DISTRIBUTION, EXPORT_TO];
 
 /// Namespace of Weft itself, the last choice of root namespace (ruling 14).
 pub const WEFT_NAMESPACE: &str = "weft-system";

@@ -21,7 +21,7 @@ pub mod virtual_service;
 
 pub use authorization::{HttpKey, PathMatch, PathTemplate};
 pub use destination_rule::DestinationRule;
-pub use mesh::{ExtAuthz, MeshConfig, MeshHttp, PathNormalization};
+pub use mesh::{ExportDefaults, ExtAuthz, MeshConfig, MeshHttp, PathNormalization};
 pub use policy::{
     AuthorizationPolicy, Condition, Match, NamespaceMatch, Operation, PolicyAction, Rule,
     ServiceAccountMatch, Source, StringMatch,
@@ -338,6 +338,8 @@ pub struct Service {
     pub external_name: Option<Arc<str>>,
     /// `spec.trafficDistribution`, else Istio's annotation.
     pub distribution: Option<TrafficDistribution>,
+    /// Annotation `networking.istio.io/exportTo`; empty leaves it to the mesh.
+    pub export_to: Vec<virtual_service::ExportTo>,
 }
 
 /// One address of an EndpointSlice.

@@ -18,8 +18,9 @@ use crate::compile::sharded::{IpMap, Named, Registry};
 use crate::locality::Localities;
 use crate::resource::request_authentication::JwtRule;
 use crate::resource::{
-    Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol, TrafficDistribution,
+    ExportDefaults, Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol, TrafficDistribution,
 };
+use crate::visibility::Visibility;
 use crate::{Identity, Problem};
 
 /// Mesh-wide settings with their defaults filled in.
@@ -41,6 +42,8 @@ pub struct MeshSettings {
     pub registry_only: bool,
     /// Same-node flows use TLS as well, mesh-wide (ruling 4).
     pub encrypt_same_node: bool,
+    /// Who sees objects that do not say it.
+    pub exports: ExportDefaults,
     /// What only HTTP uses.
     pub http: Arc<MeshHttp>,
 }
@@ -264,6 +267,8 @@ pub struct CompiledService {
     pub alias: Option<Arc<str>>,
     /// Endpoints that are preferred (D-11).
     pub distribution: Option<TrafficDistribution>,
+    /// Whose clients know it. To others its names and addresses are a stranger's.
+    pub visibility: Visibility,
 }
 
 impl CompiledService {
@@ -334,9 +339,24 @@ impl Snapshot {
         }
     }
 
-    /// A Service by one of its virtual addresses.
+    /// A Service by one of its virtual addresses, if clients of namespace `client` see it.
+    pub fn visible_by_vip(&self, ip: &IpAddr, client: &str) -> Option<&Arc<CompiledService>> {
+        self.by_vip.get(ip).filter(|service| service.visibility.reaches(client))
+    }
+
+    /// A Service by one of its virtual addresses, whoever sees it.
     pub fn service_by_vip(&self, ip: &IpAddr) -> Option<&Arc<CompiledService>> {
         self.by_vip.get(ip)
+    }
+
+    /// As [`Snapshot::concrete`], if clients of namespace `client` see both.
+    pub fn concrete_for<'a>(
+        &'a self,
+        service: &'a Arc<CompiledService>,
+        client: &str,
+    ) -> Option<&'a Arc<CompiledService>> {
+        let sees = |service: &&Arc<CompiledService>| service.visibility.reaches(client);
+        Some(service).filter(sees).and_then(|service| self.concrete(service)).filter(sees)
     }
 
     /// All pods.

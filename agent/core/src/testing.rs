@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::compile::{CompileOptions, Compiler};
 use crate::decide::InboundConnection;
 use crate::resource::*;
+use crate::visibility::Visibility;
 use crate::{Identity, Snapshot};
 
 pub(crate) fn labels(text: &str) -> Labels {
@@ -81,6 +82,7 @@ pub(crate) fn service(name: &str, vips: &[&str], selector: &str, ports: &[Servic
         publish_not_ready: false,
         external_name: None,
         distribution: None,
+        export_to: Vec::new(),
     }
 }
 
@@ -270,6 +272,9 @@ fn render_workload(workload: &crate::snapshot::Workload) -> String {
 fn render_service(service: &crate::snapshot::CompiledService) -> String {
     let mut text = format!("service {} {} {:?}", service.key, service.host, service.vips);
     text.extend(service.distribution.map(|distribution| format!(" {distribution:?}")));
+    if service.visibility != Visibility::Everywhere {
+        text += &format!(" seen by {:?}", service.visibility);
+    }
     for port in service.ports.iter() {
         let name = port.name.as_deref().unwrap_or("-");
         text += &format!("\n    port {} {name} {:?}:", port.port, port.protocol);

@@ -205,7 +205,7 @@ async fn hear(
         return Err(Failure::new("DENY", "forged_source", details));
     }
     facts.ends.source_principal = Some(source.workload.labels.principal.clone());
-    match Speaks::outbound(&snapshot, facts.addressed) {
+    match Speaks::outbound(&snapshot, &source.workload.key.namespace, facts.addressed) {
         Speaks::Http => Ok(Heard::Http(None)),
         Speaks::Opaque => {
             let sni = if is_tls(&snapshot, facts.addressed) {

@@ -269,6 +269,7 @@ pub(crate) fn service_speaking(
         publish_not_ready: false,
         external_name: None,
         distribution: None,
+        export_to: Vec::new(),
     };
     let endpoints = ips.iter().map(|ip| SliceEndpoint {
         addresses: [*ip].into_iter().collect(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use smallvec::SmallVec;
 use weft_core::names;
+use weft_core::resource::virtual_service::ExportTo;
 use weft_core::resource::{
     EndpointSlice, Kind, Labels, NamespacedName, PortProtocol, Resource, Service, ServicePort, SliceEndpoint,
     TargetPort, TrafficDistribution,
@@ -15,7 +16,8 @@ use super::Read;
 use super::fields::{Body, ClusterIp, Ip, Pairs, Port, PortOrName, Text, nullable};
 use super::intern::Interner;
 use super::meta::{self, MetaWire};
-use super::report::{Place, Report};
+use super::networking;
+use super::report::{Path, Place, Report};
 
 #[derive(Deserialize)]
 #[serde(expecting = "a map of fields")]
@@ -68,6 +70,7 @@ pub(super) fn service<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Inter
     let ServiceWire { metadata, spec } = body.read()?;
     let (meta, mut report) = meta::namespaced(&metadata, Kind::Service, place, interner);
     let ports = service_ports(&spec.ports, interner, &mut report);
+    let export_to = export_to(&metadata, interner, &mut report);
     let service = Service {
         meta,
         annotations: interner.labels(&metadata.annotations.0, meta::is_read_annotation),
@@ -77,6 +80,7 @@ pub(super) fn service<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Inter
         publish_not_ready: spec.publish_not_ready_addresses,
         external_name: external_name(&spec, interner),
         distribution: distribution(&spec, &metadata),
+        export_to,
     };
     Ok((Resource::Service(service), report))
 }
@@ -90,6 +94,14 @@ fn distribution(spec: &ServiceSpec<'_>, metadata: &MetaWire<'_>) -> Option<Traff
         "PreferSameNode" => Some(TrafficDistribution::SameNode),
         _ => None,
     }
+}
+
+/// The namespaces whose clients see it, in a row with commas.
+fn export_to(metadata: &MetaWire<'_>, interner: &mut Interner, report: &mut Report<'_>) -> Vec<ExportTo> {
+    let written = metadata.annotations.get(names::EXPORT_TO).and_then(Text::non_empty);
+    let entries = written.into_iter().flat_map(|text| text.split(',').map(str::trim));
+    let at = Path::Root("metadata.annotations[networking.istio.io/exportTo]");
+    networking::unchecked_exports(entries, &at, interner, report)
 }
 
 /// The name as hosts are compared: in lower case, without a final dot.

@@ -6,6 +6,8 @@ use crate::problem::Code;
 pub const DEPRECATED: Code = Code::warning("IST0002", "Deprecated");
 /// An object refers to one that is not there.
 pub const NOT_FOUND: Code = Code::error("IST0101", "ReferencedResourceNotFound");
+/// A namespace of which nothing is in the mesh.
+pub const NOT_IN_MESH: Code = Code::info("IST0102", "NamespaceNotInjected");
 /// An annotation on a kind that does not have it.
 pub const MISPLACED_ANNOTATION: Code = Code::warning("IST0107", "MisplacedAnnotation");
 /// An annotation of Istio's that nobody knows.
@@ -23,6 +25,8 @@ pub const PORT_REQUIRED: Code = Code::error("IST0112", "VirtualServiceDestinatio
 pub const MULTIPLE_SERVICES: Code = Code::warning("IST0116", "DeploymentAssociatedToMultipleServices");
 /// A port whose name says nothing about its protocol.
 pub const PORT_NAME: Code = Code::info("IST0118", "PortNameIsNotUnderNamingConvention");
+/// Labels of a namespace that contradict each other.
+pub const SEVERAL_LABELS: Code = Code::warning("IST0123", "NamespaceMultipleInjectionLabels");
 /// An annotation with a value that it cannot have.
 pub const INVALID_ANNOTATION: Code = Code::warning("IST0125", "InvalidAnnotation");
 /// A policy that applies to no workload.
@@ -52,6 +56,10 @@ pub const INGRESS_PASSES_BY: Code = Code::warning("IST0140", "IngressRouteRulesN
 pub const RESERVED_USER: Code = Code::warning("IST0144", "InvalidApplicationUID");
 /// Several Gateways for one host on one port of one workload.
 pub const CONFLICTING_GATEWAYS: Code = Code::error("IST0145", "ConflictingGateways");
+/// A Deployment whose sidecar's image somebody has to fill in, and nobody does.
+pub const UNFILLED_TEMPLATE: Code = Code::warning("IST0146", "ImageAutoWithoutInjectionWarning");
+/// The same for a Pod: it cannot start.
+pub const UNFILLED_POD: Code = Code::error("IST0147", "ImageAutoWithoutInjectionError");
 /// Routing by claims at a Gateway that verifies no token.
 pub const CLAIM_WITHOUT_TOKEN: Code = Code::error("IST0149", "JwtClaimBasedRoutingWithoutRequestAuthN");
 /// A TCP port of a Service of the type ExternalName.
@@ -69,6 +77,8 @@ pub const INVALID_CREDENTIAL: Code = Code::error("IST0161", "InvalidGatewayCrede
 pub const PORT_NOT_ON_SERVICE: Code = Code::warning("IST0162", "GatewayPortNotDefinedOnService");
 /// A reference to a Gateway that a controller made for itself.
 pub const INTERNAL_GATEWAY: Code = Code::warning("IST0165", "ReferencedInternalGateway");
+/// A selector that means the pods of a Gateway of the Gateway API.
+pub const INEFFECTIVE_SELECTOR: Code = Code::warning("IST0166", "IneffectiveSelector");
 /// A subset without pods.
 pub const EMPTY_SUBSET: Code = Code::error("IST0173", "DestinationRuleSubsetNotSelectPods");
 /// A DestinationRule for nobody.
@@ -80,6 +90,7 @@ pub const CONFLICTING_PROTOCOLS: Code = Code::warning("IST0177", "ConflictingSer
 pub const ALL: &[Code] = &[
     DEPRECATED,
     NOT_FOUND,
+    NOT_IN_MESH,
     MISPLACED_ANNOTATION,
     UNKNOWN_ANNOTATION,
     CONFLICTING_HOSTS,
@@ -88,6 +99,7 @@ pub const ALL: &[Code] = &[
     PORT_REQUIRED,
     MULTIPLE_SERVICES,
     PORT_NAME,
+    SEVERAL_LABELS,
     INVALID_ANNOTATION,
     NO_WORKLOADS,
     UNVERIFIED_SERVER,
@@ -102,6 +114,8 @@ pub const ALL: &[Code] = &[
     INGRESS_PASSES_BY,
     RESERVED_USER,
     CONFLICTING_GATEWAYS,
+    UNFILLED_TEMPLATE,
+    UNFILLED_POD,
     CLAIM_WITHOUT_TOKEN,
     EXTERNAL_NAME_PORT,
     NO_PROVIDER,
@@ -110,6 +124,7 @@ pub const ALL: &[Code] = &[
     INVALID_CREDENTIAL,
     PORT_NOT_ON_SERVICE,
     INTERNAL_GATEWAY,
+    INEFFECTIVE_SELECTOR,
     EMPTY_SUBSET,
     UNKNOWN_HOST,
     CONFLICTING_PROTOCOLS,

@@ -1,4 +1,4 @@
-//! Deployments and Pods: Services that contradict each other (S-59), and the sidecar's user.
+//! Deployments and Pods: Services that contradict each other (S-59), the sidecar's user and its image.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +27,7 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
     {
         users(pod, field, findings);
     }
+    images(set, findings);
 }
 
 fn services_of<'s>(set: &'s ObjectSet, deployment: &Pod) -> Vec<&'s Service> {
@@ -71,6 +72,22 @@ fn targets(deployment: &Pod, services: &[&Service], findings: &mut Findings) {
         );
         let place = (&deployment.head, "spec.template.metadata.labels");
         findings.add(codes::CONFLICTING_PORTS, place, message, "Let the Services have the same port.");
+    }
+}
+
+/// `image: auto` is for Istio's injector to replace; a Pod that still has it cannot start.
+fn images(set: &ObjectSet, findings: &mut Findings) {
+    let message = "The image of `istio-proxy` is `auto`, and nothing will replace it: it cannot be pulled.";
+    for pod in set.pods.iter().filter(|pod| pod.awaits_sidecar) {
+        let fix = "Let Istio's injector make the pod anew, or remove the container.";
+        findings.add(codes::UNFILLED_POD, (&pod.head, "spec.containers"), message, fix);
+    }
+    for deployment in set.deployments.iter().filter(|deployment| deployment.awaits_sidecar) {
+        if !workloads::is_injected(set, deployment) {
+            let place = (&deployment.head, "spec.template.spec.containers");
+            let fix = "Label the namespace `istio-injection: enabled`, the pods `sidecar.istio.io/inject: \"true\"`, or remove the container.";
+            findings.add(codes::UNFILLED_TEMPLATE, place, message, fix);
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::objects::{ObjectSet, Service, ServiceEntry};
+use crate::names;
 
 /// Visible everywhere.
 pub(super) const EVERYWHERE: &str = "*";
 const CLUSTER_DOMAIN: &str = "svc.cluster.local";
-const EXPORT_TO: &str = "networking.istio.io/exportTo";
 
 /// A name with dots; a short one is completed with its namespace.
 pub(super) fn complete(namespace: &str, host: &str) -> String {
@@ -115,7 +115,7 @@ impl<'s> Hosts<'s> {
 
 /// Who sees a Service.
 fn annotated(service: &Service) -> Vec<String> {
-    let written = service.head.annotations.get(EXPORT_TO).map(String::as_str).unwrap_or_default();
+    let written = service.head.annotations.get(names::EXPORT_TO).map(String::as_str).unwrap_or_default();
     written.split(',').map(|scope| scope.trim().to_owned()).filter(|scope| !scope.is_empty()).collect()
 }
 

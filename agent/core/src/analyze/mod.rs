@@ -11,7 +11,9 @@ mod deployment;
 mod destination_rule;
 mod gateway;
 mod hosts;
+mod namespace;
 pub mod objects;
+mod selectors;
 mod service;
 mod service_entry;
 mod sidecar;
@@ -35,6 +37,8 @@ pub fn analyze(set: &ObjectSet) -> Vec<Problem> {
     deployment::check(set, &mut findings);
     destination_rule::check(set, &mut findings);
     gateway::check(set, &mut findings);
+    namespace::check(set, &mut findings);
+    selectors::check(set, &mut findings);
     service::check(set, &mut findings);
     service_entry::check(set, &mut findings);
     sidecar::check(set, &mut findings);

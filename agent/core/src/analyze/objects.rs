@@ -80,6 +80,8 @@ pub struct Pod {
     pub containers: Vec<Container>,
     /// Whether an Istio sidecar is among them.
     pub has_sidecar: bool,
+    /// The sidecar's image is `auto`: what injects sidecars has to write the real one.
+    pub awaits_sidecar: bool,
 }
 
 /// A container.

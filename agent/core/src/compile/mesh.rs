@@ -37,6 +37,7 @@ pub(super) fn settings(config: Option<&MeshConfig>, istio_namespace_exists: bool
         access_log_format: config.and_then(|config| config.access_log_format.clone()),
         registry_only: config.is_some_and(|config| config.registry_only),
         encrypt_same_node: config.is_some_and(|config| config.encrypt_same_node),
+        exports: config.map(|config| config.exports.clone()).unwrap_or_default(),
         http: config.map(|config| Arc::new(config.http.clone())).unwrap_or_default(),
     }
 }
@@ -85,6 +86,9 @@ impl Compiler {
         }
         if old.http != new.http {
             self.dirty.local.all = true;
+        }
+        if old.exports.services != new.exports.services {
+            self.dirty.services.extend(self.services.values().map(|service| service.key.clone()));
         }
         if old.root_namespace != new.root_namespace {
             self.dirty.local.all = true;

@@ -32,9 +32,10 @@ use super::findings::Topic;
 use super::sharded::Sharded;
 use crate::decide::http::{ClusterCache, ClusterPolicy};
 use crate::hashing::FastMap;
-use crate::resource::virtual_service::{HeaderOperations, HttpAction, Retries};
+use crate::resource::virtual_service::{ExportTo, HeaderOperations, HttpAction, Retries};
 use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualService};
 use crate::snapshot::{CompiledService, Workload};
+use crate::visibility::Visibility;
 
 /// The VirtualServices of one host, the oldest first.
 type HostServices = Arc<[Arc<CompiledVirtualService>]>;
@@ -86,6 +87,8 @@ pub(super) struct RoutingState {
     divided: Divided,
     mesh_retries: Option<Retries>,
     mesh_policy: Base,
+    /// `defaultVirtualServiceExportTo`.
+    mesh_export_to: Vec<ExportTo>,
     dirty: RoutingDirty,
     routing: Routing,
     published: Arc<Routing>,
@@ -316,6 +319,7 @@ impl Compiler {
     /// Compiles what changed of the routing; Services are compiled before.
     pub(super) fn settle_routing(&mut self) {
         self.settle_default_policy();
+        self.settle_default_visibility();
         let dirty = std::mem::take(&mut self.routing.dirty);
         let changed =
             !(dirty.virtual_services.is_empty() && dirty.hosts.is_empty() && dirty.services.is_empty());
@@ -349,9 +353,11 @@ impl Compiler {
             self.findings.set(Kind::VirtualService, key, Topic::Object, Vec::new());
             return;
         };
-        let (rules, refused) = delegate::merged(&service, &self.routing.virtual_services);
+        let default = &self.routing.mesh_export_to;
+        let (rules, refused) = delegate::merged(&service, &self.routing.virtual_services, default);
+        let visibility = Visibility::new(&service.export_to, default, &key.namespace);
         let expressions = &mut self.routing.expressions;
-        let compiled = Arc::new(rules::compile(&service, &rules, expressions));
+        let compiled = Arc::new(rules::compile(&service, &rules, visibility, expressions));
         let problems = report::problems(&service, &refused, expressions);
         self.routing.replace_compiled(key, Some(compiled));
         self.findings.set(Kind::VirtualService, key, Topic::Object, problems);
@@ -371,12 +377,22 @@ impl Compiler {
     /// The mesh's default stands behind every rule (D-21).
     fn settle_default_policy(&mut self) {
         let http = &self.mesh.http;
-        let wanted = Base { policy: http.traffic_policy.clone(), pool: http.pool };
+        let export_to = self.mesh.exports.destination_rules.clone();
+        let wanted = Base { policy: http.traffic_policy.clone(), pool: http.pool, export_to };
         if self.routing.mesh_policy != wanted {
             self.routing.routing.default_policy = Arc::new(policies::default_policy(&wanted));
             self.routing.mesh_policy = wanted;
             self.routing.dirty.hosts.extend(self.routing.rules_of_host.keys().cloned());
             self.routing.dirty.mesh = true;
+        }
+    }
+
+    /// The mesh says who sees a VirtualService that says nothing.
+    fn settle_default_visibility(&mut self) {
+        let wanted = &self.mesh.exports.virtual_services;
+        if self.routing.mesh_export_to != *wanted {
+            self.routing.mesh_export_to.clone_from(wanted);
+            self.routing.dirty.virtual_services.extend(self.routing.virtual_services.keys().cloned());
         }
     }
 

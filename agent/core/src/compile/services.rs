@@ -7,10 +7,12 @@ use std::sync::Arc;
 use super::Compiler;
 use super::state::{NamespaceState, PodRecord, ServiceRecord, SliceRecord, Slices};
 use crate::names;
+use crate::resource::virtual_service::ExportTo;
 use crate::resource::{
     ContainerPort, EndpointSlice, Labels, NamespacedName, PortProtocol, Service, ServicePort, TargetPort,
 };
 use crate::snapshot::{CompiledPort, CompiledService, Endpoint};
+use crate::visibility::Visibility;
 
 /// Up to so many Services are matched with every label set of their namespace one by one; more of them by asking
 /// for each label set which Services select it.
@@ -142,8 +144,8 @@ impl Compiler {
         for key in std::mem::take(&mut self.dirty.services) {
             let old = self.services.get(&key).cloned();
             let state = self.namespaces.get(&key.namespace);
-            let from_pods = self.options.endpoints_from_pods;
-            let new = state.and_then(|state| compile(state, &key, old.as_deref(), from_pods));
+            let context = (self.options.endpoints_from_pods, &*self.mesh.exports.services);
+            let new = state.and_then(|state| compile(state, &key, old.as_deref(), context));
             self.replace_service(&key, old, new);
             self.routing.note_service(&key);
         }
@@ -248,13 +250,13 @@ fn match_selectors(state: &mut NamespaceState, names: &HashSet<Arc<str>>) {
     }
 }
 
-/// A Service with its endpoints, which come `from_pods` where no slice names them; parts that equal those of `old` are
-/// shared with it.
+/// A Service with its endpoints, which come `from_pods` where no slice names them, visible by `default` where it says
+/// nothing; parts that equal those of `old` are shared with it.
 fn compile(
     state: &NamespaceState,
     key: &NamespacedName,
     old: Option<&CompiledService>,
-    from_pods: bool,
+    (from_pods, default): (bool, &[ExportTo]),
 ) -> Option<CompiledService> {
     let record = state.services.get(&key.name)?;
     let none = Slices::default();
@@ -277,7 +279,9 @@ fn compile(
     let vips = record.service.vips.clone();
     let alias = record.service.external_name.clone();
     let distribution = record.service.distribution;
-    Some(CompiledService { key: key.clone(), host, vips, ports: ports.collect(), alias, distribution })
+    let visibility = Visibility::new(&record.service.export_to, default, &key.namespace);
+    let ports = ports.collect();
+    Some(CompiledService { key: key.clone(), host, vips, ports, alias, distribution, visibility })
 }
 
 /// The full host of a Service.

@@ -104,6 +104,7 @@ fn mesh_settings_follow_ruling_14() {
             access_log_format: None,
             registry_only: false,
             encrypt_same_node: false,
+            exports: ExportDefaults::default(),
             http: Default::default(),
         })
     };
@@ -142,6 +143,7 @@ fn a_new_trust_domain_reaches_every_identity() {
         access_log_format: None,
         registry_only: false,
         encrypt_same_node: false,
+        exports: ExportDefaults::default(),
         http: Default::default(),
     };
     compiler.apply([upsert(Resource::MeshConfig(config))]);

@@ -50,11 +50,11 @@ fn decide(
 ) -> ConnectionDecision {
     let original = SocketAddr::new(caller.original.ip().to_canonical(), caller.original.port());
     let nothing = ConnectionDecision { service: None, rule: None, targets: SmallVec::new() };
-    let Some(service) = snapshot.service_by_vip(&original.ip()) else { return nothing };
+    let namespace = &caller.workload.key.namespace;
+    let Some(service) = snapshot.visible_by_vip(&original.ip(), namespace) else { return nothing };
     let Some(at) = service.ports.iter().position(|port| port.port == original.port()) else { return nothing };
     let sni = sni.map(str::to_ascii_lowercase);
     let connection = Connection { caller, original, sni: sni.as_deref() };
-    let namespace = &caller.workload.key.namespace;
     for found in snapshot.routing.virtual_services.covering(&service.host) {
         let mut visible =
             found.value.iter().filter(|rules| rules.mesh && rules.visibility.reaches(namespace));

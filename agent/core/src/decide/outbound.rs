@@ -84,10 +84,14 @@ impl Destination {
 
 /// Decides where a connection that `source` made to `original` goes.
 ///
-/// A VIP leads to the ready endpoints of its port; the address of a pod to that pod, on any port and whether it is
-/// ready or not; anything else is passed through, or refused under REGISTRY_ONLY.
+/// A VIP of a Service that the client sees leads to the ready endpoints of its port; the address of a pod to that pod, on
+/// any port and whether it is ready or not; anything else is passed through, or refused under REGISTRY_ONLY.
+/// A client outside the mesh sees every Service.
 pub fn outbound(snapshot: &Snapshot, source: &Workload, original: SocketAddr) -> OutboundDecision {
-    if let Some(service) = snapshot.service_by_vip(&original.ip()) {
+    let sees = |service: &&Arc<CompiledService>| {
+        !source.in_mesh() || service.visibility.reaches(&source.key.namespace)
+    };
+    if let Some(service) = snapshot.service_by_vip(&original.ip()).filter(sees) {
         return to_service(snapshot, source, service, original);
     }
     if let Some(workload) = snapshot.workload_by_ip(&original.ip()) {

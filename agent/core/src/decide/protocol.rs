@@ -12,9 +12,9 @@ use crate::snapshot::{CompiledService, LocalWorkload, TrafficHint};
 /// Ports on which servers speak first, unless somebody declares something else.
 const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
 
-/// What a pod of this node dialled.
-pub fn outbound(snapshot: &Snapshot, addressed: SocketAddr) -> PortProtocol {
-    match snapshot.service_by_vip(&addressed.ip()) {
+/// What a pod of this node, in namespace `client`, dialled.
+pub fn outbound(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> PortProtocol {
+    match snapshot.visible_by_vip(&addressed.ip(), client) {
         Some(service) => of_service(snapshot, service, addressed.port()),
         None => of_address(snapshot, addressed),
     }
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn servers_that_speak_first_are_not_waited_for() {
         let snapshot = crate::testing::compile([]);
-        let of = |port| outbound(&snapshot, SocketAddr::from(([192, 0, 2, 1], port)));
+        let of = |port| outbound(&snapshot, "shop", SocketAddr::from(([192, 0, 2, 1], port)));
         assert_eq!((of(3306), of(8080)), (PortProtocol::Tcp, PortProtocol::Undeclared));
     }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{CompileOptions, Compiler, tests::random::some_resource};
+use crate::resource::virtual_service::ExportTo;
 use crate::resource::*;
 use crate::testing::{any, *};
 
@@ -83,6 +84,10 @@ fn the_kernel_chooses_only_where_nobody_rules() {
     assert_eq!(services(rule("other.shop.svc.cluster.local")), 1);
     assert_eq!(services(rule("server.shop.svc.cluster.local")), 0);
     assert_eq!(services(rule("*.shop.svc.cluster.local")), 0);
+    let hidden =
+        service("shop/server", &["10.96.0.1"], "app=server", &[port("db", 5432, 5432, PortProtocol::Tcp)]);
+    let hidden = Service { export_to: vec![ExportTo::Own], ..hidden };
+    assert_eq!(services(Resource::Service(hidden)), 0, "not every client sees it (X-7)");
     let ruled = view(&with(rule("server.shop.svc.cluster.local")), &nothing);
     assert_eq!(direct(&ruled), ["client → server:5432"]);
 }

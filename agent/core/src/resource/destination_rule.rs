@@ -17,7 +17,7 @@ pub struct DestinationRule {
     pub policy: Option<TrafficPolicy>,
     /// `spec.subsets`.
     pub subsets: Vec<Subset>,
-    /// `spec.exportTo`; empty means everywhere.
+    /// `spec.exportTo`; empty leaves it to the mesh.
     pub export_to: Vec<ExportTo>,
     /// `spec.workloadSelector.matchLabels` (D-3).
     pub workload_selector: Option<Labels>,

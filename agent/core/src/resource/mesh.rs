@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::NamespacedName;
 use super::destination_rule::{LocalitySetting, PoolDefaults, TrafficPolicy};
-use super::virtual_service::Retries;
+use super::virtual_service::{ExportTo, Retries};
 use crate::access_format::AccessFormat;
 
 /// Mesh-wide settings (C-1), the part that L4 uses.
@@ -29,8 +29,21 @@ pub struct MeshConfig {
     pub registry_only: bool,
     /// Own extension `weft.sameNode: encrypt` (ruling 4).
     pub encrypt_same_node: bool,
+    /// Who sees objects that do not say it.
+    pub exports: ExportDefaults,
     /// What HTTP uses.
     pub http: MeshHttp,
+}
+
+/// Who sees objects without an `exportTo` of their own; an empty list is everybody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExportDefaults {
+    /// `defaultServiceExportTo`.
+    pub services: Vec<ExportTo>,
+    /// `defaultVirtualServiceExportTo`.
+    pub virtual_services: Vec<ExportTo>,
+    /// `defaultDestinationRuleExportTo`.
+    pub destination_rules: Vec<ExportTo>,
 }
 
 /// Settings of MeshConfig that only HTTP uses (C-1).

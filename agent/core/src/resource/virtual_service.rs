@@ -16,7 +16,7 @@ pub struct VirtualService {
     pub hosts: Vec<Arc<str>>,
     /// `spec.gateways`: `mesh`, or `namespace/name`. Never empty: absent means `mesh`.
     pub gateways: Vec<Arc<str>>,
-    /// `spec.exportTo`; empty means everywhere.
+    /// `spec.exportTo`; empty leaves it to the mesh.
     pub export_to: Vec<ExportTo>,
     /// `spec.http`.
     pub http: Vec<HttpRule>,
@@ -31,7 +31,9 @@ pub struct VirtualService {
 pub enum ExportTo {
     /// `*`.
     All,
-    /// `.`, or a namespace: with `.` already replaced.
+    /// `.`: the object's own namespace.
+    Own,
+    /// A namespace.
     Namespace(Arc<str>),
     /// `~`: nobody.
     Nobody,

@@ -55,9 +55,9 @@ impl Speaks {
         local.map_or(Self::Opaque, |local| Self::inbound(local, arrival.destination.port()))
     }
 
-    /// What a pod of this node dialled.
-    pub(crate) fn outbound(snapshot: &Snapshot, addressed: SocketAddr) -> Self {
-        protocol::outbound(snapshot, addressed).into()
+    /// What a pod of this node, in namespace `client`, dialled.
+    pub(crate) fn outbound(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> Self {
+        protocol::outbound(snapshot, client, addressed).into()
     }
 }
 

@@ -60,12 +60,17 @@ pub(crate) fn explain(
         )));
     }
     let mut source = Source::parse(snapshot, question)?;
-    let target = Target::parse(snapshot, &question.to, source.namespace())?;
+    let mut target = Target::parse(snapshot, &question.to, source.namespace())?;
     let mut steps = vec![source.sentence(), target.sentence(&question.to)];
     let left_alone = LeftAlone::of(snapshot, &source, &target);
     steps.extend(left_alone.map(|left| left.sentence().to_owned()));
     if left_alone == Some(LeftAlone::Excluded) {
         source = source.uncaptured();
+    }
+    if source.in_mesh {
+        let (seen, hidden) = target.seen_from(&source.workload.key.namespace);
+        target = seen;
+        steps.extend(hidden);
     }
     let inquiry = Inquiry { snapshot, learned, question, source: &source, target: &target };
     let spoken = inquiry.spoken();

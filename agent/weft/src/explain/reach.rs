@@ -89,7 +89,7 @@ impl Reach {
 
     fn decided(inquiry: &Inquiry<'_>, original: SocketAddr, steps: &mut Vec<String>) -> Self {
         let source = inquiry.source;
-        match outbound(inquiry.snapshot, &source.workload, original) {
+        match outbound(inquiry.snapshot, &source.seeing(), original) {
             OutboundDecision::Endpoints { candidates, destination } => {
                 steps.extend(choice(source, &destination, candidates.len()));
                 Self { candidates, unready: Vec::new(), otherwise: Outcome::Unreachable }

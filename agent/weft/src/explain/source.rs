@@ -92,6 +92,14 @@ impl Source {
         Self { in_mesh: false, identity: None, ..self }
     }
 
+    /// The client as decisions are asked about it: without its proxy it is as good as outside the mesh.
+    pub(super) fn seeing(&self) -> Arc<Workload> {
+        match self.in_mesh == self.workload.in_mesh() {
+            true => self.workload.clone(),
+            false => Arc::new(Workload { membership: Membership::OutOfMesh, ..(*self.workload).clone() }),
+        }
+    }
+
     /// The namespace from which short names resolve.
     pub(super) fn namespace(&self) -> Option<&str> {
         match self.kind {

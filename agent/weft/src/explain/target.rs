@@ -77,6 +77,27 @@ impl Target {
         Ok(target)
     }
 
+    /// As [`Target::parse`] found it, as a client of namespace `client` sees it: a Service that is not exported to it is
+    /// an address like any other, or a name that nobody has. With a sentence about that.
+    pub(super) fn seen_from(mut self, client: &str) -> (Self, Option<String>) {
+        let Some(service) = self.service().filter(|service| !service.visibility.reaches(client)).cloned()
+        else {
+            return (self, None);
+        };
+        let sentence = format!(
+            "exportTo keeps Service {} from namespace {client}: for this client nobody in the mesh has its name or address.",
+            service.key
+        );
+        if let To::Service(_) = self.to {
+            self.to = match service.vips.first() {
+                Some(vip) => To::Address(*vip),
+                None => To::Stranger(self.name.clone()),
+            };
+        }
+        self.addressed = None;
+        (self, Some(sentence))
+    }
+
     pub(super) fn service(&self) -> Option<&Arc<CompiledService>> {
         match &self.to {
             To::Service(service) => Some(service),

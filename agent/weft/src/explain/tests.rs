@@ -209,3 +209,33 @@ fn rules_about_connections() {
     let outside = ask(&[MESH, ROUTED], "outside", "ledger.bank:5432").unwrap();
     assert!(outside.route.is_none() && outside.destinations.len() == 1);
 }
+
+/// whoever does not see a Service reaches its address as that of a stranger, and is told so.
+#[test]
+fn a_service_that_is_not_exported_is_a_stranger() {
+    let exported = |to: &str| {
+        let annotated =
+            format!("name: ledger, namespace: bank, annotations: {{networking.istio.io/exportTo: {to}}}}}");
+        MESH.replace("name: ledger, namespace: bank}", &annotated)
+    };
+    let hidden = "keeps Service bank/ledger from namespace shop";
+    let registry = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n    defaultServiceExportTo: [\".\"]\n";
+    for (files, from, verdict, told) in [
+        ([exported("'*, bank'"), String::new()], "shop/cart", "allow", false),
+        ([exported("'shop,bank'"), String::new()], "shop/cart", "allow", false),
+        ([exported("."), String::new()], "shop/cart", "passthrough", true),
+        ([exported("."), String::new()], "bank/ledger-0", "allow", false),
+        ([exported("'~'"), String::new()], "old/legacy", "allow", false),
+        ([MESH.to_owned(), registry.to_owned()], "shop/cart", "unreachable", true),
+    ] {
+        for to in ["ledger.bank:5432", "10.96.0.2:5432", "http://ledger.bank:5432/"] {
+            let answer = ask(&[&files[0], &files[1]], from, to).unwrap();
+            // What is refused and turns out to be HTTP is answered.
+            let refused = verdict == "unreachable" && to.starts_with("http");
+            let verdict = if refused { "respond" } else { verdict };
+            assert_eq!(answer.verdict, verdict, "{from} to {to}: {:?}", answer.steps);
+            let steps = answer.steps.join(" ");
+            assert_eq!((steps.contains(hidden), answer.service.is_none()), (told, told), "{steps}");
+        }
+    }
+}

@@ -23,6 +23,8 @@ fn workload(head: Head, spec: &Value, (labels, annotations): (Pairs, Pairs)) -> 
     let containers = items(spec, "containers");
     let is_sidecar =
         |container: &Value| text(container, "name") == "istio-proxy" && !text(container, "image").is_empty();
+    let awaits =
+        |container: &Value| text(container, "name") == "istio-proxy" && text(container, "image") == "auto";
     Pod {
         head,
         labels,
@@ -30,6 +32,7 @@ fn workload(head: Head, spec: &Value, (labels, annotations): (Pairs, Pairs)) -> 
         node: text(spec, "nodeName").to_owned(),
         user: user(spec),
         has_sidecar: containers.iter().chain(items(spec, "initContainers")).any(is_sidecar),
+        awaits_sidecar: containers.iter().any(awaits),
         containers: containers
             .iter()
             .map(|container| Container { name: text(container, "name").to_owned(), user: user(container) })

@@ -3,6 +3,7 @@
 //! Istio's MeshConfig has far more fields than the mesh reads, so unknown ones are ignored.
 
 mod access_log;
+mod exports;
 mod http;
 mod unapplied;
 
@@ -105,9 +106,11 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
     let value = Parsed::new(&value);
     let wire: MeshWire<'_> = settings(&value, &mut report);
     let http: http::HttpWire<'_> = settings(&value, &mut report);
+    let exports: exports::ExportsWire<'_> = settings(&value, &mut report);
     let others: unapplied::UnappliedWire = settings(&value, &mut report);
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let http = http::settings(&http, &Path::Root("data.mesh"), &mut reader);
+    let exports = exports::defaults(&exports, &Path::Root("data.mesh"), &mut reader);
     unapplied::report(&others, &Path::Root("data.mesh"), &mut reader);
     let json = wire.access_log_encoding.as_str() == "JSON";
     let mesh = MeshConfig {
@@ -120,6 +123,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
         access_log_format: access_log::format(&wire.access_log_format, json, &mut report),
         registry_only: registry_only(&wire, &mut report),
         encrypt_same_node: encrypt_same_node(&wire, &mut report),
+        exports,
         http,
     };
     Ok((Resource::MeshConfig(mesh), report))

@@ -19,12 +19,6 @@ pub(super) struct UnappliedWire {
     #[serde(default)]
     discovery_selectors: Option<IgnoredAny>,
     #[serde(default)]
-    default_service_export_to: Option<IgnoredAny>,
-    #[serde(default)]
-    default_virtual_service_export_to: Option<IgnoredAny>,
-    #[serde(default)]
-    default_destination_rule_export_to: Option<IgnoredAny>,
-    #[serde(default)]
     default_inbound_http_retry_policy: Option<IgnoredAny>,
     #[serde(rename = "meshMTLS", default)]
     mesh_mtls: Option<IgnoredAny>,
@@ -57,7 +51,6 @@ pub(super) fn report(wire: &UnappliedWire, at: &Path<'_>, reader: &mut Reader<'_
             "pods of the mesh speak mTLS with each other unless a DestinationRule says DISABLE",
         );
     }
-    let exported = "objects without `exportTo` of their own are seen by all namespaces (X-7)";
     let tunnels = "tunnels speak TLS 1.3 with AES-GCM";
     let fields = [
         (
@@ -66,9 +59,6 @@ pub(super) fn report(wire: &UnappliedWire, at: &Path<'_>, reader: &mut Reader<'_
             "on ports that nobody declares the first side to speak decides, after 100 ms at the latest (X-10)",
         ),
         ("discoverySelectors", &wire.discovery_selectors, "all namespaces are read"),
-        ("defaultServiceExportTo", &wire.default_service_export_to, exported),
-        ("defaultVirtualServiceExportTo", &wire.default_virtual_service_export_to, exported),
-        ("defaultDestinationRuleExportTo", &wire.default_destination_rule_export_to, exported),
         (
             "defaultInboundHttpRetryPolicy",
             &wire.default_inbound_http_retry_policy,

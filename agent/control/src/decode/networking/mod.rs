@@ -306,6 +306,33 @@ impl Reader<'_, '_> {
     }
 }
 
+/// Who sees an object, by entries of which Istio's admission says nothing: those of a Service's annotation, and the
+/// mesh's defaults.
+pub(super) fn unchecked_exports<'t>(
+    entries: impl Iterator<Item = &'t str>,
+    at: &Path<'_>,
+    interner: &mut Interner,
+    report: &mut Report<'_>,
+) -> Vec<ExportTo> {
+    let mut exports = Vec::new();
+    for entry in entries {
+        exports.push(match entry {
+            "*" => ExportTo::All,
+            "." => ExportTo::Own,
+            "~" => ExportTo::Nobody,
+            name => {
+                if !names::is_label(name) {
+                    let message = format!("{} is the name of no namespace.", shown(name));
+                    let fix = "Write names of namespaces, `.`, `*` or `~`.";
+                    report.add(codes::NO_EFFECT, at, message, fix);
+                }
+                ExportTo::Namespace(interner.text(name))
+            }
+        });
+    }
+    exports
+}
+
 /// Namespace and name of a gateway in the form `name.namespace.svc…`.
 fn legacy_gateway(gateway: &str) -> Option<(&str, &str)> {
     if gateway.contains('/') {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::rules::Visibility;
 use crate::resource::virtual_service::{
-    HeaderOperations, HttpAction, HttpMatch, HttpRule, TextMatch, VirtualService,
+    ExportTo, HeaderOperations, HttpAction, HttpMatch, HttpRule, TextMatch, VirtualService,
 };
 use crate::resource::{Kind, Labels, NamespacedName, ObjectRef};
+use crate::visibility::Visibility;
 
 /// A rule as it is in force.
 #[derive(Debug)]
@@ -40,10 +40,11 @@ pub(super) enum Refusal {
 /// A refusal with the root's rule and the delegate's name.
 pub(super) type Refused = (usize, NamespacedName, Refusal);
 
-/// The rules of a VirtualService with those of its delegates.
+/// The rules of a VirtualService with those of its delegates. `default` says who sees a delegate that says nothing.
 pub(super) fn merged(
     root: &VirtualService,
     all: &BTreeMap<NamespacedName, Arc<VirtualService>>,
+    default: &[ExportTo],
 ) -> (Vec<Merged>, Vec<Refused>) {
     let mut rules = Vec::new();
     let mut refused = Vec::new();
@@ -53,7 +54,7 @@ pub(super) fn merged(
             rules.push(Merged { at, delegate: None, rule: rule.clone(), match_indices });
             continue;
         };
-        match usable(all.get(name), &root.meta.key.namespace) {
+        match usable(all.get(name), &root.meta.key.namespace, default) {
             Ok(delegate) => {
                 let (merged, refusals) = merge_all(at, rule, delegate);
                 rules.extend(merged);
@@ -68,13 +69,14 @@ pub(super) fn merged(
 fn usable<'a>(
     delegate: Option<&'a Arc<VirtualService>>,
     namespace: &str,
+    default: &[ExportTo],
 ) -> Result<&'a VirtualService, Refusal> {
     let delegate = delegate.ok_or(Refusal::Missing)?;
     if !delegate.hosts.is_empty() {
         return Err(Refusal::HasHosts);
     }
-    let own = &*delegate.meta.key.namespace == namespace;
-    if !own && !Visibility::new(&delegate.export_to).reaches(namespace) {
+    let home = &delegate.meta.key.namespace;
+    if &**home != namespace && !Visibility::new(&delegate.export_to, default, home).reaches(namespace) {
         return Err(Refusal::NotExported);
     }
     Ok(delegate)

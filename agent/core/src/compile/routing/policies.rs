@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::hosts::HostIndex;
-use super::rules::Visibility;
 use crate::decide::http::ClusterPolicy;
 use crate::hashing::FastMap;
 use crate::resource::destination_rule::{
     DestinationRule, LoadBalancer, PolicyBlocks, PoolDefaults, TrafficPolicy,
 };
+use crate::resource::virtual_service::ExportTo;
 use crate::resource::{Kind, Labels, ObjectRef};
+use crate::visibility::Visibility;
 
 /// The rules for one host in one namespace: those for selected clients first, then by age (D-3).
 pub(crate) type HostRules = Arc<[Arc<CompiledDestinationRule>]>;
@@ -128,6 +129,8 @@ pub(crate) struct Base {
     pub(crate) policy: Option<Arc<TrafficPolicy>>,
     /// What stands behind single fields of a connection pool (C-1).
     pub(crate) pool: PoolDefaults,
+    /// `defaultDestinationRuleExportTo`.
+    pub(crate) export_to: Vec<ExportTo>,
 }
 
 impl Base {
@@ -157,7 +160,7 @@ fn merge(mut rules: Vec<&DestinationRule>, base: &Base) -> HostRules {
     });
     let mut groups = Vec::<(Visibility, Vec<&DestinationRule>)>::new();
     for rule in rules {
-        let visibility = Visibility::new(&rule.export_to);
+        let visibility = Visibility::new(&rule.export_to, &base.export_to, &rule.meta.key.namespace);
         let same = groups.iter_mut().find(|(known, members)| {
             let selector = members.first().map(|member| &member.workload_selector);
             *known == visibility && selector == Some(&rule.workload_selector)

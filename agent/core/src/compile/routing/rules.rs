@@ -9,47 +9,14 @@ use super::retry::Retry;
 use crate::decide::http::CorsPolicy;
 use crate::decide::http::pattern::Pattern;
 use crate::resource::virtual_service::{
-    DestinationRef, DirectResponse, ExportTo, Fault, HeaderChanges, HeaderOperations, HttpAction, HttpMatch,
-    HttpRule, PerMillion, Redirect, Rewrite, TextMatch, VirtualService,
+    DestinationRef, DirectResponse, Fault, HeaderChanges, HeaderOperations, HttpAction, HttpMatch, HttpRule,
+    PerMillion, Redirect, Rewrite, TextMatch, VirtualService,
 };
 use crate::resource::{Kind, Labels, ObjectRef};
+use crate::visibility::Visibility;
 
 /// The gateway that stands for every client in the mesh.
 const MESH: &str = "mesh";
-
-/// To whom an object is exported.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Visibility {
-    Everywhere,
-    /// Sorted; empty is nobody.
-    Namespaces(Box<[Arc<str>]>),
-}
-
-impl Visibility {
-    pub(crate) fn new(export_to: &[ExportTo]) -> Self {
-        let mut namespaces = Vec::new();
-        for entry in export_to {
-            match entry {
-                ExportTo::All => return Self::Everywhere,
-                ExportTo::Namespace(namespace) => namespaces.push(namespace.clone()),
-                ExportTo::Nobody => {}
-            }
-        }
-        if export_to.is_empty() {
-            return Self::Everywhere;
-        }
-        namespaces.sort_unstable();
-        namespaces.dedup();
-        Self::Namespaces(namespaces.into())
-    }
-
-    pub(crate) fn reaches(&self, namespace: &str) -> bool {
-        match self {
-            Self::Everywhere => true,
-            Self::Namespaces(namespaces) => namespaces.iter().any(|known| &**known == namespace),
-        }
-    }
-}
 
 /// A VirtualService.
 #[derive(Debug)]
@@ -196,13 +163,14 @@ pub(crate) fn includes_mesh(gateways: &[Arc<str>]) -> bool {
 pub(super) fn compile(
     source: &Arc<VirtualService>,
     rules: &[Merged],
+    visibility: Visibility,
     expressions: &mut Expressions,
 ) -> CompiledVirtualService {
     let key = &source.meta.key;
     let object = ObjectRef::new(Kind::VirtualService, key.namespace.clone(), key.name.clone());
     CompiledVirtualService {
         source: source.clone(),
-        visibility: Visibility::new(&source.export_to),
+        visibility,
         mesh: includes_mesh(&source.gateways),
         http: rules.iter().map(|merged| Arc::new(rule(&object, merged, expressions))).collect(),
         object,

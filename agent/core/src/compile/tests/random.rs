@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use crate::compile::routing::tests::{some_destination_rule, some_virtual_service};
 use crate::compile::{CompileOptions, Compiler, policy};
 use crate::resource::destination_rule::PoolDefaults;
+use crate::resource::virtual_service::ExportTo;
 use crate::resource::*;
 use crate::testing::{
     jwt_rule, key, labels, meta, namespace, peer_authentication, pod, port, render, request_authentication,
@@ -93,6 +94,7 @@ fn some_service() -> impl Strategy<Value = Resource> {
             service.meta.created = created;
             if hinted {
                 service.annotations = Arc::new(labels("weft.dev/traffic=l4"));
+                service.export_to = vec![ExportTo::Namespace("b".into())];
             }
             Resource::Service(service)
         })
@@ -153,8 +155,9 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
     let names = prop::sample::select(vec!["weft-system/weft", "istio-system/istio"]);
     let domains = prop::option::of(prop::sample::select(vec!["cluster.local", "corp"]));
     let roots = prop::option::of(prop::sample::select(vec!["a", "weft-system"]));
-    let flags = (prop::bool::ANY, prop::bool::ANY);
-    (names, domains, roots, flags).prop_map(|(name, domain, root, (aliased, impatient))| {
+    let flags = (prop::bool::ANY, prop::bool::ANY, prop::bool::ANY);
+    (names, domains, roots, flags).prop_map(|(name, domain, root, (aliased, impatient, private))| {
+        let export = |private: bool| if private { vec![ExportTo::Own] } else { Vec::new() };
         let connect_timeout = impatient.then(|| std::time::Duration::from_secs(1));
         let pool = PoolDefaults { connect_timeout, ..PoolDefaults::default() };
         Resource::MeshConfig(MeshConfig {
@@ -167,6 +170,11 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
             access_log_format: None,
             registry_only: false,
             encrypt_same_node: false,
+            exports: ExportDefaults {
+                services: export(private),
+                virtual_services: export(private != aliased),
+                destination_rules: export(impatient),
+            },
             http: MeshHttp { pool, ..MeshHttp::default() },
         })
     })

@@ -81,7 +81,8 @@ pub(crate) fn cluster_of(
     let subset = destination.subset.as_ref();
     let missing = |port: u16| cluster_name(port, subset.map(|name| &**name), &destination.host);
     let named = snapshot.routing.services.get(&*destination.host);
-    let Some(service) = named.and_then(|service| snapshot.concrete(service)) else {
+    let client = &*caller.workload.key.namespace;
+    let Some(service) = named.and_then(|service| snapshot.concrete_for(service, client)) else {
         return Err(missing(destination.port.unwrap_or(listener)));
     };
     // V-15.

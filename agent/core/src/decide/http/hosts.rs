@@ -39,7 +39,7 @@ pub(super) fn normal(authority: &str) -> Cow<'_, str> {
 /// The Service that a host names for clients of `namespace`, where it has the port that the client dialled.
 pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: SocketAddr) -> Option<Named> {
     if let Ok(ip) = host.parse::<IpAddr>() {
-        return by_address(snapshot, ip.to_canonical(), original);
+        return by_address(snapshot, namespace, ip.to_canonical(), original);
     }
     if let Some(service) = by_name(snapshot, namespace, host) {
         return with_port(service, original);
@@ -53,7 +53,7 @@ pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: S
 fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'s Arc<CompiledService>> {
     let services = &snapshot.routing.services;
     if let Some(service) = services.get(host) {
-        return snapshot.concrete(service);
+        return snapshot.concrete_for(service, namespace);
     }
     let mut labels = host.split('.');
     let full = match (labels.next(), labels.next(), labels.next(), labels.next()) {
@@ -63,7 +63,7 @@ fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'
         _ => return None,
     };
     let full = std::str::from_utf8(&full).ok()?;
-    services.get(full).and_then(|service| snapshot.concrete(service))
+    services.get(full).and_then(|service| snapshot.concrete_for(service, namespace))
 }
 
 /// Parts of a name in a row; names of the usual length take no memory of their own.
@@ -88,8 +88,8 @@ fn port_of_endpoint(service: &CompiledService, address: SocketAddr) -> Option<us
         .position(|port| port.endpoints.binary_search_by_key(&address, |endpoint| endpoint.addr).is_ok())
 }
 
-fn by_address(snapshot: &Snapshot, ip: IpAddr, original: SocketAddr) -> Option<Named> {
-    if let Some(service) = snapshot.service_by_vip(&ip) {
+fn by_address(snapshot: &Snapshot, client: &str, ip: IpAddr, original: SocketAddr) -> Option<Named> {
+    if let Some(service) = snapshot.visible_by_vip(&ip, client) {
         return with_port(service, original);
     }
     if ip != original.ip().to_canonical() {
@@ -98,36 +98,48 @@ fn by_address(snapshot: &Snapshot, ip: IpAddr, original: SocketAddr) -> Option<N
     let pod = snapshot.workload_by_ip(&ip)?;
     let names = snapshot.routing.namespaces.get(&*pod.key.namespace)?;
     names.iter().find_map(|name| {
-        let service = snapshot.service(name)?;
+        let service = snapshot.service(name).filter(|service| service.visibility.reaches(client))?;
         let port = port_of_endpoint(service, original)?;
         Some(Named { service: service.clone(), port, endpoint: true })
     })
 }
 
-/// Whether some Service has a host that ends so.
-pub(super) fn meets_service(snapshot: &Snapshot, suffix: &str) -> bool {
-    let routing = &snapshot.routing;
+/// Whether some Service that clients of namespace `client` see has a host that ends so.
+pub(super) fn meets_service(snapshot: &Snapshot, client: &str, suffix: &str) -> bool {
+    let namespaces = &snapshot.routing.namespaces;
     let tail = format!(".svc.{CLUSTER_DOMAIN}");
+    let meets =
+        |service: &CompiledService| service.visibility.reaches(client) && service.host.ends_with(suffix);
+    let in_namespace = |namespace: &str| {
+        let names = namespaces.get(namespace).into_iter().flat_map(|names| names.iter());
+        names.filter_map(|name| snapshot.service(name)).any(|service| meets(service))
+    };
+    // The client's own namespace first: what is there is seen as a rule.
+    let anywhere = |ends: &str| {
+        let others = namespaces.iter().map(|(namespace, _)| &**namespace);
+        let mut all = std::iter::once(client).chain(others);
+        all.any(|namespace| namespace.ends_with(ends) && in_namespace(namespace))
+    };
     if tail.ends_with(suffix) {
-        return !routing.services.is_empty();
+        return anywhere("");
     }
     let Some(head) = suffix.strip_suffix(tail.as_str()) else { return false };
     match head.rsplit_once('.') {
-        Some(("", namespace)) => routing.namespaces.get(namespace).is_some(),
-        Some((_, namespace)) => {
-            let names = routing.namespaces.get(namespace);
-            let hosts =
-                names.into_iter().flat_map(|names| names.iter()).filter_map(|name| snapshot.service(name));
-            hosts.into_iter().any(|service| service.host.ends_with(suffix))
-        }
-        None => routing.namespaces.iter().any(|(namespace, _)| namespace.ends_with(head)),
+        Some((_, namespace)) => in_namespace(namespace),
+        None => anywhere(head),
     }
 }
 
 /// Whether a VirtualService acts on hosts that no Service has, on one port: on those of the Services that it names
-/// as well, else on 80 (V-1).
-pub(super) fn serves_port(snapshot: &Snapshot, service: &CompiledVirtualService, port: u16) -> bool {
+/// as well, as far as clients of namespace `client` see them, else on 80 (V-1).
+pub(super) fn serves_port(
+    snapshot: &Snapshot,
+    client: &str,
+    service: &CompiledVirtualService,
+    port: u16,
+) -> bool {
     let named = service.source.hosts.iter().filter_map(|host| snapshot.routing.services.get(&**host));
+    let named = named.filter(|service| service.visibility.reaches(client));
     let ports = named.flat_map(|service| service.ports.iter()).filter(|port| may_be_http(port.protocol));
     let mut ports = ports.map(|port| port.port).peekable();
     if ports.peek().is_none() {

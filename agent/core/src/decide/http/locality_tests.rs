@@ -5,7 +5,7 @@ use crate::decide::http::tests::{ask, cluster_at};
 use crate::resource::destination_rule::{
     Balancing, LoadBalancer, LocalityPattern, OutlierDetection, PolicyBlocks, TrafficPolicy,
 };
-use crate::resource::{DestinationRule, MeshConfig, MeshHttp, Node, PortProtocol, Resource};
+use crate::resource::{DestinationRule, ExportDefaults, MeshConfig, MeshHttp, Node, PortProtocol, Resource};
 use crate::testing::{compile, key, labels, meta, pod, port, service};
 
 /// Nodes by name and place.
@@ -117,6 +117,7 @@ fn mesh(locality: LocalitySetting) -> Resource {
         access_log_format: None,
         registry_only: false,
         encrypt_same_node: false,
+        exports: ExportDefaults::default(),
         http,
     })
 }

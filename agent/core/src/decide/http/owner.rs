@@ -54,9 +54,11 @@ fn exact(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<
 }
 
 fn of_stranger(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
+    let client = &*scope.caller.workload.key.namespace;
     let mut owned = None;
     for found in scope.snapshot.routing.virtual_services.covering(host) {
-        let for_services = found.suffix.is_some_and(|suffix| hosts::meets_service(scope.snapshot, suffix));
+        let for_services =
+            found.suffix.is_some_and(|suffix| hosts::meets_service(scope.snapshot, client, suffix));
         for service in found.value.iter() {
             let refused = for_services.then_some(Ignored::ForServices).or_else(|| other_port(scope, service));
             consider(scope, service, refused, &mut owned, observer);
@@ -66,7 +68,8 @@ fn of_stranger(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> O
 }
 
 fn other_port(scope: &Scope<'_>, service: &CompiledVirtualService) -> Option<Ignored> {
-    let serves = hosts::serves_port(scope.snapshot, service, scope.port);
+    let client = &*scope.caller.workload.key.namespace;
+    let serves = hosts::serves_port(scope.snapshot, client, service, scope.port);
     (!serves).then_some(Ignored::OtherPort)
 }
 

@@ -7,6 +7,7 @@ mod matching;
 mod naive;
 mod policies;
 mod small;
+mod visibility;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

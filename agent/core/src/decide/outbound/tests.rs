@@ -37,6 +37,7 @@ fn mesh_config(registry_only: bool, encrypt_same_node: bool) -> Resource {
         access_log_format: None,
         registry_only,
         encrypt_same_node,
+        exports: ExportDefaults::default(),
         http: Default::default(),
     })
 }

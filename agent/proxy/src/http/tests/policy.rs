@@ -259,6 +259,7 @@ pub(super) fn mesh_config(registry_only: bool, http: MeshHttp) -> Change {
         access_log_format: None,
         registry_only,
         encrypt_same_node: false,
+        exports: weft_core::resource::ExportDefaults::default(),
         http,
     };
     Change::Upsert(Box::new(Resource::MeshConfig(config)))

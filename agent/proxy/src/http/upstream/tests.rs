@@ -28,6 +28,7 @@ use weft_core::decide::http::{Cluster, ClusterPolicy};
 use weft_core::resource::PortProtocol;
 use weft_core::resource::destination_rule::{ConnectionPool, LoadBalancer, OutlierDetection};
 use weft_core::snapshot::{CompiledPort, CompiledService, Endpoint, LocalWorkload};
+use weft_core::visibility::Visibility;
 
 use super::{Leg, SendError, Sent, UpstreamProtocol, send};
 use crate::http::body::Body;
@@ -166,6 +167,7 @@ fn cluster(endpoints: &[SocketAddr], policy: ClusterPolicy) -> Arc<Cluster> {
         ports: Arc::new([port]),
         alias: None,
         distribution: None,
+        visibility: Visibility::default(),
     };
     Arc::new(Cluster {
         name: "outbound|80||shop.shop.svc.cluster.local".into(),

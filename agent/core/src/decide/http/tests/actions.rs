@@ -329,6 +329,7 @@ fn default_retries_come_from_the_mesh() {
         access_log_format: None,
         registry_only: false,
         encrypt_same_node: false,
+        exports: ExportDefaults::default(),
         http,
     };
     let virtual_service = vs("default/b", &["b"], vec![rule(vec![], &["b"])]);

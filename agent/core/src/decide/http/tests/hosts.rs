@@ -101,6 +101,7 @@ fn unknown_hosts_pass_or_are_refused() {
         access_log_format: None,
         registry_only: true,
         encrypt_same_node: false,
+        exports: ExportDefaults::default(),
         http: MeshHttp::default(),
     };
     let snapshot = with([Resource::MeshConfig(config)]);

@@ -291,6 +291,7 @@ fn mesh_config(http: MeshHttp) -> Resource {
         access_log_format: None,
         registry_only: false,
         encrypt_same_node: false,
+        exports: ExportDefaults::default(),
         http,
     })
 }
