@@ -26,12 +26,19 @@ pub(crate) fn release() -> Result<PathBuf> {
     Ok(target_dir()?.join("release"))
 }
 
+/// Kernels of arm64 have pages of 4, 16 or 64 KiB, and jemalloc runs only where pages are no larger than it was told.
+/// Left alone it believes the machine that builds it.
+pub(crate) const ARM64_PAGES: (&str, &str) = ("JEMALLOC_SYS_WITH_LG_PAGE", "16");
+
 /// Cargo in the workspace, with the toolchain that runs us.
 pub(crate) fn cargo_command(args: &[&str]) -> Result<Command> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // Set for us by `cargo run`; a cargo that finds them would believe that it builds xtask.
     for variable in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
         command.env_remove(variable);
+    }
+    if env::consts::ARCH == "aarch64" {
+        command.env(ARM64_PAGES.0, ARM64_PAGES.1);
     }
     command.args(args).current_dir(root()?).stdin(Stdio::null());
     Ok(command)

@@ -220,3 +220,7 @@ fn sha256(file: &Path) -> Result<String> {
     let digest = text.split(' ').next().filter(|digest| digest.len() == 64);
     digest.map(str::to_owned).with_context(|| format!("no digest of {}", file.display()))
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

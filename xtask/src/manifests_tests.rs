@@ -52,13 +52,11 @@ fn every_value_has_an_effect() {
         (&[&digest, "image.tag=v7"], &image),
         (&["image.pullPolicy=Never"], "imagePullPolicy: Never"),
         (&["imagePullSecrets[0].name=pull"], "imagePullSecrets:\n  - name: pull"),
-        (&["platform=gke"], "path: /home/kubernetes/bin"),
         (&["platform=gke"], "kind: ResourceQuota"),
-        (&["platform=k3s"], "path: /var/lib/rancher/k3s/agent/etc/cni/net.d"),
-        (&["platform=k3d"], "path: /bin,"),
-        (&["platform=microk8s"], "path: /var/snap/microk8s/current/opt/cni/bin"),
-        (&["platform=minikube"], "path: /var/run/docker/netns"),
         (&["platform=openshift"], "system:openshift:scc:privileged"),
+        (&["platform=openshift"], "type: spc_t"),
+        (&["platform=openshift", "agent.seLinuxOptions.type=own_t"], "type: own_t"),
+        (&["platform=bottlerocket"], "type: super_t"),
         (&["platform=gke", "cni.binDir=/my/bin"], "path: /my/bin"),
         (&["cni.confDir=/my/conf"], "path: /my/conf"),
         (&["cni.netnsDir=/my/netns"], "path: /my/netns"),
@@ -114,6 +112,58 @@ fn every_value_has_an_effect() {
         let text = with(&renderer, &flags);
         assert!(text.contains(expected), "{sets:?} should give {expected}");
         assert!(text != plain, "{sets:?} has no effect");
+    }
+}
+
+/// The table of platforms in the comments of the values: name, and the three directories.
+fn platforms() -> Vec<(String, [String; 3])> {
+    let text = fs::read_to_string(root().unwrap().join("deploy/helm/weft/values.yaml")).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("#   "));
+    let rows = rows.map(|row| row.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    let row = |row: Vec<String>| match <[String; 4]>::try_from(row) {
+        Ok([name, bin, conf, netns]) => (name.trim_matches('"').to_owned(), [bin, conf, netns]),
+        Err(row) => panic!("a row with another number of columns: {row:?}"),
+    };
+    rows.skip(1).map(row).collect()
+}
+
+#[test]
+fn paths_of_platforms_are_those_of_the_table() {
+    let Some(renderer) = renderer("paths_of_platforms_are_those_of_the_table") else { return };
+    let schema = fs::read_to_string(root().unwrap().join("deploy/helm/weft/values.schema.json")).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+    let table = platforms();
+    let named: Vec<_> = table.iter().map(|(name, _)| serde_json::Value::from(name.as_str())).collect();
+    assert_eq!(schema["properties"]["platform"]["enum"], serde_json::Value::from(named));
+    for (platform, paths) in table {
+        let text = with(&renderer, &["-set", &format!("platform={platform}")]);
+        for (volume, path) in ["cni-bin", "cni-conf", "netns"].into_iter().zip(paths) {
+            let mounted =
+                format!("- name: {volume}\n        hostPath: {{path: {path}, type: DirectoryOrCreate}}");
+            assert!(text.contains(&mounted), "{platform}: {mounted}");
+        }
+    }
+}
+
+#[test]
+fn containers_have_no_more_rights_than_they_need() {
+    let Some(renderer) = renderer("containers_have_no_more_rights_than_they_need") else { return };
+    let text = with(&renderer, &[]);
+    let containers: Vec<_> = text.split("image: docker.io/weft/weft:").skip(1).collect();
+    assert_eq!(containers.len(), 3, "agent, holder, controller");
+    for container in containers {
+        let (_, security) = container.split_once("securityContext:").unwrap();
+        let (security, _) = security.split_once("volumeMounts:").unwrap_or((security, ""));
+        for line in ["readOnlyRootFilesystem: true", "seccompProfile: {type: RuntimeDefault}"] {
+            assert!(security.contains(line), "{line}: {security}");
+        }
+        assert!(security.contains("drop: [ALL]") && !security.contains("privileged: true"), "{security}");
+        // The agent alone needs the node's own user, and rights that belong to it.
+        let is_agent = container.contains("--pin-dir=");
+        let is_holder = container.contains("- hold\n");
+        assert_eq!(security.contains("add:"), is_agent, "{security}");
+        assert_eq!(security.contains("runAsNonRoot: true"), !is_agent && !is_holder, "{security}");
+        assert_eq!(security.contains("allowPrivilegeEscalation: false"), !is_agent, "{security}");
     }
 }
 

@@ -16,15 +16,17 @@ app.kubernetes.io/part-of: weft
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 
-{{/* Where each platform keeps what belongs to CNI. */}}
+{{/* Where each platform keeps what belongs to CNI, and what SELinux lets write there; values.yaml has the table. */}}
 {{- define "weft.platforms" -}}
 "": {}
+bottlerocket: {seLinuxOptions: {user: system_u, role: system_r, type: super_t, level: s0}}
+eks: {}
 gke: {binDir: /home/kubernetes/bin}
 k3d: {binDir: /bin, confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d}
 k3s: {binDir: /var/lib/rancher/k3s/data/cni, confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d}
 microk8s: {binDir: /var/snap/microk8s/current/opt/cni/bin, confDir: /var/snap/microk8s/current/args/cni-network}
 minikube: {netnsDir: /var/run/docker/netns}
-openshift: {binDir: /var/lib/cni/bin, confDir: /etc/cni/multus/net.d}
+openshift: {binDir: /var/lib/cni/bin, confDir: /etc/cni/multus/net.d, seLinuxOptions: {type: spc_t}}
 {{- end -}}
 
 {{/* Directories of CNI on the node: given ones, else the platform's, else the customary ones. */}}
@@ -33,6 +35,14 @@ openshift: {binDir: /var/lib/cni/bin, confDir: /etc/cni/multus/net.d}
 binDir: {{ .Values.cni.binDir | default $platform.binDir | default "/opt/cni/bin" }}
 confDir: {{ .Values.cni.confDir | default $platform.confDir | default "/etc/cni/net.d" }}
 netnsDir: {{ .Values.cni.netnsDir | default $platform.netnsDir | default "/var/run/netns" }}
+{{- end -}}
+
+{{/* SELinux context of the agent: the given one, else the platform's. */}}
+{{- define "weft.seLinuxOptions" -}}
+{{- $platform := get (include "weft.platforms" . | fromYaml) .Values.platform -}}
+{{- with .Values.agent.seLinuxOptions | default $platform.seLinuxOptions -}}
+{{ toYaml . }}
+{{- end -}}
 {{- end -}}
 
 {{/* Where certificates come from. */}}
