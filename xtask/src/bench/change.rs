@@ -10,7 +10,7 @@ use weft_lab::{AgentOptions, Lab, LabSpec, PodSpec, Watcher, ms_between, now_ns,
 use super::bed::{Bed, ECHO, SMALL, Where};
 use super::l4::{map_bytes, to_f64};
 use super::report::{Collected, Contender, Family, percentile};
-use super::{Plan, succession};
+use super::{Plan, scale, succession};
 
 /// Changes of each round: so many that the p99 of three rounds means something.
 const CHANGES: usize = 40;
@@ -61,6 +61,9 @@ pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -
     for _ in 0..plan.rounds {
         if plan.wants("change.start-empty") {
             note(collected, "change.start-empty", start_empty(binaries));
+        }
+        if plan.wants("change.start-100k") {
+            note(collected, "change.start-100k", scale::start_full(binaries));
         }
     }
     if plan.wants("change.enrol-250") {

@@ -16,6 +16,7 @@ mod report;
 mod requests;
 mod rows;
 mod scale;
+mod standing;
 mod succession;
 
 use std::path::Path;

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use weft_lab::{Lab, LabSpec, PodSpec};
 
-use super::Plan;
 use super::change::{STRICT, Started, start_to_enforced};
 use super::report::{Collected, Contender, Family};
+use super::{Plan, standing};
 use crate::build::cargo;
 
 const PODS: usize = 100_000;
@@ -29,10 +29,19 @@ pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -
             collected.fail(row, Family::V4, &e);
         }
     }
-    if plan.wants_any(&["scale.rss", "scale.full-sync"])
+    let rows = ["scale.rss", "scale.full-sync"];
+    if plan.wants_any(&rows)
         && let Err(e) = full_sync(plan, binaries, collected)
     {
-        for row in ["scale.rss", "scale.full-sync"].into_iter().filter(|row| plan.wants(row)) {
+        for row in rows.into_iter().filter(|row| plan.wants(row)) {
+            collected.fail(row, Family::V4, &e);
+        }
+    }
+    let rows = [standing::IDLE, standing::UPDATE, standing::CHURN];
+    if plan.wants_any(&rows)
+        && let Err(e) = full_lab(binaries).and_then(|lab| standing::measure(plan, &lab, collected))
+    {
+        for row in rows.into_iter().filter(|row| plan.wants(row)) {
             collected.fail(row, Family::V4, &e);
         }
     }
@@ -142,7 +151,8 @@ fn write_block(text: &mut String, value: &Value, indent: usize) -> std::fmt::Res
 
 fn new_lab(binaries: &Path) -> Result<Lab> {
     let spec = LabSpec::new().node("a").binaries(binaries.to_owned());
-    let lab = Lab::new(&spec.pod(PodSpec::new("a", "mesh", "server")))?;
+    let pods = ["server", "client"].map(|name| PodSpec::new("a", "mesh", name));
+    let lab = Lab::new(&pods.into_iter().fold(spec, LabSpec::pod))?;
     lab.config().namespace("mesh", &[("weft.dev/mesh", "enabled")])?;
     lab.config().write("strict.yaml", STRICT)?;
     Ok(lab)
@@ -207,12 +217,23 @@ fn time_decisions(lab: &Lab, binaries: &Path, layer: &Layer, policies: usize) ->
     Ok(Timed { p50: number("p50_us")?, p99: number("p99_us")?, allowed_p50: number("allowed_p50_us")? })
 }
 
-/// Start of an agent that has everything to read, up to the first connection that it refuses.
-fn full_sync(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
+/// A lab whose directory has everything.
+fn full_lab(binaries: &Path) -> Result<Lab> {
     let lab = new_lab(binaries)?;
     lab.config().write("pods.jsonl", &lines((0..PODS).map(pod))?)?;
     lab.config().write("services.jsonl", &lines((0..SERVICES).map(service))?)?;
     lab.config().write("policies.jsonl", &lines((0..POLICIES).map(policy))?)?;
+    Ok(lab)
+}
+
+/// From the start of an agent that has everything to read to the first connection that it refuses, in milliseconds.
+pub(crate) fn start_full(binaries: &Path) -> Result<f64> {
+    Ok(start_to_enforced(&full_lab(binaries)?, Duration::from_secs(30), false)?.ms)
+}
+
+/// Start of an agent that has everything to read, up to the first connection that it refuses.
+fn full_sync(plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
+    let lab = full_lab(binaries)?;
     let mut cpu = Vec::new();
     for round in 1..=plan.rounds {
         eprintln!("scale: full sync: round {round} of {}", plan.rounds);
