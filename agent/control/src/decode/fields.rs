@@ -203,12 +203,14 @@ impl<'de: 'a, 'a> de::DeserializeSeed<'de> for KeySeed<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct List<T> {
     pub(crate) written: bool,
+    /// Written as a list, which `null` is not: the API server leaves that out.
+    pub(crate) listed: bool,
     pub(crate) items: Vec<T>,
 }
 
 impl<T> Default for List<T> {
     fn default() -> Self {
-        Self { written: false, items: Vec::new() }
+        Self { written: false, listed: false, items: Vec::new() }
     }
 }
 
@@ -222,25 +224,25 @@ impl<T> List<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let items = deserializer.deserialize_option(ListVisitor(PhantomData))?;
-        Ok(Self { written: true, items })
+        Ok(Self { written: true, listed: items.is_some(), items: items.unwrap_or_default() })
     }
 }
 
 struct ListVisitor<T>(PhantomData<T>);
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
-    type Value = Vec<T>;
+    type Value = Option<Vec<T>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list")
     }
 
     fn visit_none<E: de::Error>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+        Ok(None)
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
+        Ok(None)
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -252,7 +254,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
         while let Some(item) = seq.next_element()? {
             items.push(item);
         }
-        Ok(items)
+        Ok(Some(items))
     }
 }
 

@@ -41,14 +41,14 @@ struct SpecWire<'a> {
 #[serde(expecting = "a rule")]
 struct RuleWire<'a> {
     #[serde(borrow, default)]
-    issuer: Text<'a>,
+    issuer: Option<Text<'a>>,
     #[serde(borrow, default)]
     audiences: List<Text<'a>>,
     // Kept for readers of older objects: `jwks_uri` was a second spelling.
     #[serde(borrow, default, alias = "jwks_uri")]
-    jwks_uri: Text<'a>,
+    jwks_uri: Option<Text<'a>>,
     #[serde(borrow, default)]
-    jwks: Text<'a>,
+    jwks: Option<Text<'a>>,
     #[serde(borrow, default)]
     from_headers: List<Option<HeaderWire<'a>>>,
     #[serde(borrow, default)]
@@ -122,7 +122,12 @@ fn rules(wires: &List<Option<RuleWire<'_>>>, reader: &mut Reader<'_, '_>) -> Vec
 }
 
 fn rule(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> JwtRule {
-    if wire.issuer.non_empty().is_none() && wire.jwks_uri.non_empty().is_none() {
+    for (text, name) in [(&wire.issuer, "issuer"), (&wire.jwks_uri, "jwksUri")] {
+        if text.as_ref().is_some_and(|text| text.non_empty().is_none()) {
+            reader.report.reject(at.field(name), "The text is empty.", "Write it, or remove the field.");
+        }
+    }
+    if wire.issuer.is_none() && wire.jwks_uri.is_none() {
         let message = "The rule has neither `issuer` nor `jwksUri`: nobody could issue a token for it.";
         reader.report.reject(at, message, "Write the issuer as tokens name it (`iss`).");
     }
@@ -131,7 +136,7 @@ fn rule(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> JwtR
         validate::each(&list.items, &at.field(field), report, |text| Ok(interner.text(text)))
     };
     JwtRule {
-        issuer: reader.text(wire.issuer.as_str()),
+        issuer: reader.text(wire.issuer.as_ref().map_or("", Text::as_str)),
         audiences: names(&wire.audiences, "audiences", reader),
         keys: keys(wire, at, reader),
         from_headers: headers(&wire.from_headers, &at.field("fromHeaders"), reader),
@@ -153,17 +158,21 @@ fn rule(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> JwtR
     }
 }
 
-/// Keys that stand in the object win over those to be fetched.
 fn keys(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> KeySource {
-    if let Some(uri) = wire.jwks_uri.non_empty()
+    if wire.jwks.is_some() && wire.jwks_uri.is_some() {
+        let message = "`jwks` and `jwksUri` exclude each other.";
+        reader.report.reject(at, message, "Keep one of them.");
+    }
+    let uri = wire.jwks_uri.as_ref().and_then(Text::non_empty);
+    if let Some(uri) = uri
         && !matches!(url::scheme(uri), Some(url::Scheme("http" | "https")))
     {
         let message = format!("`{uri}` is not a URL of http or https.");
         let fix = "Write for example https://issuer.example/.well-known/jwks.json.";
         reader.report.reject(at.field("jwksUri"), message, fix);
     }
-    let Some(text) = wire.jwks.non_empty() else {
-        return match wire.jwks_uri.non_empty() {
+    let Some(text) = wire.jwks.as_ref().and_then(Text::non_empty) else {
+        return match uri {
             Some(uri) => KeySource::Uri(reader.text(uri)),
             None => KeySource::Discovery,
         };

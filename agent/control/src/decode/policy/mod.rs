@@ -269,7 +269,9 @@ impl Reader<'_, '_> {
                 "Write what it is to match, or remove `from` to match every source.",
             );
         }
-        if some(&identities) && some(&accounts) {
+        // Empty lists count as well: the schema asks whether they are there.
+        let there = |lists: &[&List<Text<'_>>]| lists.iter().any(|list| list.listed);
+        if there(&identities) && there(&accounts) {
             let message = "Service accounts cannot stand beside principals or namespaces in one source.";
             self.report.reject(at, message, "Write two sources, or only one of the fields.");
         }

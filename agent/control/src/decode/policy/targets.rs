@@ -41,7 +41,7 @@ impl Targets<'_, '_> {
         self.one.is_some() || !self.several.items.is_empty()
     }
 
-    /// AP-3: selector xor targetRefs, and only references that exist for policies.
+    /// AP-3: selector xor targetRefs, empty or not, and only references that exist for policies.
     pub(in crate::decode) fn check(&self, report: &mut Report<'_>) {
         let single = self.one.iter().map(|target| (Path::Root("spec.targetRef"), target));
         let list = Path::Root("spec.targetRefs");
@@ -49,8 +49,7 @@ impl Targets<'_, '_> {
         for (at, target) in single.chain(several) {
             target.check(&at, report);
         }
-        let has_selector = self.selector.as_ref().is_some_and(|selector| !selector.match_labels.0.is_empty());
-        let ways = [has_selector, self.one.is_some(), !self.several.items.is_empty()];
+        let ways = [self.selector.is_some(), self.one.is_some(), self.several.listed];
         if ways.into_iter().filter(|way| *way).count() > 1 {
             let message =
                 "Only one of `selector`, `targetRef` and `targetRefs` can say where the policy applies.";

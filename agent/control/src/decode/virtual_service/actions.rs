@@ -120,7 +120,7 @@ fn body(wire: &BodyWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Vec<
             Vec::new()
         }
         (Some(text), None) => text.as_str().as_bytes().to_vec(),
-        (None, Some(text)) => base64(text.as_str()).unwrap_or_else(|| {
+        (None, Some(text)) => text.non_empty().and_then(base64).unwrap_or_else(|| {
             let message = "The value is not base64.";
             reader.report.reject(at.field("bytes"), message, "Encode it, or write it as `string`.");
             Vec::new()
