@@ -10,6 +10,8 @@ mod buffers;
 mod counters;
 mod drain;
 mod early;
+#[cfg(test)]
+mod foreign;
 mod hbone;
 mod hello;
 mod http;
@@ -44,6 +46,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
 use weft_core::Snapshot;
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
@@ -157,21 +160,30 @@ impl Proxy {
         Ok(Self { shared, pods: Mutex::default(), home: AtomicUsize::new(0) })
     }
 
-    /// Takes a pod's listeners into service. A pod of the same name that is in service is replaced.
-    pub fn add_pod(&self, pod: NamespacedName, enrolled: Enrolled) {
-        self.remove_pod(&pod, Duration::ZERO);
-        let Enrolled { netns, ips, inbound, outbound } = enrolled;
-        let entry = Pod::new(pod.clone(), netns, &self.shared.config).with_ips(ips);
-        let entry = Arc::new(entry.with_counters(self.shared.counters.clone()));
-        let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
-        let inbound = inbound.into_iter().map(|listener| (Role::Inbound, Arc::new(listener)));
-        let outbound = outbound.into_iter().map(|listener| (Role::Outbound, Arc::new(listener)));
-        let listeners: Vec<_> = inbound.chain(outbound).collect();
-        self.tell_all(|index| Command::AddPod {
-            pod: entry.clone(),
-            listeners: if index == home { listeners.clone() } else { Vec::new() },
-        });
-        self.pods().insert(pod, Served { pod: entry, listeners });
+    /// Takes the listeners of pods into service. Pods of the same names that are in service are replaced.
+    ///
+    /// All are known to every worker before anybody accepts for one of them: what waits in its queue may be for another.
+    pub fn add_pods(&self, pods: Vec<(NamespacedName, Enrolled)>) {
+        let mut added = Vec::with_capacity(pods.len());
+        for (key, enrolled) in pods {
+            self.remove_pod(&key, Duration::ZERO);
+            let Enrolled { netns, ips, inbound, outbound } = enrolled;
+            let pod = Pod::new(key.clone(), netns, &self.shared.config).with_ips(ips);
+            let pod = Arc::new(pod.with_counters(self.shared.counters.clone()));
+            self.tell_all(|_| Command::AddPod(pod.clone()));
+            let inbound = inbound.into_iter().map(|listener| (Role::Inbound, Arc::new(listener)));
+            let outbound = outbound.into_iter().map(|listener| (Role::Outbound, Arc::new(listener)));
+            added.push((key, Served { pod, listeners: inbound.chain(outbound).collect() }));
+        }
+        for (key, served) in added {
+            let home = self.home.fetch_add(1, Ordering::Relaxed) % self.shared.workers.len();
+            let (pod, listeners) = (served.pod.clone(), served.listeners.clone());
+            if let Some(worker) = self.shared.workers.get(home) {
+                // A worker that has ended has nothing to be told.
+                let _ = worker.send(Command::Accept { pod, listeners });
+            }
+            self.pods().insert(key, served);
+        }
     }
 
     /// The listeners of all pods, for another process that is to accept from them as well, or instead.
@@ -211,18 +223,30 @@ impl Proxy {
         self.shared.connections.load(Ordering::Relaxed) == 0
     }
 
+    /// Accepts nothing any more. What was accepted is served.
+    pub async fn stop_accepting(&self) {
+        self.pods().values_mut().for_each(|served| served.listeners.clear());
+        self.all(|done| Command::StopAccepting { done }).await;
+    }
+
     /// Stops accepting, tells peers to go away, waits for connections until `deadline`, then cuts the rest.
     /// Meanwhile [`reevaluate`](Self::reevaluate) still ends what policy revokes.
     pub async fn drain(&self, deadline: Duration) {
-        self.pods().values_mut().for_each(|served| served.listeners.clear());
+        // One that accepts gives connections to others, also to those that have nothing open any more.
+        self.stop_accepting().await;
+        self.all(|done| Command::Drain { deadline, done }).await;
+    }
+
+    /// Tells all workers something and waits for their answers.
+    async fn all(&self, mut command: impl FnMut(oneshot::Sender<()>) -> Command) {
         let mut waiting = Vec::new();
         self.tell_all(|_| {
-            let (done, over) = tokio::sync::oneshot::channel();
+            let (done, over) = oneshot::channel();
             waiting.push(over);
-            Command::Drain { deadline, done }
+            command(done)
         });
         for over in waiting {
-            // A worker that has ended already has nothing left to drain.
+            // A worker that has ended already has nothing left to do.
             let _ = over.await;
         }
     }
@@ -256,5 +280,36 @@ impl Served {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.tell_all(|_| Command::Stop);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::{Bed, name, run};
+
+    #[test]
+    fn all_pods_are_known_everywhere_before_anybody_accepts() {
+        run(async {
+            let bed = Bed::new("a");
+            let (proxy, mut told) = bed.proxy(2);
+            let pod = |pod: &str| {
+                let netns = bed.client.netns.clone();
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let enrolled =
+                    Enrolled { netns, ips: Vec::new(), inbound: vec![listener], outbound: Vec::new() };
+                (name(pod), enrolled)
+            };
+            proxy.add_pods(vec![pod("one"), pod("two"), pod("three")]);
+            let mut accepting = 0;
+            for told in &mut told {
+                let commands: Vec<_> = std::iter::from_fn(|| told.try_recv().ok()).collect();
+                let (known, accept) = commands.split_at(3);
+                assert!(known.iter().all(|command| matches!(command, Command::AddPod(_))));
+                assert!(accept.iter().all(|command| matches!(command, Command::Accept { .. })));
+                accepting += accept.len();
+            }
+            assert_eq!((accepting, proxy.listeners().unwrap().len()), (3, 3));
+        });
     }
 }

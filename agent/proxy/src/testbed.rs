@@ -5,6 +5,8 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+#[cfg(test)]
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use weft_core::compile::{CompileOptions, Compiler};
 use weft_core::resource::{
     AuthorizationPolicy, Change, EndpointSlice, Kind, Labels, Meta, MtlsMode, NamespacedName,
@@ -25,10 +27,12 @@ use weft_identity::testing::{TestCa, TestCaClient};
 use weft_kernel::{AttestedPeer, Netns};
 use weft_telemetry::{AccessLog, Metrics};
 
+#[cfg(test)]
+use crate::Proxy;
 use crate::ProxyConfig;
 use crate::listener::Role;
 use crate::pod::{Loads, Pod};
-use crate::worker::{Kernel, Services, Shared, Worker, channels};
+use crate::worker::{Command, Kernel, Services, Shared, Worker, channels};
 
 /// Runs a test on a runtime like a worker's.
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
@@ -136,6 +140,27 @@ fn pod(name_: &str, ip: IpAddr, node: &str) -> Change {
     })))
 }
 
+/// What workers share.
+fn shared(
+    config: ProxyConfig,
+    context: Services,
+    kernel: Arc<TestKernel>,
+    workers: Vec<UnboundedSender<Command>>,
+) -> Arc<Shared> {
+    let originations = crate::http::upstream::Originations::new(config.tls_files.clone());
+    Arc::new(Shared {
+        config,
+        context,
+        kernel: Box::new(kernel),
+        loads: Arc::new(Loads::new(workers.len())),
+        counters: Arc::default(),
+        connections: Arc::default(),
+        http: crate::http::upstream::State::default(),
+        originations,
+        workers,
+    })
+}
+
 impl Bed {
     /// `server_node` is `a` for a server on the client's node.
     pub(crate) fn new(server_node: &str) -> Self {
@@ -157,32 +182,37 @@ impl Bed {
         let (sender, learned) = tokio::sync::mpsc::unbounded_channel();
         let lines = Lines::default();
         let kernel = Arc::new(TestKernel::default());
-        let context = Services {
+        let services = Services {
             snapshot: Arc::new(ArcSwap::from(compiler.snapshot())),
             certs,
             metrics: Metrics::new(),
             access_log: AccessLog::to(Box::new(lines.clone())),
             learned: sender,
         };
-        let originations = crate::http::upstream::Originations::new(config.tls_files.clone());
-        let shared = Arc::new(Shared {
-            config,
-            context,
-            kernel: Box::new(kernel.clone()),
-            loads: Arc::new(Loads::new(1)),
-            counters: Arc::default(),
-            connections: Arc::default(),
-            http: crate::http::upstream::State::default(),
-            originations,
-            workers: channels(1).0,
-        });
-        let worker = Worker::new(0, shared);
+        let (workers, _) = channels(1);
+        let worker = Worker::new(0, shared(config, services, kernel.clone(), workers));
         let netns = Arc::new(Netns::current().unwrap());
         let client = Arc::new(Pod::new(name("client"), netns.clone(), &worker.shared.config));
         let server = Arc::new(Pod::new(name("server"), netns, &worker.shared.config));
-        worker.add_pod(&client, Vec::new());
-        worker.add_pod(&server, Vec::new());
+        worker.add_pod(&client);
+        worker.add_pod(&server);
         Self { worker, kernel, ca, client, server, client_ip, server_ip, other_ip, learned, compiler, lines }
+    }
+
+    /// A proxy with this configuration, and what its workers are told.
+    #[cfg(test)]
+    pub(crate) fn proxy(&self, workers: usize) -> (Proxy, Vec<UnboundedReceiver<Command>>) {
+        let Services { snapshot, certs, metrics, access_log, learned } = &self.worker.shared.context;
+        let services = Services {
+            snapshot: snapshot.clone(),
+            certs: certs.clone(),
+            metrics: metrics.clone(),
+            access_log: access_log.clone(),
+            learned: learned.clone(),
+        };
+        let (workers, told) = channels(workers);
+        let shared = shared(self.worker.shared.config.clone(), services, self.kernel.clone(), workers);
+        (Proxy { shared, pods: Mutex::default(), home: AtomicUsize::new(0) }, told)
     }
 
     /// Listens for tunnels to the server pod.
@@ -195,7 +225,7 @@ impl Bed {
         let listener = std::net::TcpListener::bind(addr).unwrap();
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
-        self.worker.add_pod(pod, vec![(role, Arc::new(listener))]);
+        self.worker.accept(pod, vec![(role, Arc::new(listener))]);
         addr
     }
 

@@ -93,8 +93,10 @@ impl Kernel for (OnwardTuples, Tuples) {
 
 /// What a worker is told.
 pub(crate) enum Command {
-    /// A pod is in service; `listeners` are for its home worker only.
-    AddPod {
+    /// A pod is in service.
+    AddPod(Arc<Pod>),
+    /// For the home worker of a pod.
+    Accept {
         /// The pod.
         pod: Arc<Pod>,
         /// Its listeners.
@@ -111,7 +113,12 @@ pub(crate) enum Command {
     Serve(Handed),
     /// Ask again about everything that is open.
     Reevaluate,
-    /// Stop accepting, wait at most so long, cut the rest, then answer.
+    /// Accept nothing more, for any pod, and answer.
+    StopAccepting {
+        /// The answer.
+        done: oneshot::Sender<()>,
+    },
+    /// Wait at most so long, cut the rest, then answer. Nothing is accepted any more.
     Drain {
         /// How long to wait.
         deadline: Duration,
@@ -201,7 +208,8 @@ impl Worker {
 
     fn obey(self: &Rc<Self>, command: Command) -> ControlFlow<()> {
         match command {
-            Command::AddPod { pod, listeners } => self.add_pod(&pod, listeners),
+            Command::AddPod(pod) => self.add_pod(&pod),
+            Command::Accept { pod, listeners } => self.accept(&pod, listeners),
             Command::RemovePod { pod, grace } => self.remove_pod(pod, grace),
             Command::Serve(handed) => self.serve(handed),
             Command::Reevaluate => {
@@ -209,16 +217,17 @@ impl Worker {
                 self.requests.clear();
                 self.live.reevaluate(&self.snapshot());
             }
+            Command::StopAccepting { done } => {
+                let accepting = self.accepting.take();
+                accepting.into_values().flatten().for_each(|task| task.abort());
+                // The caller may have stopped waiting.
+                let _ = done.send(());
+            }
             Command::Drain { deadline, done } => {
-                self.accepting
-                    .borrow_mut()
-                    .drain()
-                    .flat_map(|(_, tasks)| tasks)
-                    .for_each(|task| task.abort());
                 let worker = self.clone();
                 self.spawn(async move {
                     drain::drain(&worker, None, deadline, Cut::Drain).await;
-                    // The caller may have stopped waiting.
+                    // As above.
                     let _ = done.send(());
                 });
             }
@@ -228,16 +237,17 @@ impl Worker {
     }
 
     /// Also used by tests, which have no thread of their own.
-    pub(crate) fn add_pod(self: &Rc<Self>, pod: &Arc<Pod>, listeners: Vec<(Role, Arc<TcpListener>)>) {
+    pub(crate) fn add_pod(&self, pod: &Arc<Pod>) {
         self.pods.borrow_mut().insert(pod.key.clone(), pod.clone());
+    }
+
+    /// Also used by tests.
+    pub(crate) fn accept(self: &Rc<Self>, pod: &Arc<Pod>, listeners: Vec<(Role, Arc<TcpListener>)>) {
         let tasks = listeners.into_iter().map(|(role, listener)| {
             let accepting = listener::accept_loop(self.clone(), pod.clone(), role, listener);
             self.spawn(accepting)
         });
-        let tasks: Vec<_> = tasks.collect();
-        if !tasks.is_empty() {
-            self.accepting.borrow_mut().insert(pod.key.clone(), tasks);
-        }
+        self.accepting.borrow_mut().insert(pod.key.clone(), tasks.collect());
     }
 
     /// Also used by tests.

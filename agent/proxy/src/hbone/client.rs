@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection};
 use http::StatusCode;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use weft_core::snapshot::Workload;
 
 use super::driver::Keepalive;
@@ -30,7 +30,8 @@ use crate::relay::H2Stream;
 use crate::tls;
 use crate::worker::Worker;
 
-/// Tunnels that are tried for one stream: one may turn out to be going away.
+/// Tunnels that are tried for one stream, not counting those that were there before it and are over: of a peer that
+/// goes away they may be many.
 const TRIES: usize = 3;
 
 /// A stream to an application on another node.
@@ -67,7 +68,8 @@ pub(crate) async fn open(
         });
     };
     let mut last = failed(authority, "CONNECT", "the tunnel ended before the stream began");
-    for _ in 0..TRIES {
+    let (began, mut tries) = (Instant::now(), 0);
+    while tries < TRIES {
         let mut permit = timeout(patience(&worker.shared.config), worker.tunnels.checkout(&target, start))
             .await
             .map_err(|_| failed(authority, "UF", "no tunnel had a place in time"))
@@ -79,7 +81,15 @@ pub(crate) async fn open(
         match timeout(limit, request_stream(&mut permit, request)).await {
             Ok(Ok((StatusCode::OK, stream))) => return Ok(TunnelStream { stream, permit }),
             Ok(Ok((status, _))) => return Err(refused(authority, status)),
-            Ok(Err(NoStream::Untouched(error))) => {
+            Ok(Err(NoStream::Refused(error))) => {
+                tries += 1;
+                permit.tunnel_is_gone();
+                worker.tunnels.sweep(&target);
+                last = failed(authority, "CONNECT", error);
+            }
+            Ok(Err(NoStream::Over(error))) => {
+                // None comes again: it is out of the pool.
+                tries += usize::from(!permit.is_older_than(began));
                 permit.tunnel_is_gone();
                 worker.tunnels.sweep(&target);
                 last = failed(authority, "CONNECT", error);
@@ -104,8 +114,11 @@ fn patience(config: &ProxyConfig) -> Duration {
 /// Why a request has no answer.
 enum NoStream {
     /// The peer certainly did nothing with it: it may be sent again.
-    Untouched(h2::Error),
-    /// Nobody knows what the peer did.
+    Refused(h2::Error),
+    /// The tunnel takes no streams any more, or broke before the answer. That may be asked for again as well: no byte of
+    /// the client has left, so all that an application can have seen is a connection on which nothing came.
+    Over(h2::Error),
+    /// The peer has ended the stream.
     Unanswered(h2::Error),
 }
 
@@ -113,11 +126,10 @@ async fn request_stream(
     permit: &mut Permit,
     request: http::Request<()>,
 ) -> Result<(StatusCode, H2Stream), NoStream> {
-    let untouched = NoStream::Untouched;
     let (mut sender, lanes) =
-        permit.take_sender().ok_or_else(|| untouched(h2::Reason::REFUSED_STREAM.into()))?;
-    poll_fn(|cx| sender.poll_ready(cx)).await.map_err(untouched)?;
-    let (response, send) = sender.send_request(request, false).map_err(untouched)?;
+        permit.take_sender().ok_or_else(|| NoStream::Refused(h2::Reason::REFUSED_STREAM.into()))?;
+    poll_fn(|cx| sender.poll_ready(cx)).await.map_err(NoStream::Over)?;
+    let (response, send) = sender.send_request(request, false).map_err(NoStream::Refused)?;
     // Nothing is sent before the answer, so that the request is on the wire by then.
     let lane = lanes.opened(response.stream_id());
     drop(sender);
@@ -127,10 +139,10 @@ async fn request_stream(
 
 /// REFUSED_STREAM, and GOAWAY before the stream's turn, say that nothing was done (RFC 9113 8.7).
 fn unanswered(error: h2::Error) -> NoStream {
-    if error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM) {
-        return NoStream::Untouched(error);
+    if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
+        return NoStream::Refused(error);
     }
-    NoStream::Unanswered(error)
+    if error.is_go_away() || error.is_io() { NoStream::Over(error) } else { NoStream::Unanswered(error) }
 }
 
 fn refused(authority: SocketAddr, status: StatusCode) -> Setback {
@@ -237,6 +249,10 @@ impl Driver {
                 return Poll::Ready(Err("it does not answer PINGs".to_owned()));
             }
             let ended = Future::poll(std::pin::Pin::new(&mut self.connection), cx);
+            if self.lanes.is_leaving() && !self.usage.is_gone() {
+                self.usage.close();
+                worker.tunnels.sweep(target);
+            }
             if let Poll::Ready(Err(error)) = self.lanes.flush(cx) {
                 return Poll::Ready(Err(error.to_string()));
             }

@@ -33,20 +33,46 @@ pub(crate) struct Target {
 /// What a tunnel's driver and its streams share.
 #[derive(Debug)]
 pub(crate) struct Usage {
+    born: Instant,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     gone: Cell<bool>,
+    /// Told when it is gone.
+    leaving: Notify,
 }
 
 impl Usage {
     /// No stream yet.
     pub(crate) fn new() -> Rc<Self> {
-        Rc::new(Self { streams: Cell::new(0), idle_since: Cell::new(Instant::now()), gone: Cell::new(false) })
+        let now = Instant::now();
+        Rc::new(Self {
+            born: now,
+            streams: Cell::new(0),
+            idle_since: Cell::new(now),
+            gone: Cell::new(false),
+            leaving: Notify::new(),
+        })
     }
 
     /// No new streams from now on.
     pub(crate) fn close(&self) {
-        self.gone.set(true);
+        if !self.gone.replace(true) {
+            self.leaving.notify_waiters();
+        }
+    }
+
+    /// Whether it takes no new streams.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    /// Waits until it takes no new streams: those that rest in it are to end, so that its peer can.
+    pub(crate) async fn until_gone(&self) {
+        // Listens before it looks: an end in between is not missed.
+        let leaving = self.leaving.notified();
+        if !self.is_gone() {
+            leaving.await;
+        }
     }
 
     /// Since when it has no stream; `None` while it has.
@@ -68,7 +94,7 @@ pub(crate) struct Tunnel {
 
 impl Tunnel {
     fn has_room(&self) -> bool {
-        !self.usage.gone.get() && self.usage.streams.get() < STREAMS.min(self.send.current_max_send_streams())
+        !self.usage.is_gone() && self.usage.streams.get() < STREAMS.min(self.send.current_max_send_streams())
     }
 }
 
@@ -93,6 +119,16 @@ impl Permit {
     /// The tunnel turned out to be of no use any more.
     pub(crate) fn tunnel_is_gone(&self) {
         self.usage.close();
+    }
+
+    /// Whether the tunnel was there before that moment.
+    pub(crate) fn is_older_than(&self, moment: Instant) -> bool {
+        self.usage.born < moment
+    }
+
+    /// The tunnel, for who rests in it.
+    pub(crate) fn tunnel(&self) -> Rc<Usage> {
+        self.usage.clone()
     }
 }
 
@@ -151,7 +187,7 @@ struct Tunnels {
 impl Tunnels {
     /// A place in the tunnel with the fewest streams.
     fn place(&mut self) -> Option<Permit> {
-        self.open.retain(|tunnel| !tunnel.usage.gone.get());
+        self.open.retain(|tunnel| !tunnel.usage.is_gone());
         let free = self.open.iter().filter(|tunnel| tunnel.has_room());
         free.min_by_key(|tunnel| tunnel.usage.streams.get()).map(|tunnel| Permit::new(tunnel))
     }
@@ -213,7 +249,7 @@ impl Pool {
     pub(crate) fn sweep(&self, target: &Target) {
         let mut targets = self.0.borrow_mut();
         let Some(tunnels) = targets.get_mut(target) else { return };
-        tunnels.open.retain(|tunnel| !tunnel.usage.gone.get());
+        tunnels.open.retain(|tunnel| !tunnel.usage.is_gone());
         if tunnels.open.is_empty() && tunnels.attempt.is_none() {
             targets.remove(target);
         }

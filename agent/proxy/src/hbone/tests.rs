@@ -1,3 +1,5 @@
+mod leaving;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;

@@ -176,14 +176,16 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: 
     let mut parting = Parting::default();
     let protocol = poll_fn(|cx| {
         live.listen(cx);
-        if live.is_cut() || (live.is_going_away() && parting.is_due(false, cx)) {
+        if live.is_cut() {
             return Poll::Ready(Err(End::Cut));
         }
         let protocol = poll_protocol(&mut transport, cx);
+        let is_due = live.is_going_away() && parting.is_due(false, cx);
         watch.set_opening(protocol.is_pending() && !transport.first_bytes().is_empty());
         match protocol {
             Poll::Ready(protocol) => Poll::Ready(protocol.ok_or(End::Over)),
             Poll::Pending => deadline.poll_over(cx).map(|late| Err(End::Late(late))),
+            Poll::Pending if is_due => Poll::Ready(Err(End::Cut)),
         }
     });
     let protocol = protocol.await;

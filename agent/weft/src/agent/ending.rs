@@ -120,10 +120,14 @@ impl End {
             "handed over"
         );
         self.standing.handed_over(&by.instance);
-        self.outside.retire();
+        self.outside.retire().await;
         self.doors.give_up(same_netns).await;
-        // It begins here, so that nothing is accepted any more when the successor hears of it.
         let proxy = lock(&self.proxy).clone();
+        if let Some(proxy) = &proxy {
+            proxy.stop_accepting().await;
+        }
+        // A successor that has ended is not told.
+        let _ = done.send(());
         // A pod is ended by the kubelet, and connections may go on until then.
         let limit = if self.is_pod { UNASKED } else { self.limit };
         let drained = tokio::spawn(async move {
@@ -131,9 +135,6 @@ impl End {
                 proxy.drain(limit).await;
             }
         });
-        tokio::task::yield_now().await;
-        // A successor that has ended is not told.
-        let _ = done.send(());
         let is_over = tokio::select! {
             _ = drained => true,
             () = self.signals.next() => false,

@@ -2,10 +2,12 @@
 
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
 use weft_control::writer::Published;
 use weft_kernel::{CleanupReport, Datapath};
 
@@ -18,6 +20,9 @@ use super::options::Options;
 use super::places::Places;
 use super::pods_api::removal::OwnDaemonSet;
 use super::pods_api::{self, PodsApi};
+
+/// How long what is on its way to the API server may take when another agent takes over.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// What the reconciler shares with the rest of the agent.
 pub(super) struct Shared {
@@ -37,7 +42,7 @@ pub(super) struct Outside {
     /// The API server, where it is the source.
     client: Option<kube::Client>,
     plugin: Option<(Installation, oneshot::Sender<()>)>,
-    annotations: Option<oneshot::Sender<pods_api::Farewell>>,
+    annotations: Option<(oneshot::Sender<pods_api::Farewell>, JoinHandle<()>)>,
     daemonset: Option<OwnDaemonSet>,
     /// Answers the plugin.
     answering: Option<AbortHandle>,
@@ -92,8 +97,7 @@ impl Outside {
         let (farewell, asked) = oneshot::channel();
         let api =
             PodsApi::new(client, facts.node.clone(), facts.config.clone(), facts.state.clone(), changed);
-        tokio::spawn(api.follow(asked));
-        self.annotations = Some(farewell);
+        self.annotations = Some((farewell, tokio::spawn(api.follow(asked))));
     }
 
     /// Whether the agent is being taken out of the cluster.
@@ -112,12 +116,18 @@ impl Outside {
         uninstall(&installation);
     }
 
-    /// Another agent has taken over: it answers the plugin, keeps it installed and tells the API server.
-    pub(super) fn retire(&mut self) {
+    /// Another agent has taken over: it answers the plugin, keeps it installed and tells the API server, once nothing
+    /// of ours is on its way there.
+    pub(super) async fn retire(&mut self) {
         // What is dropped ends what it belongs to without another word.
-        drop((self.plugin.take(), self.annotations.take()));
+        drop(self.plugin.take());
         if let Some(answering) = self.answering.take() {
             answering.abort();
+        }
+        if let Some((farewell, writing)) = self.annotations.take() {
+            drop(farewell);
+            // An API server that does not answer must not keep the successor waiting.
+            let _ = timeout(LAST_WORD, writing).await;
         }
     }
 
@@ -142,7 +152,7 @@ impl Outside {
 
     /// Removes the agent's annotations from this node's pods.
     pub(super) async fn remove_annotations(&mut self) {
-        let Some(farewell) = self.annotations.take() else { return };
+        let Some((farewell, _)) = self.annotations.take() else { return };
         let (done, over) = oneshot::channel();
         if farewell.send(done).is_ok() {
             // It limits itself; an end without a word is one as well.

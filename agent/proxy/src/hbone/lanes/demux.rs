@@ -77,6 +77,8 @@ pub(super) struct Demux {
     /// What the peer may still send in all lanes, and what was taken of that and not announced, in bytes.
     receive_window: u32,
     taken: u32,
+    /// The peer has said that it takes no more streams.
+    pub(super) leaving: bool,
     /// What we may send in all lanes, and in a new one, in bytes.
     pub(super) window: i64,
     initial_window: i64,
@@ -105,6 +107,7 @@ impl Demux {
             initial_window: INITIAL_WINDOW,
             max_frame: INITIAL_FRAME,
             due: SmallVec::new(),
+            leaving: false,
         }
     }
 
@@ -225,6 +228,10 @@ impl Demux {
         if head.has(frames::END_STREAM) {
             self.end(head.stream);
         }
+            frames::GOAWAY => {
+                self.leaving = true;
+                self.forward(head)
+            }
         Ok(())
     }
 

@@ -115,6 +115,11 @@ impl Lanes {
         let Some(tls) = &mut state.tls else { return Poll::Ready(Err(ended())) };
         let flushed = Pin::new(&mut *tls).poll_flush(cx);
         if state.stalled && tls.waiting() <= BACKLOG {
+    /// Whether the peer has said that it takes no more streams.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.0.borrow().demux.leaving
+    }
+
             state.stalled = false;
             state.demux.lanes.values().for_each(|lane| lane.wake_writer());
         }

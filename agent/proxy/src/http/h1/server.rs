@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -69,7 +69,12 @@ where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut looked_at = 0;
-    let head = poll_fn(|cx| poll_head(link, &mut looked_at, cx)).await;
+    let mut head = poll_fn(|cx| poll_head(link, &mut looked_at, cx)).await;
+    if matches!(head, Err(None)) && link.progress.closing.get() {
+        // A request may have come while this thread was busy: a close would break it.
+        tokio::task::yield_now().await;
+        head = poll_fn(|cx| poll_head(link, &mut looked_at, cx)).await;
+    }
     link.progress.in_head.set(false);
     head
 }
@@ -90,18 +95,21 @@ where
             head::skip_empty_lines(&mut wire.ahead);
         }
         let looks = head::may_be_complete(&wire.ahead, *looked_at) || wire.ahead.len() >= head::REQUEST_BYTES;
-        if wire.ahead.is_empty() {
-            if link.progress.closing.get() {
-                return Poll::Ready(Err(None));
-            }
-        } else if looks && let Some(asked) = head::request(&mut wire.ahead, spare).map_err(Some)? {
+        if !wire.ahead.is_empty()
+            && looks
+            && let Some(asked) = head::request(&mut wire.ahead, spare).map_err(Some)?
+        {
             return Poll::Ready(Ok(asked));
         }
         *looked_at = wire.ahead.len();
         link.progress.in_head.set(*looked_at > 0);
-        match ready!(wire.poll_fill(cx)) {
-            Ok(0) | Err(_) => return Poll::Ready(Err(None)),
-            Ok(_) => {}
+        match wire.poll_fill(cx) {
+            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(None)),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Pending if wire.ahead.is_empty() && link.progress.closing.get() => {
+                return Poll::Ready(Err(None));
+            }
+            Poll::Pending => return Poll::Pending,
         }
     }
 }

@@ -5,9 +5,10 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::h1::client::{Client, connect};
@@ -17,6 +18,7 @@ use super::http2;
 use super::limits::{Slot, Ticket};
 use super::pool::{Pool, Settings};
 use crate::account::Failure;
+use crate::hbone::pool::Usage as Tunnel;
 use crate::worker::Worker;
 
 /// A timer that is set to no time.
@@ -32,6 +34,10 @@ pub(super) struct Usage {
     born: Instant,
     idle_timeout: Cell<Option<Duration>>,
     max_age: Cell<Option<Duration>>,
+    /// What carries it goes away: it ends with the requests that are under way.
+    leaving: Cell<bool>,
+    /// Wakes its driver.
+    driver: RefCell<Option<Waker>>,
     /// Its place among the connections of a cluster.
     ticket: Option<Arc<Ticket>>,
     /// Ends with the connection, after its driver: the request that it was upgraded by.
@@ -48,6 +54,8 @@ impl Usage {
             born: now,
             idle_timeout: Cell::new(settings.idle_timeout),
             max_age: Cell::new(settings.max_age),
+            leaving: Cell::new(false),
+            driver: RefCell::new(None),
             ticket: slot.map(Ticket::new),
             until_closed: RefCell::new(None),
         })
@@ -64,6 +72,9 @@ impl Usage {
         self.streams.set(self.streams.get().saturating_sub(1));
         if self.streams.get() == 0 {
             self.idle_since.set(Instant::now());
+            if self.leaving.get() {
+                self.driver.borrow().iter().for_each(Waker::wake_by_ref);
+            }
         }
     }
 
@@ -75,7 +86,8 @@ impl Usage {
     /// Whether it takes no more requests.
     pub(super) fn is_retired(&self, settings: &Settings) -> bool {
         let old = self.max_age.get().is_some_and(|age| self.born.elapsed() >= age);
-        old || settings.max_requests_per_connection.is_some_and(|most| self.served.get() >= most)
+        old || self.leaving.get()
+            || settings.max_requests_per_connection.is_some_and(|most| self.served.get() >= most)
     }
 
     /// Its place.
@@ -167,7 +179,7 @@ fn drive(
     pool.opened();
     let pool = Rc::downgrade(pool);
     worker.spawn(async move {
-        until_over(poll, &rest.usage).await;
+        until_over(poll, &rest.usage, rest.held.tunnel()).await;
         pool.upgrade().inspect(|pool| pool.sweep());
         // Also an upgraded connection ends; the sender is only ever dropped.
         let _ = rest.closed.await;
@@ -180,10 +192,23 @@ fn drive(
     });
 }
 
-async fn until_over(mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>, usage: &Usage) {
+/// `tunnel` is what carries it, where that can go away: its peer waits for whatever rests in it.
+async fn until_over(
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<()>,
+    usage: &Usage,
+    tunnel: Option<Rc<Tunnel>>,
+) {
     let mut timer = pin!(sleep_until(usage.deadline().unwrap_or_else(|()| Instant::now())));
+    let mut leaving = pin!(OptionFuture::from(tunnel.as_ref().map(|tunnel| tunnel.until_gone())));
     poll_fn(|cx| {
         if poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if !usage.leaving.get() && matches!(leaving.as_mut().poll(cx), Poll::Ready(Some(()))) {
+            usage.leaving.set(true);
+            *usage.driver.borrow_mut() = Some(cx.waker().clone());
+        }
+        if usage.leaving.get() && usage.streams() == 0 {
             return Poll::Ready(());
         }
         if usage.ticket.as_ref().is_some_and(|ticket| ticket.poll_evicted(cx)) {

@@ -118,7 +118,17 @@ pub(super) enum Held {
     /// A port.
     Port(#[expect(dead_code, reason = "held until it is dropped")] Lease),
     /// A place in a tunnel.
-    Place(#[expect(dead_code, reason = "held until it is dropped")] pool::Permit),
+    Place(pool::Permit),
+}
+
+impl Held {
+    /// The tunnel.
+    pub(super) fn tunnel(&self) -> Option<Rc<pool::Usage>> {
+        match self {
+            Self::Port(_) => None,
+            Self::Place(permit) => Some(permit.tunnel()),
+        }
+    }
 }
 
 /// Opens a connection.

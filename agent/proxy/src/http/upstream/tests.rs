@@ -3,6 +3,7 @@
 mod alive;
 mod carrying;
 mod health;
+mod leaving;
 mod limits;
 mod origination;
 mod places;

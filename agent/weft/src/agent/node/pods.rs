@@ -91,11 +91,11 @@ impl Node {
             };
             self.pods.enrolled(key, result, Instant::now());
         }
-        // When all are known: one of them may have a connection for another in its queue.
-        for (key, enrolled) in listening {
-            self.keeper.keep(&key, &enrolled.inbound, &enrolled.outbound);
-            self.with_proxy(|proxy| proxy.add_pod(key, enrolled));
+        for (key, enrolled) in &listening {
+            self.keeper.keep(key, &enrolled.inbound, &enrolled.outbound);
         }
+        // All at once: one of them may have a connection for another in its queue.
+        self.with_proxy(|proxy| proxy.add_pods(listening));
     }
 
     /// Enrols a pod in the first namespace that is its own.

@@ -3,6 +3,7 @@
 //! Only the API server's own pods are written to, through `pods/status`, which can change annotations and no spec. The
 //! pace is limited: many nodes may have reason to write at the same moment.
 
+mod order;
 pub(super) mod removal;
 mod selection;
 mod wanted;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use weft_control::writer::Published;
 use weft_core::resource::NamespacedName;
 
+use self::order::Order;
 use self::wanted::{Annotations, KEYS, Wanted};
 use super::node::NodeState;
 
@@ -51,6 +53,7 @@ pub(super) struct PodsApi {
     /// When an Event was last written, and about what.
     told: BTreeMap<NamespacedName, (Instant, String)>,
     pace: Pace,
+    order: Order,
 }
 
 /// What was written, on which pod of a name.
@@ -80,6 +83,7 @@ impl PodsApi {
             written: BTreeMap::new(),
             told: BTreeMap::new(),
             pace: Pace::new(Instant::now()),
+            order: Order::default(),
         }
     }
 
@@ -90,9 +94,15 @@ impl PodsApi {
             // The node's state is followed no more, and the last word is still to come.
             () = self.write_for_ever() => (&mut farewell).await,
         };
-        // Without a word it is an ordinary end: what is pinned goes on to be true.
-        let Ok(done) = done else { return };
-        in_time(self.remove_all()).await;
+        let Ok(done) = done else {
+            // Without a word it is an ordinary end: what is pinned goes on to be true.
+            return self.order.settle().await;
+        };
+        in_time(async {
+            self.order.settle().await;
+            self.remove_all().await;
+        })
+        .await;
         let _ = done.send(());
     }
 
@@ -190,8 +200,11 @@ impl PodsApi {
         }
         let patch = Patch::Merge(json!({ "metadata": metadata }));
         let pods = Api::<Pod>::namespaced(self.client.clone(), &key.namespace);
-        match pods.patch_status(&key.name, &PatchParams::default(), &patch).await {
-            Ok(_) => Ok(()),
+        let name = key.name.to_string();
+        let sending =
+            async move { pods.patch_status(&name, &PatchParams::default(), &patch).await.map(drop) };
+        match self.order.send(sending).await {
+            Ok(()) => Ok(()),
             // Gone, or another one by now.
             Err(Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             Err(error) => Err(error),
