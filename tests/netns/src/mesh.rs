@@ -298,13 +298,14 @@ impl Mesh {
 
     /// `weft status`, also when it is bad news.
     pub fn status(&self, node: &str) -> Value {
-        self.ask(node, "status")
+        self.status_of(self.agent(node))
     }
 
-    fn ask(&self, node: &str, command: &str) -> Value {
-        let socket = self.agent(node).admin_socket().display().to_string();
+    /// The same of an agent that the mesh does not keep.
+    pub fn status_of(&self, agent: &Agent) -> Value {
+        let socket = agent.admin_socket().display().to_string();
         let out = std::process::Command::new(self.lab.weft())
-            .args([command, "--socket", &socket, "-o", "json"])
+            .args(["status", "--socket", &socket, "-o", "json"])
             .output()
             .expect("weft can be run");
         // Status 1 means bad news, which tests ask for on purpose.

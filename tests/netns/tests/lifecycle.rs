@@ -186,7 +186,8 @@ fn hold(mesh: &Mesh, socket: &str, patience_seconds: &str) -> Process {
 
 #[test]
 fn with_a_holder_connections_wait_for_the_next_agent() {
-    let Some(mut held) = HeldMesh::start("5") else { return };
+    // An agent must be back within this time, also on a slow machine.
+    let Some(mut held) = HeldMesh::start("15") else { return };
     let mesh = &mut held.mesh;
     let servers = [mesh.serve("near", Role::Greet), mesh.serve("far", Role::Silent)];
     let mut client = mesh.puppet("client");
@@ -215,9 +216,9 @@ fn with_a_holder_connections_wait_for_the_next_agent() {
     assert!(!outcomes(&stranger).contains("ok"), "somebody got in without identity");
 
     let mesh = &mut held.mesh;
-    mesh.agent_mut("a").kill();
     let mut outside = mesh.outside();
-    let to = Connect { wait_ms: 2_000, ..Connect::to(mesh.target(Family::V4, "near")) };
+    let to = Connect { wait_ms: 5_000, ..Connect::to(mesh.target(Family::V4, "near")) };
+    mesh.agent_mut("a").kill();
     assert!(outside.try_connect(to.clone()).is_ok(), "it waits");
     eventually("without another agent they are refused in the end", || {
         outside

@@ -51,6 +51,11 @@ fn translated(balancer: &Ebpf) -> u64 {
     count.get(&0, 0).unwrap()
 }
 
+/// What the agent says about programs that see connections before its own.
+fn earlier(mesh: &Mesh) -> String {
+    mesh.status("a")["kernel"].get("earlier").map(ToString::to_string).unwrap_or_default()
+}
+
 /// Virtual addresses lead to their pods on every path, and who may connect is who the policy names.
 fn services_work(mesh: &Mesh) {
     let servers: Vec<_> = PATHS.map(|(pod, _)| mesh.serve(pod, Role::Greet)).into();
@@ -90,6 +95,9 @@ fn a_load_balancer_that_was_there_before_the_agent_changes_nothing() {
     mesh.start_agent("b");
     services_work(&mesh);
     assert!(translated(&balancer) >= 9, "it runs first, so the agent sees what it chose");
+    let found = earlier(&mesh);
+    assert!(found.contains("balance4 at connect4") && found.contains("balance6 at connect6"), "{found}");
+    assert!(mesh.agent("a").process().stderr().contains("others see the connections of pods first"));
 }
 
 #[test]
@@ -97,6 +105,7 @@ fn a_load_balancer_that_comes_after_the_agent_changes_nothing() {
     let Some(mesh) = Mesh::usual(PUPPET) else { return };
     let balancer = attach(&mesh, &mesh.lab().node("a").unwrap().kubepods());
     services_work(&mesh);
+    assert_eq!(earlier(&mesh), "");
     assert!(translated(&balancer) > 0, "captured connections keep their destination until it has run");
 }
 
@@ -108,5 +117,6 @@ fn a_load_balancer_at_the_parent_cgroup_changes_nothing() {
     mesh.start_agent("a");
     mesh.start_agent("b");
     services_work(&mesh);
+    assert_eq!(earlier(&mesh), "");
     assert!(translated(&before) > 0, "programs of the parent run after those of the child");
 }

@@ -17,7 +17,7 @@ fn a_slow_answer_is_cut_by_the_timeout() {
             assert_eq!((answer.status(), answer.text()), (504, "upstream request timeout"), "{}", answer.0);
             assert!((1500.0..15000.0).contains(&answer.ms()), "{}", answer.0);
         }
-        assert!(site.ask(service, &["--path", "/quick"]).all_good());
+        site.ask_until("who is quick is answered", service, &["--path", "/quick"], |it| it.all_good());
         let line = site.mesh.log_line("a", "a line about the timeout", |line| {
             line["response_flags"] == "UT" && line["direction"] == "outbound"
         });

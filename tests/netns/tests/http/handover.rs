@@ -110,8 +110,9 @@ fn agents_are_replaced_and_nobody_notices() {
     let before = outcomes(&stranger).len();
     let load = Load::start(&site);
 
+    // Longer than the test takes anywhere: what the agents serve ends with the test.
     let options =
-        AgentOptions { args: ["--drain-seconds", "60"].map(Into::into).into(), ..AgentOptions::default() };
+        AgentOptions { args: ["--drain-seconds", "900"].map(Into::into).into(), ..AgentOptions::default() };
     let mut old = Vec::new();
     for (round, node) in ["a", "b", "a", "a"].into_iter().enumerate() {
         let asked = format!("/round-{round}");

@@ -32,7 +32,10 @@ fn the_examples_of_the_readme_work() {
     let many = site.ask("reviews", &["--count", "500", "--concurrency", "2"]);
     // More than 6 sigma of a binomial distribution with n = 500 and p = 0.8.
     assert!((340..=460).contains(&many.of_version("v1")), "{}", many.0);
-    assert_eq!(many.of_version("v1") + many.of_version("v2"), 500, "{}", many.0);
+    // On a machine that stands still for two seconds the rule's time-out cuts a request.
+    let cut = many.with_status(504);
+    assert!(cut <= 10, "{}", many.0);
+    assert_eq!(many.of_version("v1") + many.of_version("v2") + cut, 500, "{}", many.0);
     assert_eq!(site.ask("reviews", &["--path", "/?delay_ms=5000"]).status(), 504);
     assert!(site.ask("reviews", &["--path", "/?fail=1&key=readme"]).all_good());
 

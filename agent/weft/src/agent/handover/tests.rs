@@ -166,7 +166,7 @@ fn a_holder_gives_back_what_an_agent_that_is_gone_had() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hold.sock");
     let listener = Listener::replace(&path).unwrap();
-    let mut holder = holder::Holder::new(std::time::Duration::from_secs(2));
+    let mut holder = holder::Holder::new(std::time::Duration::from_secs(6));
     let pod = |name: &str| NamespacedName::new("shop", name);
     let meet = |holder: &mut holder::Holder| {
         std::thread::scope(|scope| {
