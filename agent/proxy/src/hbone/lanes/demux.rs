@@ -24,6 +24,9 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 const MAX_FRAME_SIZE: u16 = 5;
 /// Lanes of one tunnel. More than streams may be open, since HTTP/2 decides about a stream later than a lane begins.
 const MOST_LANES: usize = 4 * ACCEPTED_STREAMS as usize;
+/// Deliveries of one read that are written into sockets at once. Where there are more they are crumbs, and a system call
+/// for each would keep others waiting.
+const MOST_WRITES: usize = 512;
 
 /// Which side of HTTP/2 we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,8 @@ enum At {
     /// A frame that is looked at when it is complete, and how much of it is missing.
     Held(Head, usize),
     Payload(Payload),
+    /// Bytes for nobody.
+    Dropped(usize),
 }
 
 /// A DATA frame of a lane.
@@ -60,6 +65,8 @@ struct Payload {
 pub(super) struct Batch<'a> {
     lane: Option<Rc<Shared>>,
     slices: SmallVec<[IoSlice<'a>; 32]>,
+    /// How often something was delivered.
+    pub(super) deliveries: usize,
 }
 
 /// The state of both directions.
@@ -68,7 +75,7 @@ pub(super) struct Demux {
     at: At,
     /// HEADERS have begun and not ended: only CONTINUATION may come, which HTTP/2 checks.
     in_headers: bool,
-    /// The last stream that the peer opened.
+    /// The last stream that was opened.
     newest: u32,
     pub(super) lanes: FastMap<u32, Rc<Shared>>,
     /// For HTTP/2; the last `held` bytes are not to be seen yet.
@@ -77,12 +84,12 @@ pub(super) struct Demux {
     /// What the peer may still send in all lanes, and what was taken of that and not announced, in bytes.
     receive_window: u32,
     taken: u32,
-    /// The peer has said that it takes no more streams.
-    pub(super) leaving: bool,
     /// What we may send in all lanes, and in a new one, in bytes.
     pub(super) window: i64,
     initial_window: i64,
     pub(super) max_frame: usize,
+    /// The peer lets us send more in all lanes, of which nobody was told yet.
+    widened: bool,
     /// Increments to send: stream (0 is the tunnel) and bytes.
     pub(super) due: SmallVec<[(u32, u32); 4]>,
 }
@@ -106,8 +113,8 @@ impl Demux {
             window: INITIAL_WINDOW,
             initial_window: INITIAL_WINDOW,
             max_frame: INITIAL_FRAME,
+            widened: false,
             due: SmallVec::new(),
-            leaving: false,
         }
     }
 
@@ -119,7 +126,16 @@ impl Demux {
     /// A lane for a stream, unless it has one.
     pub(super) fn lane(&mut self, stream: u32) -> Rc<Shared> {
         let window = self.initial_window;
+        self.newest = self.newest.max(stream);
         self.lanes.entry(stream).or_insert_with(|| Shared::new(stream, window)).clone()
+    }
+
+    /// HTTP/2 has ended a stream that it never showed to anybody.
+    pub(super) fn forget(&mut self, stream: u32) {
+        if let Some(lane) = self.lanes.remove(&stream) {
+            lane.end();
+            self.credit(&lane, lane.abandon());
+        }
     }
 
     /// What HTTP/2 may read.
@@ -166,6 +182,14 @@ impl Demux {
                     }
                 }
                 At::Payload(_) => piece = self.payload(piece, batch)?,
+                At::Dropped(left) => {
+                    let dropped = piece.len().min(*left);
+                    *left -= dropped;
+                    piece = piece.get(dropped..).unwrap_or_default();
+                    if *left == 0 {
+                        self.at = At::Head(Partial::default());
+                    }
+                }
             }
         }
         Ok(())
@@ -179,6 +203,7 @@ impl Demux {
                     let lane = lane.clone();
                     return self.begin_payload(lane, head);
                 }
+                None if self.is_over(head.stream) => self.discard(head)?,
                 // HTTP/2 knows what that means.
                 Some(_) | None => self.forward(head),
             },
@@ -205,6 +230,19 @@ impl Demux {
         Ok(())
     }
 
+    /// Whether a stream had a lane, and has none any more. Clients open odd ones.
+    fn is_over(&self, stream: u32) -> bool {
+        stream % 2 == 1 && stream <= self.newest
+    }
+
+    /// Payload that was on its way when its stream ended. HTTP/2 would count it as a mistake of the peer's, and end the
+    /// tunnel after many of them.
+    fn discard(&mut self, head: Head) -> io::Result<At> {
+        self.admit(head)?;
+        self.give_back(head.length);
+        Ok(if head.length == 0 { At::Head(Partial::default()) } else { At::Dropped(head.length) })
+    }
+
     fn forward(&mut self, head: Head) -> At {
         self.control.extend_from_slice(&head.encode());
         if head.length == 0 { At::Head(Partial::default()) } else { At::Forwarded(head.length) }
@@ -228,10 +266,6 @@ impl Demux {
         if head.has(frames::END_STREAM) {
             self.end(head.stream);
         }
-            frames::GOAWAY => {
-                self.leaving = true;
-                self.forward(head)
-            }
         Ok(())
     }
 
@@ -241,16 +275,22 @@ impl Demux {
         }
     }
 
-    fn begin_payload(&mut self, lane: Rc<Shared>, head: Head) -> io::Result<()> {
+    /// Counts a DATA frame against what the peer may send in all lanes; answers its length.
+    fn admit(&mut self, head: Head) -> io::Result<u32> {
         let length = u32::try_from(head.length).unwrap_or(u32::MAX);
         if length > MAX_FRAME {
             return Err(invalid("the peer sends a larger frame than it may"));
         }
-        self.receive_window = self
-            .receive_window
-            .checked_sub(length)
-            .filter(|_| lane.admit(length))
-            .ok_or_else(|| invalid("the peer sends more than it may"))?;
+        let left = self.receive_window.checked_sub(length);
+        self.receive_window = left.ok_or_else(|| invalid("the peer sends more than it may"))?;
+        Ok(length)
+    }
+
+    fn begin_payload(&mut self, lane: Rc<Shared>, head: Head) -> io::Result<()> {
+        let length = self.admit(head)?;
+        if !lane.admit(length) {
+            return Err(invalid("the peer sends more in a stream than it may"));
+        }
         let padded = head.has(frames::PADDED);
         if padded && head.length == 0 {
             return Err(invalid("a padded frame has no length of its padding"));
@@ -317,7 +357,8 @@ impl Demux {
     /// Gives what was gathered to its lane.
     pub(super) fn deliver(&mut self, batch: &mut Batch<'_>) {
         if let Some(lane) = batch.lane.take() {
-            let out_of_the_way = lane.deliver(&mut batch.slices);
+            let out_of_the_way = lane.deliver(&mut batch.slices, batch.deliveries < MOST_WRITES);
+            batch.deliveries += 1;
             batch.slices.clear();
             if out_of_the_way > 0 {
                 self.credit(&lane, out_of_the_way);
@@ -330,6 +371,11 @@ impl Demux {
         if let Some(increment) = lane.credit(bytes) {
             self.due.push((lane.id, increment));
         }
+        self.give_back(bytes);
+    }
+
+    /// The part of [`Demux::credit`] that is about all lanes.
+    fn give_back(&mut self, bytes: usize) {
         self.taken = self.taken.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
         if self.taken >= STREAM_WINDOW {
             let taken = std::mem::take(&mut self.taken);
@@ -355,24 +401,32 @@ impl Demux {
 
     /// Settings are HTTP/2's, too: whatever is wrong with them it finds.
     fn settings(&mut self, body: &[u8]) -> io::Result<()> {
+        let mut initial_window = self.initial_window;
         for setting in body.chunks_exact(6) {
             let [i0, i1, v0, v1, v2, v3] = *setting else { continue };
             let value = u32::from_be_bytes([v0, v1, v2, v3]);
             match u16::from_be_bytes([i0, i1]) {
-                INITIAL_WINDOW_SIZE if i64::from(value) <= LARGEST_WINDOW => {
-                    let change = i64::from(value) - std::mem::replace(&mut self.initial_window, value.into());
-                    for lane in self.lanes.values() {
-                        widen(&lane.window, change)?;
-                        lane.wake_writer();
-                    }
-                }
+                INITIAL_WINDOW_SIZE if i64::from(value) <= LARGEST_WINDOW => initial_window = value.into(),
                 MAX_FRAME_SIZE => {
                     self.max_frame = usize::try_from(value).unwrap_or(INITIAL_FRAME).max(INITIAL_FRAME)
                 }
                 _ => {}
             }
         }
+        // Once, however often it is in there: all lanes have to be changed.
+        let change = initial_window - std::mem::replace(&mut self.initial_window, initial_window);
+        if change != 0 {
+            self.lanes.values().try_for_each(|lane| widen(&lane.window, change))?;
+            self.widened = true;
+        }
         Ok(())
+    }
+
+    /// Tells everybody who waits to send, where all may send more.
+    pub(super) fn wake_writers(&mut self) {
+        if std::mem::take(&mut self.widened) {
+            self.lanes.values().for_each(|lane| lane.wake_writer());
+        }
     }
 
     /// Whether it was about payload; HTTP/2 sends none. What is zero is a mistake that HTTP/2 answers.
@@ -387,7 +441,7 @@ impl Demux {
             if self.window > LARGEST_WINDOW {
                 return Err(invalid("the peer opens the tunnel's window too far"));
             }
-            self.lanes.values().for_each(|lane| lane.wake_writer());
+            self.widened = true;
             return Ok(true);
         }
         let Some(lane) = self.lanes.get(&stream) else { return Ok(false) };

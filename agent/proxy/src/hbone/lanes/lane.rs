@@ -100,14 +100,15 @@ impl Shared {
         self.receiving.borrow_mut().ended = true;
     }
 
-    /// Takes payload over; answers how much of it is out of the way already.
-    pub(super) fn deliver(&self, slices: &mut [IoSlice<'_>]) -> usize {
+    /// Takes payload over, and writes what it can of it where it may do so at once; answers how much of it is out of the
+    /// way already.
+    pub(super) fn deliver(&self, slices: &mut [IoSlice<'_>], at_once: bool) -> usize {
         if self.closed.get() {
             return slices.iter().map(|slice| slice.len()).sum();
         }
         let mut receiving = self.receiving.borrow_mut();
         let mut rest = slices;
-        let delivered = receiving.write_now(&mut rest);
+        let delivered = if at_once { receiving.write_now(&mut rest) } else { 0 };
         let length: usize = rest.iter().map(|slice| slice.len()).sum();
         if length > 0 {
             receiving.direct = false;
@@ -131,6 +132,12 @@ impl Shared {
         let taken = std::mem::take(&mut receiving.taken);
         receiving.window = receiving.window.saturating_add(taken);
         Some(taken)
+    }
+
+    /// Nobody will take what is here: how much it was.
+    pub(super) fn abandon(&self) -> usize {
+        self.receiving.borrow_mut().backlog = BytesMut::new();
+        self.unread.swap(0, Ordering::Relaxed)
     }
 
     /// What waits here.
@@ -288,9 +295,7 @@ impl Drop for Lane {
             sink.forget();
         }
         receiving.ended = true;
-        receiving.backlog = BytesMut::new();
         drop(receiving);
-        let left = self.shared.unread.swap(0, Ordering::Relaxed);
-        self.socket.close(&self.shared, left);
+        self.socket.close(&self.shared, self.shared.abandon());
     }
 }

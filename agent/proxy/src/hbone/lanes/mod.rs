@@ -41,6 +41,9 @@ use super::{ACCEPTED_WINDOW, STREAMS, connection_window};
 const PREFACE: usize = 24;
 /// Plaintext received before others get their turn, in bytes.
 const TURN: usize = 1024 * 1024;
+/// What a record and a delivery cost beside their bytes, counted as bytes.
+const OF_RECORD: usize = 64;
+const OF_DELIVERY: usize = 512;
 /// Ciphertext that may wait for the socket before lanes wait, and before it is worth a system call of its own, in bytes.
 const BACKLOG: usize = 64 * 1024;
 /// The largest DATA frame that we send, in bytes of payload.
@@ -59,7 +62,7 @@ struct State {
     outgoing: Outgoing,
     /// The task that drives h2: it also flushes.
     driver: Option<Waker>,
-    /// Received since the socket last ran dry, in bytes.
+    /// Received since the socket last ran dry, in bytes, with what it cost besides.
     moved: usize,
     /// A lane waits for the socket.
     stalled: bool,
@@ -96,7 +99,11 @@ fn ended() -> io::Error {
 impl Lanes {
     /// The lane of a stream that we opened, or that h2 has just shown.
     pub(crate) fn lane(&self, stream: h2::StreamId) -> Lane {
-        let shared = self.0.0.borrow_mut().demux.lane(stream.into());
+        self.own(stream.into())
+    }
+
+    fn own(&self, stream: u32) -> Lane {
+        let shared = self.0.0.borrow_mut().demux.lane(stream);
         shared.owned.set(true);
         Lane { socket: self.0.clone(), shared }
     }
@@ -115,11 +122,6 @@ impl Lanes {
         let Some(tls) = &mut state.tls else { return Poll::Ready(Err(ended())) };
         let flushed = Pin::new(&mut *tls).poll_flush(cx);
         if state.stalled && tls.waiting() <= BACKLOG {
-    /// Whether the peer has said that it takes no more streams.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.0.0.borrow().demux.leaving
-    }
-
             state.stalled = false;
             state.demux.lanes.values().for_each(|lane| lane.wake_writer());
         }
@@ -229,10 +231,12 @@ impl State {
         }
         let mut batch = Batch::default();
         for piece in tls.plaintext() {
-            self.moved += piece.len();
+            self.moved += piece.len() + OF_RECORD;
             self.demux.take(piece, &mut batch)?;
         }
         self.demux.deliver(&mut batch);
+        self.demux.wake_writers();
+        self.moved += batch.deliveries * OF_DELIVERY;
         drop(batch);
         tls.forget_plaintext();
         self.announce();
@@ -265,14 +269,13 @@ impl Outgoing {
 /// What a frame of h2's means for its lane.
 fn written(demux: &mut Demux, head: Head) {
     let Some(lane) = demux.lanes.get(&head.stream) else { return };
+    let is_last = head.kind == frames::RST_STREAM || head.has(frames::END_STREAM);
     match head.kind {
+        // Refused before anybody saw it.
+        frames::HEADERS | frames::RST_STREAM if is_last && !lane.owned.get() => demux.forget(head.stream),
         frames::HEADERS => {
             lane.open.set(true);
             lane.wake_writer();
-        }
-        // Refused before anybody saw it.
-        frames::RST_STREAM if !lane.owned.get() => {
-            demux.lanes.remove(&head.stream);
         }
         _ => {}
     }

@@ -178,6 +178,37 @@ fn peers_that_break_flow_control_lose_their_tunnel() {
     assert!(after_headers(&[frame(SETTINGS, 0, 0, &settings)]).is_err());
 }
 
+/// HTTP/2 takes that for a mistake of the peer's, and ends the whole tunnel after a thousand of them.
+#[test]
+fn what_was_on_its_way_when_its_stream_ended_is_dropped() {
+    let mut demux = after_headers(&[]).unwrap();
+    demux.lanes.remove(&1);
+    let mega = frame(DATA, 0, 1, &vec![0; MAX_FRAME as usize]);
+    for _ in 0..70 {
+        // More than the tunnel's window in all: it is given back.
+        feed(&mut demux, &mega, &[1 << 20]).unwrap();
+    }
+    let last = [padded(1, b"last", 9), frame(DATA, END_STREAM, 1, b""), frame(6, 0, 0, &[7; 8])];
+    feed(&mut demux, &last.concat(), &[3]).unwrap();
+    assert_eq!(control(&mut demux), frame(6, 0, 0, &[7; 8]));
+    assert_eq!(demux.due.iter().map(|(stream, _)| stream).max(), Some(&0));
+}
+
+#[test]
+fn streams_that_http2_answers_by_itself_leave_nothing() {
+    let mut demux = server();
+    for (at, (kind, flags)) in
+        (0..5 * ACCEPTED_STREAMS).zip([(HEADERS, END_STREAM), (RST_STREAM, 0)].repeat(1000))
+    {
+        let stream = 2 * at + 1;
+        let sent = [frame(HEADERS, END_HEADERS, stream, b""), frame(DATA, 0, stream, &[0; 100_000])];
+        feed(&mut demux, &sent.concat(), &[1 << 20]).unwrap();
+        control(&mut demux);
+        written(&mut demux, Head { length: 4, kind, flags, stream });
+        assert!(demux.lanes.is_empty());
+    }
+}
+
 #[test]
 fn what_is_not_a_lanes_is_for_http2_to_judge() {
     for odd in [
@@ -218,6 +249,37 @@ async fn secured() -> (TlsStream, TlsStream) {
     let peer = "10.0.0.1".parse().unwrap();
     let (client, server) = tokio::join!(tls::connect(dialled, client, peer), tls::accept(accepted, server));
     (client.unwrap().stream, server.unwrap().stream)
+}
+
+#[test]
+fn crumbs_are_not_written_one_by_one() {
+    run(async {
+        let (mut client, server) = secured().await;
+        let (mut conduit, lanes) = super::server(server);
+        let headers = [1, 3].map(|stream| frame(HEADERS, END_HEADERS, stream, b"")).concat();
+        client.write_all(&[&[0; PREFACE], headers.as_slice()].concat()).await.unwrap();
+        client.flush().await.unwrap();
+        let mut seen = [0; PREFACE + 2 * HEAD];
+        conduit.read_exact(&mut seen).await.unwrap();
+        let mut sockets = Vec::new();
+        for stream in [1, 3] {
+            let (ours, theirs) = connected().await;
+            let lane = lanes.own(stream);
+            let (read, write) = ours.into_split();
+            lane.set_sink(write);
+            lane.go_direct();
+            sockets.push((lane, read, theirs));
+        }
+        let crumbs = [frame(DATA, 0, 1, b"x"), frame(DATA, 0, 3, b"y")].concat().repeat(2000);
+        client.write_all(&[crumbs, frame(6, 0, 0, &[7; 8])].concat()).await.unwrap();
+        client.flush().await.unwrap();
+        // HTTP/2 sees the PING when everything before it was taken.
+        conduit.read_exact(&mut [0; HEAD + 8]).await.unwrap();
+        let written: u64 = sockets.iter().map(|(lane, ..)| lane.delivered().unwrap()).sum();
+        let kept: usize = sockets.iter().map(|(lane, ..)| lane.take().len()).sum();
+        assert_eq!(written + kept as u64, 4000);
+        assert!((1..=512).contains(&written), "{written} were written alone");
+    });
 }
 
 /// Keeps a tunnel going until it ends.
