@@ -77,6 +77,8 @@ pub(super) struct Demux {
     in_headers: bool,
     /// The last stream that was opened.
     newest: u32,
+    /// The peer has said that it takes no more streams.
+    pub(super) leaving: bool,
     pub(super) lanes: FastMap<u32, Rc<Shared>>,
     /// For HTTP/2; the last `held` bytes are not to be seen yet.
     control: BytesMut,
@@ -105,6 +107,7 @@ impl Demux {
             at: At::Head(Partial::default()),
             in_headers: false,
             newest: 0,
+            leaving: false,
             lanes: FastMap::default(),
             control: BytesMut::new(),
             held: 0,
@@ -223,6 +226,10 @@ impl Demux {
             }
             frames::RST_STREAM => {
                 self.end(head.stream);
+                self.forward(head)
+            }
+            frames::GOAWAY => {
+                self.leaving = true;
                 self.forward(head)
             }
             _ => self.forward(head),

@@ -115,6 +115,11 @@ impl Lanes {
         lane
     }
 
+    /// Whether the peer has said that it takes no more streams.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.0.borrow().demux.leaving
+    }
+
     /// Sends everything that was written.
     pub(crate) fn flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.0.0.borrow_mut();

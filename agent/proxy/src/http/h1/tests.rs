@@ -220,6 +220,49 @@ fn requests_that_come_at_once_are_answered_one_after_the_other() {
     });
 }
 
+#[test]
+fn a_request_that_has_come_is_answered_before_the_connection_ends() {
+    run(async {
+        for comes_late in [false, true] {
+            let (mut client, io) = duplex(1024);
+            let progress = Rc::<Progress>::default();
+            progress.closing.set(true);
+            let answering = |_, _| async { Ok::<_, Infallible>(Response::new(Body::full("here"))) };
+            let serving = async { drop(serve(io, &progress, answering).await) };
+            let asking = async {
+                if comes_late {
+                    // While the other side looks for it.
+                    tokio::task::yield_now().await;
+                }
+                client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.unwrap();
+                answer
+            };
+            let (answer, ()) = join(asking, serving).await;
+            assert!(answer.contains("connection: close") && answer.ends_with("here"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn what_is_no_request_is_answered_and_ends_the_connection() {
+    run(async {
+        for (sent, status) in [
+            (&b"GET / HTTP/1.1\r\nbad field\r\n\r\n"[..], "400"),
+            (b"GET / HTTP/9.9\r\n\r\n", "400"),
+            (b"\x16\x03\x01\x02\x00\x01", "400"),
+        ] {
+            let (answer, _) = conversation(sent).await;
+            assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+            assert!(answer.contains("connection: close\r\n"));
+        }
+        let (answer, _) = conversation(b"POST /x HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n").await;
+        assert!(answer.contains("/x the sender of the body broke off"), "{answer}");
+        assert!(answer.contains("connection: close\r\n") || answer.ends_with("no number"), "{answer}");
+    });
+}
+
 /// Who reads the body after its answer has begun cannot be told 100 any more.
 #[test]
 fn nothing_is_said_in_the_midst_of_an_answer() {
