@@ -5,9 +5,10 @@ use std::time::Duration;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use weft_core::resource::request_authentication::{JwtRule, KeySource, RequestAuthentication};
+use weft_core::resource::virtual_service::ExportTo;
 use weft_core::resource::{
-    AuthorizationPolicy, ExtAuthz, Match, MeshConfig, MeshHttp, NamespacedName, Operation, PathMatch,
-    PolicyAction, Rule, StringMatch,
+    AuthorizationPolicy, ExportDefaults, ExtAuthz, Match, MeshConfig, MeshHttp, NamespacedName, Operation,
+    PathMatch, PolicyAction, Rule, StringMatch,
 };
 
 use super::*;
@@ -249,6 +250,15 @@ fn provider(service: &str, port: u16, grpc: bool) -> ExtAuthz {
 }
 
 pub(super) fn mesh_config(registry_only: bool, http: MeshHttp) -> Change {
+    settings(registry_only, ExportDefaults::default(), http)
+}
+
+/// Only registered hosts are reached, and Services are seen by these namespaces.
+pub(super) fn exporting(services: Vec<ExportTo>) -> Change {
+    settings(true, ExportDefaults { services, ..ExportDefaults::default() }, MeshHttp::default())
+}
+
+fn settings(registry_only: bool, exports: ExportDefaults, http: MeshHttp) -> Change {
     let config = MeshConfig {
         key: NamespacedName::new("istio-system", "istio"),
         trust_domain: None,
@@ -259,7 +269,7 @@ pub(super) fn mesh_config(registry_only: bool, http: MeshHttp) -> Change {
         access_log_format: None,
         registry_only,
         encrypt_same_node: false,
-        exports: weft_core::resource::ExportDefaults::default(),
+        exports,
         http,
     };
     Change::Upsert(Box::new(Resource::MeshConfig(config)))

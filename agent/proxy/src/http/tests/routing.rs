@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use weft_core::resource::MeshHttp;
 use weft_core::resource::virtual_service::{
-    CorsPolicy, DirectResponse, HeaderChanges, HeaderOperations, Mirror, PerMillion, Redirect, Rewrite,
+    CorsPolicy, DirectResponse, ExportTo, HeaderChanges, HeaderOperations, Mirror, PerMillion, Redirect,
+    Rewrite,
 };
 
 use super::*;
@@ -286,5 +287,28 @@ fn a_host_that_nobody_registered_is_refused_where_only_registered_ones_are_allow
         mesh.logged("block_all").await;
         assert!(mesh.bed.metrics().contains("weft_refused_total{reason=\"unknown_host\",policy=\"\"} 1"));
         assert_eq!(mesh.get("/").await.status, 200, "a registered host is reached");
+    });
+}
+
+/// from the next request on, also over a connection that is open.
+#[test]
+fn a_service_is_a_stranger_to_whom_it_is_not_exported() {
+    run(async {
+        let bed = Bed::new("a");
+        let app = App::echo(&bed, false).await;
+        let mut mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let namespace = ExportTo::Namespace("elsewhere".into());
+        for (services, status) in [
+            (vec![ExportTo::Own], 200),
+            (vec![namespace.clone()], 502),
+            (vec![namespace, ExportTo::Own], 200),
+            (vec![ExportTo::Nobody], 502),
+            (vec![], 200),
+        ] {
+            mesh.bed.change([policy::exporting(services.clone())]);
+            assert_eq!(mesh.get("/").await.status, status, "{services:?}");
+        }
+        assert_eq!(app.requests(), 3);
+        mesh.logged("block_all").await;
     });
 }
