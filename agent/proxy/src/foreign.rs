@@ -27,9 +27,12 @@ pub(crate) struct Foreign {
     shared: Rc<Shared>,
 }
 
+/// A tunnel, and the task that drives it.
+type Driving = (Rc<Tunnel>, JoinHandle<Option<Driven>>);
+
 #[derive(Default)]
 struct Shared {
-    tunnels: RefCell<Vec<(Rc<Tunnel>, JoinHandle<Option<Driven>>)>>,
+    tunnels: RefCell<Vec<Driving>>,
     ended: Cell<usize>,
     requests: Cell<usize>,
 }

@@ -179,13 +179,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, mut transport: Transport, origin: 
         if live.is_cut() {
             return Poll::Ready(Err(End::Cut));
         }
-        let protocol = poll_protocol(&mut transport, cx);
         let is_due = live.is_going_away() && parting.is_due(false, cx);
+        let protocol = poll_protocol(&mut transport, cx);
         watch.set_opening(protocol.is_pending() && !transport.first_bytes().is_empty());
         match protocol {
             Poll::Ready(protocol) => Poll::Ready(protocol.ok_or(End::Over)),
-            Poll::Pending => deadline.poll_over(cx).map(|late| Err(End::Late(late))),
             Poll::Pending if is_due => Poll::Ready(Err(End::Cut)),
+            Poll::Pending => deadline.poll_over(cx).map(|late| Err(End::Late(late))),
         }
     });
     let protocol = protocol.await;
