@@ -306,6 +306,8 @@ struct Shared {
     written: Condvar,
     everything: AtomicBool,
     settings: ArcSwap<Settings>,
+    /// Whether those have headers.
+    wants_headers: AtomicBool,
     lost: AtomicU64,
 }
 
@@ -354,6 +356,7 @@ impl AccessLog {
             written: Condvar::new(),
             everything: AtomicBool::new(false),
             settings: ArcSwap::new(Settings::new(AccessLogFormat::Text)),
+            wants_headers: AtomicBool::new(false),
             lost: AtomicU64::new(0),
         });
         let theirs = shared.clone();
@@ -369,13 +372,17 @@ impl AccessLog {
     /// Writes only failures and what is audited, or everything, in a format. Takes effect at once.
     pub fn configure(&self, everything: bool, format: AccessLogFormat) {
         let shared = &self.handle.shared;
-        shared.settings.store(Settings::new(format));
+        let settings = Settings::new(format);
+        shared.wants_headers.store(settings.headers.is_some(), Ordering::Relaxed);
+        shared.settings.store(settings);
         shared.everything.store(everything, Ordering::Relaxed);
     }
 
     /// Headers that the format prints and that lines have to bring along.
     pub fn wanted_headers(&self) -> Option<Arc<WantedHeaders>> {
-        self.handle.shared.settings.load().headers.clone()
+        let shared = &self.handle.shared;
+        let wanted = shared.wants_headers.load(Ordering::Relaxed);
+        if wanted { shared.settings.load().headers.clone() } else { None }
     }
 
     /// Whether lines of ordinary connections are written at all, so that the caller need not make them.

@@ -258,6 +258,10 @@ impl PolicySet {
 
     /// The first matching rule of each policy of a class, in the order of reporting.
     pub(crate) fn first_matches(&self, class: Class, subject: &Subject<'_>) -> Vec<Hit<'_>> {
+        // Most often there is none of those that never decide.
+        if !self.has(class) {
+            return Vec::new();
+        }
         let layers = self.layers.iter().filter_map(|layer| layer.class(class));
         let mut found: Vec<_> = layers.flat_map(|index| index.matches(subject)).collect();
         found.sort_by(|a, b| order(a.policy).cmp(&order(b.policy)).then(a.rule.cmp(&b.rule)));

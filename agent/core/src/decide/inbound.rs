@@ -302,6 +302,10 @@ fn enforced(policies: &PolicySet, subject: &Subject<'_>) -> AuthorizationDecisio
 /// AP-18: each action by itself, as if there were no other policies.
 fn dry_run(policies: &PolicySet, subject: &Subject<'_>) -> Vec<DryRun> {
     let entry = |policy: &AuthorizationPolicy, outcome| DryRun { object: object_of(policy), outcome };
+    let classes = [PolicyAction::Custom, PolicyAction::Deny, PolicyAction::Allow].map(Class::DryRun);
+    if !classes.into_iter().any(|class| policies.has(class)) {
+        return Vec::new();
+    }
     let mut found = Vec::new();
     for action in [PolicyAction::Custom, PolicyAction::Deny] {
         let matching = policies.matching_policies(Class::DryRun(action), subject);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::request::Parts;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Response};
 use smallvec::SmallVec;
 use weft_core::decide::http::{
     Action, Answered, Caller, Circumstances, Cluster, Cors, Forward, LocalReply, RouteDecision, added, cors,
@@ -18,6 +18,7 @@ use weft_core::snapshot::LocalWorkload;
 use weft_telemetry::Reporter;
 
 use super::body::Body;
+use super::call::Call;
 use super::expectation;
 use super::flags::{Flags, Reason};
 use super::forward::{self, Outward};
@@ -51,27 +52,26 @@ pub(crate) async fn exchange(
     downstream: &Rc<Downstream>,
     outbound: &Outbound,
     admitted: Admitted,
-    request: Request<Body>,
+    mut call: Box<Call>,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
     let source = inbound::own_workload(&snapshot, &outbound.pod);
     let source = source.map_err(|failure| downstream.unknown(&failure))?;
-    let (parts, body) = request.into_parts();
-    let (mut parts, body) = expectation::wait(parts, body);
+    expectation::wait(&mut call);
     if downstream.http2 {
-        join_cookies(&mut parts.headers);
+        join_cookies(&mut call.parts.headers);
     }
-    let mut record = begin(worker, outbound, source, &parts);
+    let mut record = begin(worker, outbound, source, &call.parts);
     record.hold(admitted.busy);
-    let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
+    let message = match Message::read(&call.parts, admitted.smell, snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
-    strip_controls(&mut parts.headers);
-    identify(worker, &mut parts.headers);
-    record.identified(&parts.headers);
-    let upgrade = !downstream.http2 && wants_upgrade(&parts.headers);
+    strip_controls(&mut call.parts.headers);
+    identify(worker, &mut call.parts.headers);
+    record.identified(&call.parts.headers);
+    let upgrade = !downstream.http2 && wants_upgrade(&call.parts.headers);
     let leg = Leg {
         pod: &outbound.pod,
         source,
@@ -83,17 +83,15 @@ pub(crate) async fn exchange(
     let asked = Box::new(Outward {
         downstream,
         leg,
-        parts,
         message,
         authority: None,
-        body,
         record,
         upgrade,
         protocol: clients_protocol(downstream.http2),
         response_changes: Vec::new(),
         response_headers: Extra::new(),
     });
-    decide(asked).await
+    decide(asked, call).await
 }
 
 /// A record of a request of a pod.
@@ -117,25 +115,28 @@ pub(super) fn begin(
     record
 }
 
-async fn decide(mut asked: Box<Outward<'_>>) -> Result<Response<Body>, BrokenOff> {
+async fn decide(mut asked: Box<Outward<'_>>, mut call: Box<Call>) -> Result<Response<Body>, BrokenOff> {
     let caller = Caller {
         workload: &asked.leg.source.workload,
         original: asked.leg.original,
         labels: &asked.leg.source.workload.pod_labels,
     };
-    let mut decision = route(asked.leg.snapshot, &caller, &asked.message.view(&asked.parts));
+    let mut decision = route(asked.leg.snapshot, &caller, &asked.message.view(&call.parts));
     name_route(&mut asked.record, &decision);
     let mut extra = SmallVec::new();
-    match decision.cors.as_ref().map(|policy| cors(policy, &asked.message.view(&asked.parts))) {
+    match decision.cors.as_ref().map(|policy| cors(policy, &asked.message.view(&call.parts))) {
         Some(Cors::Preflight(reply)) => return Ok(asked.record.reply(Reply::from(&reply))),
         Some(Cors::Headers(headers)) => extra.extend(headers),
         Some(Cors::None) | None => {}
     }
     let action = std::mem::replace(&mut decision.action, Action::Passthrough);
     match action {
-        Action::Respond(reply) => Ok(respond(asked, &decision, &reply, extra)),
-        Action::Passthrough => Box::pin(forward::pass_through(outward(asked, extra))).await,
-        Action::Forward(rule) => to_target(asked, decision, rule, extra).await,
+        Action::Respond(reply) => Ok(respond(asked, &call, (&decision, &reply), extra)),
+        Action::Passthrough => {
+            leave(&mut asked, &mut call, extra);
+            Box::pin(forward::pass_through(asked, call)).await
+        }
+        Action::Forward(rule) => to_target(asked, call, (decision, rule), extra).await,
     }
 }
 
@@ -143,8 +144,8 @@ pub(super) type Extra = SmallVec<[(Arc<str>, String); 2]>;
 
 fn respond(
     asked: Box<Outward<'_>>,
-    decision: &RouteDecision,
-    reply: &LocalReply,
+    call: &Call,
+    (decision, reply): (&RouteDecision, &LocalReply),
     mut extra: Extra,
 ) -> Response<Body> {
     let answered = Answered {
@@ -155,7 +156,7 @@ fn respond(
         details: reply.details,
         duration: Duration::ZERO,
     };
-    extra.extend(added(decision, &asked.message.view(&asked.parts), (&circumstances(&asked), &answered)));
+    extra.extend(added(decision, &asked.message.view(&call.parts), (&circumstances(&asked), &answered)));
     let reply = extra.iter().fold(Reply::from(reply), |reply, (name, value)| reply.with(name, value));
     asked.record.reply(reply)
 }
@@ -208,8 +209,8 @@ fn route_without_rule(service: &Service) -> Option<Arc<str>> {
 
 async fn to_target(
     mut asked: Box<Outward<'_>>,
-    decision: RouteDecision,
-    rule: Forward,
+    mut call: Box<Call>,
+    (decision, rule): (RouteDecision, Forward),
     mut extra: Extra,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = asked.downstream.worker.clone();
@@ -235,7 +236,7 @@ async fn to_target(
         }
     };
     name_cluster(&mut asked.record, &cluster);
-    let view = asked.message.view(&asked.parts);
+    let view = asked.message.view(&call.parts);
     let hashed = hash(&cluster.policy, &view, asked.leg.client.ip(), worker.random());
     extra.extend(hashed.set_cookie.map(|cookie| (Arc::from("set-cookie"), cookie)));
     let outgoing = prepare(&decision, target, &view, &circumstances(&asked));
@@ -247,17 +248,17 @@ async fn to_target(
         .collect();
     let protocol = protocol_to(&cluster, asked.downstream.http2, asked.upgrade);
     let http2 = asked.downstream.http2;
-    let mut outward = outward(asked, extra);
-    outward.protocol = protocol;
-    outward.change(outgoing);
+    leave(&mut asked, &mut call, extra);
+    asked.protocol = protocol;
+    asked.change(&mut call, outgoing);
     let plan =
         forward::Plan { cluster, hash: hashed.value, timeout: rule.timeout, retry: rule.retry.clone() };
-    let upload = outward.upload(plan.retry.attempts > 0);
+    let upload = asked.upload(&mut call, plan.retry.attempts > 0);
     for cluster in mirrors {
-        let protocol = protocol_to(&cluster, http2, outward.upgrade);
-        mirror::send(&outward, &upload, Mirrored { cluster, protocol, timeout: plan.timeout });
+        let protocol = protocol_to(&cluster, http2, asked.upgrade);
+        mirror::send((&asked, &call), &upload, Mirrored { cluster, protocol, timeout: plan.timeout });
     }
-    forward::forward(outward, upload, plan).await
+    forward::forward(asked, call, upload, plan).await
 }
 
 fn name_cluster(record: &mut Record, cluster: &Arc<Cluster>) {
@@ -291,11 +292,11 @@ fn protocol_to(cluster: &Cluster, client_http2: bool, upgrade: bool) -> Upstream
     }
 }
 
-fn outward(mut asked: Box<Outward<'_>>, extra: Extra) -> Box<Outward<'_>> {
-    strip_hop_by_hop(&mut asked.parts.headers, asked.upgrade);
-    asked.parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+/// Takes away what does not leave with the request, and keeps what its answer gets.
+fn leave(asked: &mut Outward<'_>, call: &mut Call, extra: Extra) {
+    strip_hop_by_hop(&mut call.parts.headers, asked.upgrade);
+    call.parts.headers.remove(X_FORWARDED_CLIENT_CERT);
     asked.response_headers = extra;
-    asked
 }
 
 fn aborted(abort: AbortStatus) -> Reply {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::header::EXPECT;
-use http::request::Parts;
-use http::{Request, Version};
+use http::{HeaderValue, Request, Version};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use super::body::{Body, BodyError};
+use super::call::Call;
 
 /// How long an application may be silent: some never say 100, and wait for the body (RFC 9110 10.1.1).
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -37,24 +37,26 @@ impl Gate {
 /// Holds the body back until the application says 100, if the client waits for that.
 ///
 /// Reading the body is what makes the client's connection say 100.
-pub(crate) fn wait(parts: Parts, body: Body) -> (Parts, Body) {
-    let expects =
-        parts.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if !expects || parts.version != Version::HTTP_11 || body.is_end_stream() {
-        return (parts, body);
+pub(crate) fn wait(call: &mut Call) {
+    let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let waits = call.parts.version == Version::HTTP_11 && !call.body.is_end_stream();
+    if !waits || !call.parts.headers.get(EXPECT).is_some_and(expects) {
+        return;
     }
     let gate = Arc::new(Gate::default());
     let opener = gate.clone();
-    let mut request = Request::from_parts(parts, ());
-    hyper::ext::on_informational(&mut request, move |response| {
+    let mut informed = Request::new(());
+    std::mem::swap(informed.extensions_mut(), &mut call.parts.extensions);
+    hyper::ext::on_informational(&mut informed, move |response| {
         if response.status() == http::StatusCode::CONTINUE {
             opener.open();
         }
     });
-    let (mut parts, ()) = request.into_parts();
+    std::mem::swap(informed.extensions_mut(), &mut call.parts.extensions);
     // Connections of HTTP/1 are ours.
-    parts.extensions.insert(gate.clone());
-    (parts, Body::new(Held { body, gate, patience: None, open: false }))
+    call.parts.extensions.insert(gate.clone());
+    let body = call.take_body();
+    call.body = Body::new(Held { body, gate, patience: None, open: false });
 }
 
 struct Held {

@@ -1,12 +1,13 @@
 //! Brings a request to an endpoint: one try after the other, each within its time, then the answer.
 
 use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::SERVER;
-use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::{Response, StatusCode, Version};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use weft_core::decide::http::{Answered, Cluster, Outgoing, RetryPolicy, TryOutcome, apply, complete};
@@ -16,6 +17,7 @@ use weft_core::resource::virtual_service::HeaderOperations;
 use weft_telemetry::ClusterEvent;
 
 use super::body::Body;
+use super::call::Call;
 use super::exchange::Extra;
 use super::failure;
 use super::flags::Reason;
@@ -32,7 +34,6 @@ use super::upload::Upload;
 use super::upstream::{self, Leg, SendError, Sent, UpstreamProtocol};
 use crate::account::Route;
 use crate::labels::Service;
-use std::rc::Rc;
 
 /// The longest wait between tries, as a multiple of the first one (V-23).
 const LONGEST_BACKOFF: u32 = 10;
@@ -41,11 +42,9 @@ const LONGEST_BACKOFF: u32 = 10;
 pub(crate) struct Outward<'a> {
     pub(crate) downstream: &'a Rc<Downstream>,
     pub(crate) leg: Leg<'a>,
-    pub(crate) parts: Parts,
     pub(crate) message: Message,
     /// The authority that rules give it.
     pub(crate) authority: Option<String>,
-    pub(crate) body: Body,
     pub(crate) record: Box<Record>,
     /// The client asks for another protocol on its connection.
     pub(crate) upgrade: bool,
@@ -66,9 +65,9 @@ pub(crate) struct Plan {
 
 impl Outward<'_> {
     /// Makes the changes that rules ask for.
-    pub(crate) fn change(&mut self, outgoing: Outgoing) {
+    pub(crate) fn change(&mut self, call: &mut Call, outgoing: Outgoing) {
         for operations in &outgoing.request_headers {
-            apply(&operations.request, &mut self.parts.headers);
+            apply(&operations.request, &mut call.parts.headers);
         }
         if let Some(target) = &outgoing.target {
             self.message.set_target(target);
@@ -78,31 +77,19 @@ impl Outward<'_> {
     }
 
     /// Takes the body.
-    pub(crate) fn upload(&mut self, keep: bool) -> Upload {
-        let body = std::mem::replace(&mut self.body, Body::empty());
-        let upload =
-            Upload::new(body, || self.record.received(), (keep, self.downstream.http2), Instant::now());
+    pub(crate) fn upload(&mut self, call: &mut Call, keep: bool) -> Upload {
+        let body = call.take_body();
+        // The route's time begins after a delay of the mesh's own.
+        let began = if self.record.flags.delayed { Instant::now() } else { self.record.began() };
+        let upload = Upload::new(body, || self.record.received(), (keep, self.downstream.http2), began);
         self.record.upload(&upload);
         upload
     }
 
-    /// A copy of the head as it leaves.
-    pub(crate) fn head(&self) -> Parts {
-        let mut parts = self.parts.clone();
-        self.finish(&mut parts);
-        parts
-    }
-
-    fn take_head(&mut self) -> Parts {
-        let (mut parts, ()) = Request::new(()).into_parts();
-        std::mem::swap(&mut parts, &mut self.parts);
-        self.finish(&mut parts);
-        parts
-    }
-
-    fn finish(&self, parts: &mut Parts) {
+    /// Gives the request the form in which it leaves.
+    pub(crate) fn finish(&self, call: &mut Call) {
         let authority = self.authority.as_deref().unwrap_or(self.message.authority());
-        address(parts, self.message.target().clone(), authority);
+        address(&mut call.parts, self.message.target(), authority);
     }
 }
 
@@ -114,8 +101,8 @@ struct Limits {
 
 impl Limits {
     /// H-9: a gRPC caller's own limit counts, up to the route's.
-    fn of(out: &Outward<'_>, plan: &Plan) -> Self {
-        let asked = if out.record.is_grpc() { grpc_timeout(&out.parts.headers) } else { None };
+    fn of(out: &Outward<'_>, call: &Call, plan: &Plan) -> Self {
+        let asked = if out.record.is_grpc() { grpc_timeout(&call.parts.headers) } else { None };
         let cap = plan.timeout.filter(|timeout| !timeout.is_zero());
         let total = match (asked, cap) {
             (Some(asked), Some(cap)) => Some(asked.min(cap)),
@@ -158,9 +145,9 @@ impl Tried {
     }
 
     /// The request, where nothing of it was sent.
-    fn take_head(&mut self) -> Option<Parts> {
+    fn take_call(&mut self) -> Option<Box<Call>> {
         match self {
-            Self::Failed(error) => error.request.take().map(|request| request.into_parts().0),
+            Self::Failed(error) => error.request.take(),
             Self::Answered(_) | Self::TimedOut { .. } => None,
         }
     }
@@ -177,39 +164,41 @@ async fn expired(upload: &Upload, limit: Option<Duration>, from: Option<Instant>
 /// Tries until there is an answer, no try is left, or the time is over.
 pub(crate) async fn forward(
     mut out: Box<Outward<'_>>,
+    mut call: Box<Call>,
     upload: Upload,
     plan: Plan,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = out.downstream.worker.clone();
-    let limits = Limits::of(&out, &plan);
+    let limits = Limits::of(&out, &call, &plan);
     if let Some(expected) = limits.expected() {
-        set_expected_timeout(&mut out.parts.headers, expected);
+        set_expected_timeout(&mut call.parts.headers, expected);
         if out.record.is_grpc() {
             // Else the application would work on for longer than anybody waits.
-            set_grpc_timeout(&mut out.parts.headers, expected);
+            set_grpc_timeout(&mut call.parts.headers, expected);
         }
     }
     let retry = plan.retry.clone();
     // By default only requests come back that nobody has seen, and mostly they are given back then.
     let copied = retry.attempts > 0 && (!retry.default || out.protocol == UpstreamProtocol::Http2);
-    let mut head = Some(out.take_head());
+    out.finish(&mut call);
+    let mut next = Some(call);
     let mut tried = SmallVec::<[SocketAddr; 4]>::new();
     let mut attempt = 1;
     let mut permit = None;
     let last = loop {
-        let Some(mut parts) = head.take() else { break Tried::Failed(Box::new(lost())) };
-        set_attempt(&mut parts.headers, attempt);
-        head = copied.then(|| parts.clone());
-        let request = Request::from_parts(parts, upload.next_try());
-        let mut result = one_try(&out, &plan, &limits, (&upload, &mut tried), request).await;
+        let Some(mut call) = next.take() else { break Tried::Failed(Box::new(lost())) };
+        set_attempt(&mut call.parts.headers, attempt);
+        next = copied.then(|| call.copy());
+        call.body = upload.next_try();
+        let mut result = one_try(&out, &plan, &limits, (&upload, &mut tried), call).await;
         let outcome = result.outcome(out.record.is_grpc());
         let repeats = outcome.is_some_and(|outcome| retry.repeats(&outcome));
         if !repeats {
             break result;
         }
         out.record.flags.exhausted = retry.attempts > 0 && attempt > retry.attempts;
-        head = result.take_head().or(head);
-        if attempt > retry.attempts || head.is_none() || !upload.is_repeatable() {
+        next = result.take_call().or(next);
+        if attempt > retry.attempts || next.is_none() || !upload.is_repeatable() {
             break result;
         }
         // The one before is given back first.
@@ -257,20 +246,23 @@ async fn one_try(
     plan: &Plan,
     limits: &Limits,
     (upload, tried): (&Upload, &mut SmallVec<[SocketAddr; 4]>),
-    request: Request<Body>,
+    call: Box<Call>,
 ) -> Tried {
     let worker = &out.downstream.worker;
     let began = limits.per_try.map(|_| Instant::now());
-    let sending =
-        upstream::send(worker, &out.leg, &plan.cluster, (plan.hash, &mut *tried), request, out.protocol);
-    let per_try = tokio::select! {
-        biased;
-        sent = sending => return match sent {
-            Ok(sent) => Tried::Answered(Box::new(sent)),
-            Err(error) => Tried::Failed(Box::new(error)),
-        },
-        () = expired(upload, limits.total, None) => false,
-        () = expired(upload, limits.per_try, began) => true,
+    let per_try = {
+        // Pinned where it is: it is large, and would be moved to where the first of three is waited for.
+        let to = (plan.hash, &mut *tried);
+        let mut sending = pin!(upstream::send(worker, &out.leg, &plan.cluster, to, call, out.protocol));
+        tokio::select! {
+            biased;
+            sent = &mut sending => return match sent {
+                Ok(sent) => Tried::Answered(Box::new(sent)),
+                Err(error) => Tried::Failed(Box::new(error)),
+            },
+            () = expired(upload, limits.total, None) => false,
+            () = expired(upload, limits.per_try, began) => true,
+        }
     };
     let event = if per_try { ClusterEvent::PerTryTimeout } else { ClusterEvent::Timeout };
     upstream::count(worker, &out.leg, &plan.cluster, event);
@@ -288,7 +280,10 @@ fn backoff(base: Duration, attempt: u32, random: u64) -> Duration {
 }
 
 /// Brings a request to the address that its client dialled (X-14, S-40).
-pub(crate) async fn pass_through(mut out: Box<Outward<'_>>) -> Result<Response<Body>, BrokenOff> {
+pub(crate) async fn pass_through(
+    mut out: Box<Outward<'_>>,
+    mut call: Box<Call>,
+) -> Result<Response<Body>, BrokenOff> {
     let (endpoint, path) = match outbound(out.leg.snapshot, &out.leg.source.workload, out.leg.original) {
         OutboundDecision::Endpoints { candidates, .. } => match candidates.into_iter().next() {
             Some(candidate) => (candidate.addr, candidate.path),
@@ -307,12 +302,12 @@ pub(crate) async fn pass_through(mut out: Box<Outward<'_>>) -> Result<Response<B
     out.record.route_name.get_or_insert_with(|| "allow_any".into());
     out.record.route = Route::Passthrough;
     out.record.upstream = Some(endpoint);
-    let upload = out.upload(false);
-    let mut parts = out.take_head();
-    set_attempt(&mut parts.headers, 1);
-    let request = Request::from_parts(parts, upload.next_try());
+    let upload = out.upload(&mut call, false);
+    out.finish(&mut call);
+    set_attempt(&mut call.parts.headers, 1);
+    call.body = upload.next_try();
     let worker = out.downstream.worker.clone();
-    match upstream::send_to(&worker, &out.leg, endpoint, &path, request, out.protocol).await {
+    match upstream::send_to(&worker, &out.leg, endpoint, &path, call, out.protocol).await {
         Ok(sent) => answer(out, sent, None),
         Err(error) => Ok(out.record.reply(failure::reply(error, false))),
     }

@@ -150,18 +150,28 @@ pub(crate) fn identify(worker: &Worker, headers: &mut HeaderMap) {
 fn request_id([high, low]: [u64; 2]) -> [u8; 36] {
     let high = (high & 0xFFFF_FFFF_FFFF_0FFF) | 0x4000;
     let low = (low & 0x3FFF_FFFF_FFFF_FFFF) | 0x8000_0000_0000_0000;
-    /// Where each byte's digits stand.
-    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
-    let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
+    let words = [high >> 32, high & 0xFFFF_FFFF, low >> 32, low & 0xFFFF_FFFF];
+    let [first, second, third, fourth] = words.map(digits);
+    let ((middle, version), (variant, node)) = (second.split_at(4), third.split_at(4));
     let mut text = [b'-'; 36];
-    let bytes = high.to_be_bytes().into_iter().chain(low.to_be_bytes());
-    for (at, byte) in PLACES.into_iter().zip(bytes) {
-        if let Some([first, second]) = text.get_mut(at..at + 2) {
-            *first = digit(byte >> 4);
-            *second = digit(byte & 0xF);
+    let groups = [(0, &first[..]), (9, middle), (14, version), (19, variant), (24, node), (28, &fourth[..])];
+    for (at, group) in groups {
+        if let Some(place) = text.get_mut(at..at + group.len()) {
+            place.copy_from_slice(group);
         }
     }
     text
+}
+
+/// The eight digits of a number of 32 bits, all of them at once.
+fn digits(word: u64) -> [u8; 8] {
+    let halves = (word | (word << 16)) & 0x0000_FFFF_0000_FFFF;
+    let bytes = (halves | (halves << 8)) & 0x00FF_00FF_00FF_00FF;
+    let nibbles = (bytes | (bytes << 4)) & 0x0F0F_0F0F_0F0F_0F0F;
+    // Six more than nine carry into the bit above a nibble.
+    let letters = ((nibbles + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+    let above_digits = u64::from(b'a' - b'9' - 1);
+    (nibbles + 0x3030_3030_3030_3030 + letters * above_digits).to_be_bytes()
 }
 
 /// Short texts that share memory: one allocation for a hundred of them.
@@ -241,9 +251,11 @@ pub(crate) fn set_grpc_timeout(headers: &mut HeaderMap, timeout: Duration) {
 }
 
 /// Gives a request the form in which it is handed on: target in origin form, authority in `Host`.
-pub(crate) fn address(parts: &mut Parts, target: PathAndQuery, authority: &str) {
+pub(crate) fn address(parts: &mut Parts, target: &PathAndQuery, authority: &str) {
     parts.version = Version::HTTP_11;
-    parts.uri = Uri::from(target);
+    if parts.uri.authority().is_some() || parts.uri.path_and_query() != Some(target) {
+        parts.uri = Uri::from(target.clone());
+    }
     let known = parts.headers.get(HOST).is_some_and(|host| host.as_bytes() == authority.as_bytes());
     if !known && let Ok(host) = HeaderValue::from_str(authority) {
         parts.headers.insert(HOST, host);
@@ -348,6 +360,8 @@ mod tests {
     fn request_ids_are_random_uuids() {
         let id = request_id([u64::MAX, 0]);
         assert_eq!(&id, b"ffffffff-ffff-4fff-8000-000000000000");
+        let id = request_id([0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3210]);
+        assert_eq!(&id, b"01234567-89ab-4def-bedc-ba9876543210");
         let texts = Texts::default();
         let copies: Vec<Bytes> = (0..300).map(|_| texts.copy(&id)).collect();
         assert!(copies.iter().all(|copy| **copy == id));

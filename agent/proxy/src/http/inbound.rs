@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::SERVER;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Response, StatusCode, Version};
 use smallvec::SmallVec;
 use tokio::sync::watch;
 use weft_core::decide::ext_authz::{self, Allowed, Answer};
@@ -26,6 +26,7 @@ use weft_telemetry::Reporter;
 
 use super::ahead::Ahead;
 use super::body::Body;
+use super::call::Call;
 use super::expectation;
 use super::external::{Asker, Included, OfAuthoriser};
 use super::failure;
@@ -127,7 +128,7 @@ struct Asked<'a> {
     snapshot: &'a Arc<Snapshot>,
     local: &'a Arc<LocalWorkload>,
     message: Message,
-    parts: Parts,
+    call: Box<Call>,
     record: Box<Record>,
 }
 
@@ -144,32 +145,32 @@ pub(crate) async fn arrived(
     downstream: &Rc<Downstream>,
     arrival: &Arrival,
     admitted: Admitted,
-    request: Request<Body>,
+    mut call: Box<Call>,
 ) -> Result<Response<Body>, BrokenOff> {
     let worker = &downstream.worker;
     let snapshot = worker.snapshot();
     let local = crate::inbound::own_workload(&snapshot, &arrival.pod);
     let local = local.map_err(|failure| downstream.unknown(&failure))?;
-    let (parts, body) = request.into_parts();
-    let (mut parts, body) = expectation::wait(parts, body);
+    expectation::wait(&mut call);
     if downstream.http2 {
-        join_cookies(&mut parts.headers);
+        join_cookies(&mut call.parts.headers);
     }
-    let mut record = arrival.record(worker, local, &parts);
+    let mut record = arrival.record(worker, local, &call.parts);
     record.hold(admitted.busy);
-    let message = match Message::read(&parts, admitted.smell, snapshot.mesh().http.path_normalization) {
+    let message = match Message::read(&call.parts, admitted.smell, snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
-    identify(worker, &mut parts.headers);
-    record.identified(&parts.headers);
-    let upgrade = !downstream.http2 && wants_upgrade(&parts.headers);
-    strip_hop_by_hop(&mut parts.headers, upgrade);
+    identify(worker, &mut call.parts.headers);
+    record.identified(&call.parts.headers);
+    let upgrade = !downstream.http2 && wants_upgrade(&call.parts.headers);
+    strip_hop_by_hop(&mut call.parts.headers, upgrade);
     let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
     let protocol = if upgrade { UpstreamProtocol::Http1 } else { protocol_of(local, arrival, clients) };
+    let body = call.take_body();
     let upload = Upload::new(body, || record.received(), (false, downstream.http2), record.began());
     record.upload(&upload);
-    let going = Asked { worker, arrival, snapshot: &snapshot, local, message, parts, record };
+    let going = Asked { worker, arrival, snapshot: &snapshot, local, message, call, record };
     let delivered = match deliver(going, &upload, protocol).await {
         Ok(delivered) => delivered,
         Err(Refused::Reply(response)) => return Ok(response),
@@ -208,13 +209,13 @@ pub(crate) async fn serve_local(
     leg: &Leg<'_>,
     local: &Arc<LocalWorkload>,
     (destination, protocol): (SocketAddr, UpstreamProtocol),
-    request: Request<Body>,
+    mut call: Box<Call>,
 ) -> Result<Response<Body>, SendError> {
     let Some(pod) = worker.pod(&local.workload.key) else {
         // Never around the proxy: without its namespace the destination's rules could not be enforced.
         let details = format!("pod {} is not enrolled yet", local.workload.key);
         return Err(SendError {
-            request: Some(request),
+            request: Some(call),
             ..SendError::new(SendErrorKind::ConnectFailure, details)
         });
     };
@@ -233,15 +234,14 @@ pub(crate) async fn serve_local(
         service: service
             .map_or(Service::Unknown, |service| Service::Known { service, port: leg.original.port() }),
     };
-    let (parts, body) = request.into_parts();
-    let mut record = arrival.record(worker, local, &parts);
-    let message = match Message::read(&parts, None, leg.snapshot.mesh().http.path_normalization) {
+    let mut record = arrival.record(worker, local, &call.parts);
+    let message = match Message::read(&call.parts, None, leg.snapshot.mesh().http.path_normalization) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
-    let upload = Upload::new(body, || record.received(), (false, true), record.began());
+    let upload = Upload::new(call.take_body(), || record.received(), (false, true), record.began());
     record.upload(&upload);
-    let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, parts, record };
+    let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, call, record };
     match deliver(going, &upload, protocol).await {
         Ok(Delivered { response, record }) => {
             let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -289,17 +289,17 @@ async fn deliver(
             return Err(Refused::Close);
         }
     };
-    let Asked { worker, arrival, local, message, mut parts, mut record, .. } = going;
-    vouch(worker, &mut parts, arrival, local);
-    address(&mut parts, message.target().clone(), message.authority());
+    let Asked { worker, arrival, local, message, mut call, mut record, .. } = going;
+    vouch(worker, &mut call.parts, arrival, local);
+    address(&mut call.parts, message.target(), message.authority());
     let application = Application {
         pod: &arrival.pod,
         local,
         client: arrival.client.ip(),
         destination: arrival.destination,
     };
-    let request = Request::from_parts(parts, body.into());
-    match upstream::application(worker, &application, request, protocol).await {
+    call.body = body.into();
+    match upstream::application(worker, &application, call, protocol).await {
         Ok(mut response) => {
             let time = record.answered(response.status().as_u16(), response.headers());
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -341,7 +341,7 @@ struct Passed {
 async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stopped> {
     let authentication = authenticated(going).await;
     let (changes, target) = {
-        let request = going.message.view(&going.parts);
+        let request = going.message.view(&going.call.parts);
         if let Some(refusal) = authentication.refusal(&request) {
             let details = authentication.details().map_or(Cow::Borrowed(refusal.details), Cow::Owned);
             return Err(Stopped::Reply(Box::new(Reply { details, ..Reply::from(&refusal) })));
@@ -383,7 +383,7 @@ async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stoppe
     for change in std::iter::once(&of_tokens).chain(checked.iter().map(|allowed| &allowed.request)) {
         if *change != HeaderChanges::default() {
             changed = true;
-            apply(change, &mut going.parts.headers);
+            apply(change, &mut going.call.parts.headers);
         }
     }
     if let Some(target) = target {
@@ -407,9 +407,9 @@ async fn externally(
         pod: &going.arrival.pod,
         local: going.local,
         source_port: going.arrival.client.port(),
-        protocol: if going.parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+        protocol: if going.call.parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
     };
-    let answer = match going.parts.extensions.get::<OfAuthoriser>() {
+    let answer = match going.call.parts.extensions.get::<OfAuthoriser>() {
         Some(OfAuthoriser) => ext_authz::failure(&check.provider),
         None => match Included::of(&check.provider, body).await {
             Ok(included) => asker.ask(check, asked, &included).await,
@@ -434,7 +434,7 @@ async fn authenticated(going: &Asked<'_>) -> Authentication {
     let now = i64::try_from(now).unwrap_or(i64::MAX);
     let ask = || {
         let verify = |rule: &_, token: &str| keys.verify(rule, token, now);
-        authenticate(going.local, &going.message.view(&going.parts), &verify)
+        authenticate(going.local, &going.message.view(&going.call.parts), &verify)
     };
     let first = ask();
     let Outcome::KeysMissing(policies) = &first.outcome else { return first };

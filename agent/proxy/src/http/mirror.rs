@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Request};
+use http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use smallvec::SmallVec;
 use weft_core::decide::http::Cluster;
 
+use super::call::Call;
 use super::forward::Outward;
 use super::headers::X_FORWARDED_FOR;
 use super::upload::Upload;
@@ -26,13 +27,14 @@ pub(crate) struct Mirrored {
 }
 
 /// Sends a copy of the request in a task of its own. Call before the request itself is sent.
-pub(crate) fn send(out: &Outward<'_>, upload: &Upload, mirrored: Mirrored) {
-    let mut parts = out.head();
-    parts.headers.insert(INTERNAL, HeaderValue::from_static("true"));
+pub(crate) fn send((out, call): (&Outward<'_>, &Call), upload: &Upload, mirrored: Mirrored) {
+    let mut call = call.copy();
+    out.finish(&mut call);
+    call.parts.headers.insert(INTERNAL, HeaderValue::from_static("true"));
     if let Ok(client) = HeaderValue::try_from(out.leg.client.ip().to_string()) {
-        parts.headers.append(X_FORWARDED_FOR, client);
+        call.parts.headers.append(X_FORWARDED_FOR, client);
     }
-    let request = Request::from_parts(parts, upload.mirror());
+    call.body = upload.mirror();
     let (worker, protocol) = (out.downstream.worker.clone(), mirrored.protocol);
     let (pod, source, snapshot) = (out.leg.pod.clone(), out.leg.source.clone(), out.leg.snapshot.clone());
     let (client, original) = (out.leg.client, out.leg.original);
@@ -41,7 +43,7 @@ pub(crate) fn send(out: &Outward<'_>, upload: &Upload, mirrored: Mirrored) {
         let leg = Leg { pod: &pod, source: &source, client, original, snapshot: &snapshot };
         let mut tried = SmallVec::new();
         let whole = async {
-            let sent = upstream::send(&task, &leg, &mirrored.cluster, (None, &mut tried), request, protocol);
+            let sent = upstream::send(&task, &leg, &mirrored.cluster, (None, &mut tried), call, protocol);
             let Ok(sent) = sent.await else { return };
             let mut body = sent.response.into_body();
             while let Some(Ok(_)) = body.frame().await {}

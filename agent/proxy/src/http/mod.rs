@@ -6,6 +6,7 @@
 
 mod ahead;
 pub(crate) mod body;
+mod call;
 pub(crate) mod detect;
 pub(crate) mod exchange;
 mod expectation;

@@ -128,7 +128,7 @@ pub(crate) async fn call(
     let mut tried = SmallVec::new();
     // Boxed by type: to reach the cluster may mean to ask policy again.
     let sending: LocalBoxFuture<'_, Result<Sent, SendError>> =
-        Box::pin(upstream::send(worker, &leg, cluster, (None, &mut tried), request, protocol));
+        Box::pin(upstream::send(worker, &leg, cluster, (None, &mut tried), request.into(), protocol));
     Ok(sending.await.map_err(|error| failed(&error.detail))?.response)
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -61,9 +62,9 @@ struct Head {
 }
 
 impl Head {
-    /// One look at all fields: also whether the request is gRPC, and the bytes of its fields.
-    fn of(parts: &Parts) -> (Self, bool, u64) {
-        let mut head = Self {
+    /// Everything but the fields.
+    fn of(parts: &Parts) -> Self {
+        Self {
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             version: parts.version,
@@ -71,27 +72,32 @@ impl Head {
             user_agent: None,
             request_id: None,
             forwarded_for: None,
-        };
+        }
+    }
+
+    /// One look at all fields: also whether the request is gRPC, and the bytes of its fields.
+    fn read(&mut self, headers: &HeaderMap) -> (bool, u64) {
         let (mut content_type, mut bytes) = (None, 0);
         // Of several values the first one counts.
-        for (name, value) in &parts.headers {
+        for (name, value) in headers {
             bytes += (name.as_str().len() + value.len()) as u64;
             let place = if *name == HOST {
-                &mut head.authority
+                &mut self.authority
             } else if *name == USER_AGENT {
-                &mut head.user_agent
-            } else if *name == CONTENT_TYPE {
-                &mut content_type
+                &mut self.user_agent
             } else if *name == X_REQUEST_ID {
-                &mut head.request_id
+                &mut self.request_id
             } else if *name == X_FORWARDED_FOR {
-                &mut head.forwarded_for
+                &mut self.forwarded_for
             } else {
+                if *name == CONTENT_TYPE {
+                    content_type.get_or_insert(value);
+                }
                 continue;
             };
             place.get_or_insert_with(|| value.clone());
         }
-        (head, content_type.as_ref().is_some_and(is_grpc_type), bytes)
+        (content_type.is_some_and(is_grpc_type), bytes)
     }
 }
 
@@ -160,18 +166,17 @@ impl Record {
         parts: &Parts,
         (route, ends): (Route, Ends),
     ) -> Box<Self> {
-        let (head, grpc, head_bytes) = Head::of(parts);
-        Box::new(Self {
+        let mut record = Box::new(Self {
             worker: worker.clone(),
             start: SystemTime::now(),
             began: Instant::now(),
             reporter,
-            head,
+            head: Head::of(parts),
             addresses,
-            head_bytes,
+            head_bytes: 0,
             received: OnceCell::new(),
             sent: Traffic::default(),
-            protocol: if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
+            protocol: RequestProtocol::Http,
             route,
             ends,
             pods: [None, None],
@@ -195,7 +200,14 @@ impl Record {
             body: Body::empty(),
             timer: None,
             keep_trailers: false,
-        })
+        });
+        // Read to where it stays, since it is large.
+        let (grpc, head_bytes) = record.head.read(&parts.headers);
+        record.head_bytes = head_bytes;
+        if grpc {
+            record.protocol = RequestProtocol::Grpc;
+        }
+        record
     }
 
     /// When it arrived.
@@ -344,16 +356,16 @@ impl Record {
         self.sent.add_untold(sent);
     }
 
-    fn series(&self) -> RequestSeries {
+    fn count(&self, sample: &RequestSample) {
         let metrics = &self.worker.shared.context.metrics;
         let tls = self.route == Route::Hbone;
         if let (Service::Passthrough | Service::BlackHole, Some(host)) =
             (&self.ends.service, &self.head.authority)
         {
             let labels = self.ends.request_labels(self.reporter, tls, self.protocol);
-            return metrics.http_to_unknown(labels, host.to_str().unwrap_or("unknown"));
+            return metrics.http_to_unknown(labels, host.to_str().unwrap_or("unknown")).record(sample);
         }
-        self.worker.requests.get(metrics, &self.ends, (self.reporter, tls, self.protocol))
+        self.worker.requests.count(metrics, &self.ends, (self.reporter, tls, self.protocol), sample);
     }
 
     fn line(&self, flags: &'static str, duration: Duration) -> RequestLog<'_> {
@@ -446,7 +458,7 @@ impl Drop for Record {
         }
         let flags = self.flags.text();
         let duration = self.began.elapsed();
-        self.series().record(&RequestSample {
+        self.count(&RequestSample {
             status: self.status,
             grpc_status: self.grpc_status,
             flags,
@@ -522,30 +534,45 @@ impl HttpBody for Record {
 }
 
 /// Identity of a series by the addresses of its shared parts, which the cache keeps alive.
-type Key = (Reporter, bool, RequestProtocol, [usize; 5]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    reporter: Reporter,
+    tls: bool,
+    protocol: RequestProtocol,
+    parts: [usize; 5],
+}
+
+impl Hash for Key {
+    /// One word of all addresses: the rest tells few series apart, and it is done for every request.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mixed = |sum: usize, part: &usize| sum.rotate_left(9) ^ part;
+        state.write_usize(self.parts.iter().fold(self.reporter as usize, mixed));
+    }
+}
 
 /// Series that this worker has used, found again without hashing text.
 #[derive(Debug, Default)]
 pub(crate) struct RequestCache(RefCell<FastMap<Key, (RequestSeries, Ends)>>);
 
 impl RequestCache {
-    fn get(
+    fn count(
         &self,
         metrics: &Metrics,
         ends: &Ends,
         (reporter, tls, protocol): (Reporter, bool, RequestProtocol),
-    ) -> RequestSeries {
-        let key = (reporter, tls, protocol, ends.parts());
+        sample: &RequestSample,
+    ) {
+        let key = Key { reporter, tls, protocol, parts: ends.parts() };
         if let Some((series, _)) = self.0.borrow().get(&key) {
-            return series.clone();
+            return series.record(sample);
         }
         let series = metrics.http(&ends.request_labels(reporter, tls, protocol));
+        series.record(sample);
         let mut cache = self.0.borrow_mut();
         if cache.len() >= MAX_CACHED {
             cache.clear();
         }
-        cache.insert(key, (series.clone(), ends.clone()));
-        series
+        cache.insert(key, (series, ends.clone()));
     }
 
     /// Forgets everything: after a new snapshot its parts may have other addresses.

@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 
 use super::body::Body;
+use super::call::Call;
 use super::exchange::{self, Outbound};
 use super::h1::server::{self, Ended};
 use super::h1::{Duplex, Malformed, Progress, Smell};
@@ -106,13 +107,13 @@ impl Downstream {
 
     async fn answer(
         self: Rc<Self>,
-        request: Request<Body>,
+        call: Box<Call>,
         smell: Option<Smell>,
     ) -> Result<Response<Body>, BrokenOff> {
         let admitted = Admitted { smell, busy: self.watch.request() };
         let mut answer = match &self.origin {
-            Origin::Outbound(outbound) => exchange::exchange(&self, outbound, admitted, request).await,
-            Origin::Inbound(arrival) => inbound::arrived(&self, arrival, admitted, request).await,
+            Origin::Outbound(outbound) => exchange::exchange(&self, outbound, admitted, call).await,
+            Origin::Inbound(arrival) => inbound::arrived(&self, arrival, admitted, call).await,
         }?;
         if self.parting.get() && !self.http2 && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -321,7 +322,7 @@ async fn drive<C: Driven>(
 
 async fn serve_http1(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, live: &Registered) {
     let progress = &downstream.watch.progress;
-    let answering = |request, smell| downstream.clone().answer(request, smell);
+    let answering = |request: Request<Body>, smell| downstream.clone().answer(request.into(), smell);
     let serving = pin!(server::serve(io, progress, answering));
     let driven = Driven1 { serving, progress };
     match drive(downstream, driven, deadline, live).await {
@@ -354,7 +355,7 @@ async fn serve_http2(downstream: &Rc<Downstream>, io: Io, deadline: Deadline, li
         .keep_alive_timeout(PONG);
     // A stream becomes a task, and its future is moved on the way there.
     let answering = service_fn(|request: Request<Incoming>| {
-        Box::pin(downstream.clone().answer(request.map(Body::from), None))
+        Box::pin(downstream.clone().answer(request.map(Body::from).into(), None))
     });
     let connection = pin!(builder.serve_connection(TokioIo::new(io), answering));
     // An end for whatever reason ends its streams as well.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
 
 use super::matcher::{holds, string};
@@ -132,7 +132,11 @@ pub(super) fn claim_path(key: &HttpKey) -> Arc<[Arc<str>]> {
 /// The last entry of `x-forwarded-for` was written by whoever sent the request here; each trusted proxy in front
 /// of the mesh moves the answer one entry to the left.
 pub(crate) fn remote_ip(headers: &HeaderMap, peer: IpAddr, trusted_proxies: u32) -> IpAddr {
-    let lines = headers.get_all("x-forwarded-for").into_iter();
+    const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    let mut lines = headers.get_all(FORWARDED_FOR).into_iter().peekable();
+    if lines.peek().is_none() {
+        return peer;
+    }
     let entries = lines.filter_map(|value| value.to_str().ok()).flat_map(|line| line.split(','));
     // Only as many entries from the end are kept as can matter.
     let wanted = usize::try_from(trusted_proxies).unwrap_or(usize::MAX);

@@ -68,8 +68,13 @@ fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'
 
 /// Parts of a name in a row; names of the usual length take no memory of their own.
 fn joined(parts: [&str; 5]) -> SmallVec<[u8; 96]> {
-    let mut name = SmallVec::new();
-    parts.iter().for_each(|part| name.extend_from_slice(part.as_bytes()));
+    let mut name = SmallVec::from_elem(0, parts.iter().map(|part| part.len()).sum());
+    let mut rest = name.as_mut_slice();
+    for part in parts {
+        let (here, after) = std::mem::take(&mut rest).split_at_mut(part.len());
+        here.copy_from_slice(part.as_bytes());
+        rest = after;
+    }
     name
 }
 

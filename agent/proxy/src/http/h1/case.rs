@@ -32,6 +32,9 @@ impl<'a> Cased<'a> {
     /// Writes a name; those of which nothing is known in lower case.
     pub(super) fn write(&mut self, name: &HeaderName, out: &mut Vec<u8>) {
         let name = name.as_str().as_bytes();
+        if self.names.is_empty() {
+            return out.extend_from_slice(name);
+        }
         let same = |at: &usize| self.names.get(*at).is_some_and(|known| known.eq_ignore_ascii_case(name));
         let found = (self.next..self.names.len()).chain(0..self.next).find(same);
         let known = found.and_then(|at| self.names.get(at));

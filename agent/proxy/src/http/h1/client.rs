@@ -9,10 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use http::header::CONNECTION;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 
 use super::super::body::{Body, BodyError};
+use super::super::call::Call;
 use super::super::expectation::Gate;
 use super::decoder::{Decoder, Framing};
 use super::head::{self, Answered};
@@ -52,7 +52,7 @@ pub(crate) struct Answer<T> {
 #[derive(Debug)]
 pub(crate) enum Failed {
     /// Nothing of the request was written.
-    Unsent(Box<Request<Body>>),
+    Unsent(Box<Call>),
     /// The request's body did not come to its end.
     Body(BodyError),
     /// The connection broke; nobody knows what became of the request.
@@ -123,14 +123,14 @@ impl<T: Duplex + 'static> Client<T> {
     ///
     /// # Cancel safety
     /// Dropped, the connection takes no other request.
-    pub(crate) async fn send(&self, request: Request<Body>) -> Result<Answer<T>, Failed> {
+    pub(crate) async fn send(&self, call: Box<Call>) -> Result<Answer<T>, Failed> {
         let Self(line) = self;
         let mut waiting =
             match poll_fn(|cx| Poll::Ready(line.is_ready() && line.poll_end(cx).is_pending())).await {
-                true => line.begin(request),
+                true => line.begin(call),
                 false => {
                     line.close();
-                    return Err(Failed::Unsent(Box::new(request)));
+                    return Err(Failed::Unsent(call));
                 }
             };
         let answer = poll_fn(|cx| waiting.poll(line, cx)).await;
@@ -155,15 +155,15 @@ impl<T: Duplex + 'static> Line<T> {
         wire.poll_fill(cx).map(drop)
     }
 
-    fn begin(&self, request: Request<Body>) -> Waiting {
-        let (mut parts, body) = request.into_parts();
+    fn begin(&self, mut call: Box<Call>) -> Waiting {
+        let body = call.take_body();
+        let parts = &mut call.parts;
         let mut state = self.link.state();
         let State { wire, decoder, spare, .. } = &mut *state;
         *decoder = Decoder::Unknown;
-        let closes = parts.headers.get_all(CONNECTION).iter().any(|value| head::names(value, "close"));
-        self.reusable.set(!closes);
         let sending = wire.as_mut().map(|wire| {
-            let encoder = write::request(&parts, &body, wire.out.small());
+            let (encoder, closes) = write::request(parts, &body, wire.out.small());
+            self.reusable.set(!closes);
             Sending::new(body, encoder)
         });
         parts.headers.clear();

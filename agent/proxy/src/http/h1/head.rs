@@ -75,8 +75,11 @@ fn span(buffer: &[u8], part: &[u8]) -> Span {
 type Spans = SmallVec<[(Span, Span); 24]>;
 
 fn spans(buffer: &[u8], fields: &[Header<'_>]) -> Spans {
-    let of = |field: &Header<'_>| (span(buffer, field.name.as_bytes()), span(buffer, field.value));
-    fields.iter().map(of).collect()
+    let mut spans = Spans::new();
+    for field in fields {
+        spans.push((span(buffer, field.name.as_bytes()), span(buffer, field.value)));
+    }
+    spans
 }
 
 impl From<Error> for Malformed {

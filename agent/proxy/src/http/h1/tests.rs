@@ -317,7 +317,7 @@ async fn exchange(
         server.write_all(answer).await.unwrap();
         head
     };
-    join(serving, client.send(request)).await
+    join(serving, client.send(request.into())).await
 }
 
 #[test]
@@ -408,8 +408,8 @@ fn who_speaks_unasked_or_leaves_is_given_up_and_the_request_given_back() {
             exchange(&client, &mut server, get(), answer).await.1.unwrap();
             server.write_all(unasked).await.unwrap();
             drop(server);
-            let Err(Failed::Unsent(request)) = client.send(get()).await else { panic!("it was sent") };
-            assert_eq!(request.uri(), "/x?y");
+            let Err(Failed::Unsent(request)) = client.send(get().into()).await else { panic!("it was sent") };
+            assert_eq!(request.parts.uri, "/x?y");
             std::future::poll_fn(|cx| own.poll(cx)).await;
         }
         // Left alone, its own task finds out.
@@ -435,7 +435,7 @@ fn a_body_goes_on_while_its_answer_is_read() {
             to.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
             tokio::io::copy(&mut from, &mut to).await.unwrap();
         });
-        let Answer { response, rest } = client.send(request).await.unwrap();
+        let Answer { response, rest } = client.send(request.into()).await.unwrap();
         tokio::task::spawn_local(rest.expect("a megabyte does not fit into the pipe").run());
         let mut echoed = response.into_body();
         let mut bytes = 0;
@@ -486,7 +486,7 @@ fn a_server_that_takes_no_more_is_heard_to_its_end() {
             assert!(server.read(&mut [0; 100]).await.unwrap() > 0);
             server.write_all(b"HTTP/1.1 413 Too Much\r\ncontent-length: 5\r\n\r\n").await.unwrap();
         };
-        let (_, answered) = join(serving, client.send(request)).await;
+        let (_, answered) = join(serving, client.send(request.into())).await;
         let Answer { response, rest } = answered.unwrap();
         deaf.store(true, Ordering::Relaxed);
         rest.expect("a megabyte does not fit into the pipe").run().await;
@@ -507,7 +507,7 @@ fn a_body_that_breaks_off_is_never_taken_for_the_whole() {
             let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
             let mut request = Request::post("/").body(body).unwrap();
             length.map(|length| request.headers_mut().insert("content-length", length.parse().unwrap()));
-            assert!(matches!(client.send(request).await, Err(Failed::Body(_))));
+            assert!(matches!(client.send(request.into()).await, Err(Failed::Body(_))));
             let mut seen = String::new();
             server.read_to_string(&mut seen).await.unwrap();
             assert!(!seen.contains("0\r\n\r\n"), "{seen}");

@@ -103,8 +103,8 @@ fn field(name: &HeaderName, value: &[u8], cased: &mut Cased<'_>, out: &mut Vec<u
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes a request's head; says how its body follows.
-pub(super) fn request(parts: &request::Parts, body: &Body, out: &mut Vec<u8>) -> Encoder {
+/// Writes a request's head; says how its body follows, and whether the connection is to be closed after it.
+pub(super) fn request(parts: &request::Parts, body: &Body, out: &mut Vec<u8>) -> (Encoder, bool) {
     out.extend_from_slice(parts.method.as_str().as_bytes());
     out.push(b' ');
     match parts.uri.path_and_query() {
@@ -114,25 +114,31 @@ pub(super) fn request(parts: &request::Parts, body: &Body, out: &mut Vec<u8>) ->
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let (framing, encoder) = match length_of(body, &parts.headers) {
-        _ if body.is_end_stream() => {
-            let zero = parts.headers.contains_key(CONTENT_LENGTH);
-            (zero.then_some(Framing::Length(0)), Encoder::Nothing)
-        }
+        // Only where the client has said so, too.
+        _ if body.is_end_stream() => (Some(Framing::Length(0)), Encoder::Nothing),
         Some(length) => (Some(Framing::Length(length)), Encoder::Length(length)),
         None => (Some(Framing::Chunked), Encoder::Chunked),
     };
     let mut lengths = Lengths { framing, written: false };
     let mut cased = Cased::new(parts.extensions.get::<Case>());
+    let mut closes = false;
     for (name, value) in &parts.headers {
-        if *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING {
+        if *name == CONTENT_LENGTH {
             lengths.write(&mut cased, out);
+        } else if *name == TRANSFER_ENCODING {
+            if encoder != Encoder::Nothing {
+                lengths.write(&mut cased, out);
+            }
         } else {
+            closes |= *name == CONNECTION && head::names(value, "close");
             field(name, value.as_bytes(), &mut cased, out);
         }
     }
-    lengths.write(&mut cased, out);
+    if encoder != Encoder::Nothing {
+        lengths.write(&mut cased, out);
+    }
     out.extend_from_slice(b"\r\n");
-    encoder
+    (encoder, closes)
 }
 
 /// What an answer has to keep to.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use weft_core::decide::http::ClusterPolicy;
 
 use super::super::body::{Body, BodyError};
+use super::super::call::Call;
 use super::super::h1::client::{Answer, Failed};
 use super::connection::{Shared, Single, Usage};
 use super::http2;
@@ -114,10 +115,10 @@ impl Exchange {
     }
 
     /// Sends a request on the connection.
-    pub(super) async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+    pub(super) async fn send(&mut self, call: Box<Call>) -> Result<Response<Body>, SendError> {
         match &mut self.carrier {
             Carrier::Single(connection) => {
-                let Answer { response, rest } = connection.sender.send(request).await.map_err(failed)?;
+                let Answer { response, rest } = connection.sender.send(call).await.map_err(failed)?;
                 if let Some(rest) = rest {
                     self.home.worker.spawn(rest.run());
                 }
@@ -125,7 +126,7 @@ impl Exchange {
             }
             Carrier::Shared(connection) => {
                 let http2::Answer { response, rest } =
-                    connection.sender.send(request).await.map_err(failed_stream)?;
+                    connection.sender.send(call).await.map_err(failed_stream)?;
                 if let Some(rest) = rest {
                     self.home.worker.spawn(rest.run());
                 }
@@ -159,7 +160,7 @@ impl Exchange {
 
 fn failed(failed: Failed) -> SendError {
     match failed {
-        Failed::Unsent(request) => unsent(*request),
+        Failed::Unsent(call) => unsent(call),
         Failed::Body(error) => broken_body(&error),
         Failed::Reset(why) => SendError::new(SendErrorKind::Reset, why),
     }
@@ -167,7 +168,7 @@ fn failed(failed: Failed) -> SendError {
 
 fn failed_stream(failed: http2::Failed) -> SendError {
     match failed {
-        http2::Failed::Unsent(request) => unsent(*request),
+        http2::Failed::Unsent(call) => unsent(call),
         http2::Failed::Body(error) => broken_body(&error),
         http2::Failed::Stream(error) => {
             let refused = is_refusal(&error);
@@ -177,9 +178,9 @@ fn failed_stream(failed: http2::Failed) -> SendError {
     }
 }
 
-fn unsent(request: Request<Body>) -> SendError {
+fn unsent(call: Box<Call>) -> SendError {
     let why = "the connection was closed before the request";
-    SendError::new(SendErrorKind::ResetBeforeRequest, why).with(request)
+    SendError::new(SendErrorKind::ResetBeforeRequest, why).with(call)
 }
 
 fn broken_body(error: &BodyError) -> SendError {

@@ -18,6 +18,7 @@ use hyper::body::Body as HttpBody;
 use tokio::time::{sleep, timeout};
 
 use super::super::body::{Body, BodyError};
+use super::super::call::Call;
 use super::super::expectation::Gate;
 use super::super::headers::strip_hop_by_hop;
 use super::dial::Wire;
@@ -58,7 +59,7 @@ pub(super) struct Answer {
 /// Why there is no answer.
 pub(super) enum Failed {
     /// Nothing of the request was sent.
-    Unsent(Box<Request<Body>>),
+    Unsent(Box<Call>),
     /// The request's body did not come to its end.
     Body(BodyError),
     /// The stream or its connection broke.
@@ -126,12 +127,12 @@ impl Sender {
     ///
     /// # Cancel safety
     /// Dropped, the stream is reset.
-    pub(super) async fn send(&self, request: Request<Body>) -> Result<Answer, Failed> {
+    pub(super) async fn send(&self, call: Box<Call>) -> Result<Answer, Failed> {
         let mut sender = self.sender.borrow().clone();
         if self.over.get() || poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
-            return Err(Failed::Unsent(Box::new(request)));
+            return Err(Failed::Unsent(call));
         }
-        let (mut parts, body) = request.into_parts();
+        let Call { mut parts, body } = *call;
         // Rules may have added what HTTP/2 does not have (RFC 9113 8.2.2).
         strip_hop_by_hop(&mut parts.headers, false);
         let with_length = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);

@@ -23,6 +23,7 @@ use super::pool::Pool;
 use super::state::{ClusterState, Host};
 use super::table::Table;
 use super::{Leg, UpstreamProtocol};
+use crate::pod::Pod;
 use crate::worker::Worker;
 
 /// What is remembered before unused things are looked for.
@@ -331,20 +332,47 @@ impl LocalCluster {
 /// By client pod and name.
 type Clusters = FastMap<NamespacedName, FastMap<Arc<str>, Rc<LocalCluster>>>;
 
+/// By the address of the pod whose namespace they are in, which is kept beside them, and the endpoint.
+type Others = FastMap<(usize, SocketAddr), (Arc<Pod>, Pools)>;
+
 /// Clusters and connections of one worker.
 #[derive(Default)]
 pub(crate) struct Upstreams {
     clusters: RefCell<Clusters>,
-    /// Pools that belong to no cluster, by the pod whose namespace they are in and the endpoint.
-    others: RefCell<FastMap<(NamespacedName, SocketAddr), Pools>>,
+    /// The one that was asked for last: requests often go to the same one in a row.
+    last: RefCell<Option<Last>>,
+    /// Pools that belong to no cluster.
+    others: RefCell<Others>,
     clusters_len: Cell<usize>,
     sweep_clusters_at: Cell<usize>,
     sweep_others_at: Cell<usize>,
 }
 
+/// A cluster by the addresses of what names it.
+struct Last {
+    pod: Arc<Pod>,
+    name: Arc<str>,
+    local: Rc<LocalCluster>,
+}
+
 impl Upstreams {
     /// The state of a cluster.
     pub(super) fn cluster(&self, worker: &Worker, leg: &Leg<'_>, cluster: &Cluster) -> Rc<LocalCluster> {
+        let mut last = self.last.borrow_mut();
+        if let Some(last) = &*last
+            && Arc::ptr_eq(&last.pod, leg.pod)
+            && Arc::ptr_eq(&last.name, &cluster.name)
+        {
+            return last.local.clone();
+        }
+        let local = self.by_name(worker, leg, cluster);
+        let (pod, name) = (leg.pod.clone(), cluster.name.clone());
+        let before = last.replace(Last { pod, name, local: local.clone() });
+        before.inspect(|before| before.local.used.set(Instant::now()));
+        local
+    }
+
+    fn by_name(&self, worker: &Worker, leg: &Leg<'_>, cluster: &Cluster) -> Rc<LocalCluster> {
         let mut clusters = self.clusters.borrow_mut();
         if let Some(known) = clusters.get(&leg.pod.key).and_then(|of_pod| of_pod.get(&cluster.name)) {
             known.used.set(Instant::now());
@@ -368,15 +396,16 @@ impl Upstreams {
     /// The connections to an endpoint outside clusters.
     pub(super) fn pool(&self, dial: &Dial, protocol: UpstreamProtocol) -> Rc<Pool> {
         let mut others = self.others.borrow_mut();
-        let key = (dial.pod.key.clone(), dial.endpoint);
-        if let Some(pools) = others.get(&key) {
+        let key = (Arc::as_ptr(&dial.pod).addr(), dial.endpoint);
+        if let Some((_, pools)) = others.get(&key) {
             return pools.pool(dial, protocol);
         }
         if others.len() >= self.sweep_others_at.get() {
-            others.retain(|_, pools| !pools.is_empty());
+            others.retain(|_, (_, pools)| !pools.is_empty());
             self.sweep_others_at.set(UNSWEPT.max(2 * others.len()));
         }
-        others.entry(key).or_default().pool(dial, protocol)
+        let (_, pools) = others.entry(key).or_insert_with(|| (dial.pod.clone(), Pools::default()));
+        pools.pool(dial, protocol)
     }
 
     fn sweep_clusters(&self, clusters: &mut Clusters) {
@@ -390,9 +419,10 @@ impl Upstreams {
 
     /// Lets go of a pod that is gone: idle connections are closed, others end with their requests.
     pub(crate) fn forget(&self, worker: &Worker, pod: &NamespacedName) {
+        self.last.borrow_mut().take_if(|last| last.pod.key == *pod);
         let of_pod = self.clusters.borrow_mut().remove(pod);
         self.clusters_len.set(self.clusters_len.get() - of_pod.map_or(0, |of_pod| of_pod.len()));
-        self.others.borrow_mut().retain(|(of, _), _| of != pod);
+        self.others.borrow_mut().retain(|_, (of, _)| of.key != *pod);
         worker.shared.http.forget(pod);
     }
 }

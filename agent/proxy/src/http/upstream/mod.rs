@@ -27,8 +27,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderMap, HeaderValue, Response, Uri, Version};
 use smallvec::SmallVec;
 use weft_core::Snapshot;
 use weft_core::decide::http::{Cluster, under_policy};
@@ -46,6 +47,7 @@ use self::local::Wanted;
 use self::outlier::Outcome;
 use self::pool::Settings;
 use super::body::Body;
+use super::call::Call;
 use super::inbound::serve_local;
 use crate::account::{Failure, Route};
 use crate::labels::Service;
@@ -110,7 +112,7 @@ pub(crate) struct SendError {
     /// Who was asked.
     pub(crate) endpoint: Option<SocketAddr>,
     /// The request, where nothing of it was sent.
-    pub(crate) request: Option<Request<Body>>,
+    pub(crate) request: Option<Box<Call>>,
 }
 
 /// Why there is no answer.
@@ -147,7 +149,7 @@ impl SendError {
         Self { endpoint: Some(endpoint), ..self }
     }
 
-    fn with(self, request: Request<Body>) -> Self {
+    fn with(self, request: Box<Call>) -> Self {
         Self { request: Some(request), ..self }
     }
 
@@ -215,7 +217,7 @@ pub(crate) async fn send(
     leg: &Leg<'_>,
     cluster: &Arc<Cluster>,
     (hash, tried): (Option<u64>, &mut SmallVec<[SocketAddr; 4]>),
-    request: Request<Body>,
+    call: Box<Call>,
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
     let local = worker.upstreams.cluster(worker, leg, cluster);
@@ -223,7 +225,7 @@ pub(crate) async fn send(
         Ok(server) => server,
         Err(why) => {
             local.state.counters.count(ClusterEvent::TlsFailure);
-            return Err(SendError::new(SendErrorKind::ConnectFailure, why).with(request));
+            return Err(SendError::new(SendErrorKind::ConnectFailure, why).with(call));
         }
     };
     let tls = cluster.policy.tls.as_ref();
@@ -233,21 +235,21 @@ pub(crate) async fn send(
     let Some(host) = local.choose(worker, leg, cluster, &wanted) else {
         let proven = if mutual { " and proves an identity that the policy accepts" } else { "" };
         let detail = format!("{} has no endpoint that is ready and not ejected{proven}", cluster.name);
-        return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(request));
+        return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(call));
     };
     let endpoint = host.host.addr;
     tried.push(endpoint);
     let found = candidate(leg.snapshot, &leg.source.workload, endpoint);
     let Some(Candidate { path, workload, .. }) = under_policy(tls, found) else {
         let detail = format!("{endpoint} cannot be reached as the DestinationRule's `tls` asks");
-        return Err(SendError::new(SendErrorKind::ConnectFailure, detail).with(request));
+        return Err(SendError::new(SendErrorKind::ConnectFailure, detail).with(call));
     };
     let path = &path;
     let judge = cluster.policy.outlier_detection.as_ref().map(|_| Judge {
         cluster: local.state.clone(),
         host: host.host.clone(),
         policy: cluster.policy.clone(),
-        grpc: is_grpc(&request),
+        grpc: is_grpc(&call.parts.headers),
     });
     let service = Service::Known { service: cluster.service.clone(), port: cluster.port };
     let mut dial = dial_of(leg, endpoint, path, (service, &cluster.policy.connection_pool));
@@ -262,7 +264,7 @@ pub(crate) async fn send(
         dial: &dial,
         protocol,
     };
-    let response = match in_cluster(&admission, path, leg, judge.clone(), request).await {
+    let response = match in_cluster(&admission, path, leg, judge.clone(), call).await {
         Ok(response) => response,
         Err(error) => {
             if let Some(judge) = judge.filter(|_| error.blames_endpoint()) {
@@ -284,17 +286,15 @@ pub(crate) async fn send_to(
     leg: &Leg<'_>,
     endpoint: SocketAddr,
     path: &Path,
-    request: Request<Body>,
+    call: Box<Call>,
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
     let pool = ConnectionPool::default();
     let dial = dial_of(leg, endpoint, path, (Service::Unknown, &pool));
     let sent = match path {
-        Path::SameNode(local) => {
-            Box::pin(serve_local(worker, leg, local, (endpoint, protocol), request)).await
-        }
+        Path::SameNode(local) => Box::pin(serve_local(worker, leg, local, (endpoint, protocol), call)).await,
         Path::Hbone(_) | Path::Plaintext => {
-            outside_clusters(worker, &dial, &Settings::of(&pool), request, protocol).await
+            outside_clusters(worker, &dial, &Settings::of(&pool), call, protocol).await
         }
     };
     let response = sent.map_err(|error| error.at(endpoint))?;
@@ -326,7 +326,7 @@ pub(crate) struct Application<'a> {
 pub(crate) async fn application(
     worker: &Rc<Worker>,
     to: &Application<'_>,
-    request: Request<Body>,
+    call: Box<Call>,
     protocol: UpstreamProtocol,
 ) -> Result<Response<Body>, SendError> {
     let snapshot = worker.snapshot();
@@ -344,12 +344,12 @@ pub(crate) async fn application(
         keepalive: None,
     };
     let settings = Settings::of(&ConnectionPool::default());
-    let sent = outside_clusters(worker, &dial, &settings, request, protocol).await;
+    let sent = outside_clusters(worker, &dial, &settings, call, protocol).await;
     sent.map_err(|error| error.at(to.destination))
 }
 
-fn is_grpc(request: &Request<Body>) -> bool {
-    let kind = request.headers().get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(http::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
 }
 
@@ -389,21 +389,21 @@ async fn in_cluster(
     path: &Path,
     leg: &Leg<'_>,
     judge: Option<Judge>,
-    request: Request<Body>,
+    mut call: Box<Call>,
 ) -> Result<Response<Body>, SendError> {
     let counters = &admission.cluster.counters;
     let node = matches!(path, Path::SameNode(_));
     let mut exchange = match admission.enter(node, Active::new(&admission.host.host)).await {
         Ok(exchange) => exchange,
         Err(Overflow::Limit(detail)) => {
-            return Err(SendError::new(SendErrorKind::Overflow, detail).with(request));
+            return Err(SendError::new(SendErrorKind::Overflow, detail).with(call));
         }
         Err(Overflow::Failure(failure)) => {
             counters.count(ClusterEvent::ConnectFailure);
             if failure.reason == TLS {
                 counters.count(ClusterEvent::TlsFailure);
             }
-            return Err(SendError::of(failure).with(request));
+            return Err(SendError::of(failure).with(call));
         }
     };
     counters.count(ClusterEvent::Request);
@@ -411,9 +411,12 @@ async fn in_cluster(
         Path::SameNode(local) => {
             let to = (admission.dial.endpoint, admission.protocol);
             // Both sides of a request in one future would be moved for those that leave the node as well.
-            Box::pin(serve_local(admission.worker, leg, local, to, request)).await?
+            Box::pin(serve_local(admission.worker, leg, local, to, call)).await?
         }
-        Path::Hbone(_) | Path::Plaintext => exchange.send(shaped(request, admission.protocol)).await?,
+        Path::Hbone(_) | Path::Plaintext => {
+            shape(&mut call.parts, admission.protocol);
+            exchange.send(call).await?
+        }
     };
     counters.completed(response.status().as_u16());
     let judge = judge.and_then(|judge| judge.head(&response));
@@ -425,7 +428,7 @@ async fn outside_clusters(
     worker: &Rc<Worker>,
     dial: &Dial,
     settings: &Settings,
-    request: Request<Body>,
+    mut call: Box<Call>,
     protocol: UpstreamProtocol,
 ) -> Result<Response<Body>, SendError> {
     let pool = worker.upstreams.pool(dial, protocol);
@@ -441,42 +444,42 @@ async fn outside_clusters(
     };
     let carrier = match carrier {
         Ok(carrier) => carrier,
-        Err(failure) => return Err(SendError::of(failure).with(request)),
+        Err(failure) => return Err(SendError::of(failure).with(call)),
     };
     let home = Home { worker: worker.clone(), pool, cluster: None, settings: *settings };
     let mut exchange = Exchange::new(None, None, carrier, home);
-    let response = exchange.send(shaped(request, protocol)).await?;
+    shape(&mut call.parts, protocol);
+    let response = exchange.send(call).await?;
     Ok(exchange.attach(response, None))
 }
 
 /// Gives a request the form that its protocol has: in HTTP/1.1 the target is in origin form and the authority in
 /// Host, in HTTP/2 the authority is part of the target.
-fn shaped(mut request: Request<Body>, protocol: UpstreamProtocol) -> Request<Body> {
+fn shape(parts: &mut Parts, protocol: UpstreamProtocol) {
     match protocol {
         UpstreamProtocol::Http1 => {
-            *request.version_mut() = Version::HTTP_11;
-            if let Some(authority) = request.uri().authority().cloned() {
-                if !request.headers().contains_key(HOST)
+            parts.version = Version::HTTP_11;
+            if let Some(authority) = parts.uri.authority().cloned() {
+                if !parts.headers.contains_key(HOST)
                     && let Ok(host) = HeaderValue::from_str(authority.as_str())
                 {
-                    request.headers_mut().insert(HOST, host);
+                    parts.headers.insert(HOST, host);
                 }
-                let target = request.uri().path_and_query().cloned();
-                *request.uri_mut() = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
+                let target = parts.uri.path_and_query().cloned();
+                parts.uri = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
             }
         }
         UpstreamProtocol::Http2 => {
-            *request.version_mut() = Version::HTTP_2;
-            if let Some(host) = request.headers_mut().remove(HOST)
+            parts.version = Version::HTTP_2;
+            if let Some(host) = parts.headers.remove(HOST)
                 && let Ok(authority) = Authority::try_from(host.as_bytes())
             {
-                let mut parts = std::mem::take(request.uri_mut()).into_parts();
-                parts.authority = Some(authority);
-                parts.scheme.get_or_insert(Scheme::HTTP);
-                parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
-                *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+                let mut uri = std::mem::take(&mut parts.uri).into_parts();
+                uri.authority = Some(authority);
+                uri.scheme.get_or_insert(Scheme::HTTP);
+                uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+                parts.uri = Uri::from_parts(uri).unwrap_or_default();
             }
         }
     }
-    request
 }

@@ -210,7 +210,7 @@ impl Client {
 
     async fn send(&self, cluster: &Arc<Cluster>, request: Request<Body>) -> Result<Sent, SendError> {
         let mut tried = SmallVec::new();
-        send(&self.bed.worker, &self.leg(), cluster, (None, &mut tried), request, self.protocol).await
+        send(&self.bed.worker, &self.leg(), cluster, (None, &mut tried), request.into(), self.protocol).await
     }
 
     /// Sends a request and reads its answer.

@@ -163,7 +163,7 @@ fn what_was_not_sent_is_given_back_and_what_was_is_not() {
         client.bed.until("the news", |_| connection.sender.is_closed()).await;
         let home = Home { worker: worker.clone(), pool, cluster: None, settings };
         let mut exchange = Exchange::new(None, None, Carrier::Single(connection), home);
-        let error = exchange.send(get()).await.unwrap_err();
+        let error = exchange.send(get().into()).await.unwrap_err();
         assert_eq!(error.kind, SendErrorKind::ResetBeforeRequest);
         assert!(error.request.is_some());
     });
@@ -311,7 +311,7 @@ fn an_application_sees_its_clients_and_each_has_connections_of_its_own() {
             let local = client.snapshot.local_workload(&name("server")).unwrap();
             for ip in [bed.client_ip, bed.other_ip, bed.client_ip, bed.other_ip] {
                 let to = Application { pod: &bed.server, local, client: ip, destination: backend.addr };
-                let response = application(&bed.worker, &to, get(), protocol).await.unwrap();
+                let response = application(&bed.worker, &to, get().into(), protocol).await.unwrap();
                 assert_eq!(read(response.into_body()).await, "hello");
             }
             assert_eq!((backend.requests.get(), backend.connections.get()), (4, 2), "{protocol:?}");

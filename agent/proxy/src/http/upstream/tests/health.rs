@@ -94,8 +94,9 @@ fn what_was_tried_is_not_tried_again_while_there_is_another() {
         let mut tried = SmallVec::new();
         for _ in 0..4 {
             let (worker, leg) = (&client.bed.worker, client.leg());
-            let sent =
-                send(worker, &leg, &cluster, (None, &mut tried), get(), client.protocol).await.unwrap();
+            let sent = send(worker, &leg, &cluster, (None, &mut tried), get().into(), client.protocol)
+                .await
+                .unwrap();
             read(sent.response.into_body()).await;
         }
         let first: HashSet<_> = tried[..3].iter().collect();
@@ -121,8 +122,9 @@ fn a_hash_stays_with_its_endpoint() {
                 let hash = Some(user.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 let mut tried = SmallVec::new();
                 let (worker, leg) = (&client.bed.worker, client.leg());
-                let sent =
-                    send(worker, &leg, &cluster, (hash, &mut tried), get(), client.protocol).await.unwrap();
+                let sent = send(worker, &leg, &cluster, (hash, &mut tried), get().into(), client.protocol)
+                    .await
+                    .unwrap();
                 read(sent.response.into_body()).await;
                 assert_eq!(*owners.entry(user).or_insert(sent.endpoint), sent.endpoint, "round {round}");
             }
@@ -142,8 +144,9 @@ fn passthrough_goes_where_the_client_wanted() {
             let leg = Leg { original: backends[2].addr, ..client.leg() };
             let mut tried = SmallVec::new();
             let worker = &client.bed.worker;
-            let sent =
-                send(worker, &leg, &cluster, (None, &mut tried), get(), client.protocol).await.unwrap();
+            let sent = send(worker, &leg, &cluster, (None, &mut tried), get().into(), client.protocol)
+                .await
+                .unwrap();
             assert_eq!(sent.endpoint, backends[2].addr);
             read(sent.response.into_body()).await;
         }
@@ -161,8 +164,9 @@ fn an_endpoint_of_a_headless_service_that_was_dialled_is_the_one() {
             let leg = Leg { original: backends[1].addr, ..client.leg() };
             let mut tried = SmallVec::new();
             let worker = &client.bed.worker;
-            let sent =
-                send(worker, &leg, &cluster, (None, &mut tried), get(), client.protocol).await.unwrap();
+            let sent = send(worker, &leg, &cluster, (None, &mut tried), get().into(), client.protocol)
+                .await
+                .unwrap();
             assert_eq!(sent.endpoint, backends[1].addr);
         }
     });

@@ -72,8 +72,14 @@ fn what_failed_is_tried_again_elsewhere() {
         let cluster = cluster(&backends.each_ref().map(|backend| backend.addr), ejecting(noticing()));
         let mut tried = SmallVec::from_iter([backends[0].addr]);
         let leg = client.leg();
-        let sending =
-            send(&client.bed.worker, &leg, &cluster, (None, &mut tried), get(), UpstreamProtocol::Http1);
+        let sending = send(
+            &client.bed.worker,
+            &leg,
+            &cluster,
+            (None, &mut tried),
+            get().into(),
+            UpstreamProtocol::Http1,
+        );
         assert_eq!(sending.await.unwrap().endpoint, backends[1].addr);
     });
 }
