@@ -1,5 +1,7 @@
 //! Where requests go, and how they are changed on the way.
 
+use std::net::SocketAddr;
+
 use weft_netns_tests::{Family, eventually, yaml};
 
 use crate::site::{Answer, FAMILIES, NEAR_AND_FAR, SUBSETS, Site, WEB};
@@ -28,6 +30,21 @@ fn a_service_without_rules_is_reached_on_both_nodes_and_in_both_families() {
                 "the client's own address"
             );
         }
+    }
+}
+
+/// A load balancer in `connect()` that comes before the agent leaves it no more than that.
+#[test]
+fn a_request_to_an_endpoint_follows_the_rules_of_the_service_that_it_names() {
+    let Some(site) = Site::new() else { return };
+    site.mesh.write("subsets.yaml", SUBSETS);
+    site.routes("reviews", "[{route: [{destination: {host: reviews, subset: v3}}]}]");
+    for family in FAMILIES {
+        let endpoint = SocketAddr::new(family.ip(site.mesh.pod("reviews-v1")), WEB).to_string();
+        let args = ["http", &endpoint, "--host", "reviews:9080", "--count", "8"];
+        eventually("the rule holds", || {
+            Answer(site.mesh.pod("client").peer(&args).unwrap()).of_version("v3") == 8
+        });
     }
 }
 

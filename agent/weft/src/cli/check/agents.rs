@@ -292,9 +292,9 @@ fn order(status: &Status) -> Check {
     Check::warning(
         NAME,
         format!(
-            "Programs of others see the connections of pods before the agent does: {}. One that translates the addresses of Services \
-             hides them: such connections are encrypted and authorised, but what rules say about TCP Services is not \
-             applied to them.",
+            "Programs of others see the connections of pods before the agent does: {}. One that translates the addresses of \
+             Services hides them: such connections are encrypted and authorised, but rules of Services hold only for HTTP \
+             on ports that are the same at Service and pod.",
             earlier.join(", ")
         ),
         "Let it translate for the host alone (Cilium: socketLB.hostNamespaceOnly=true; Calico: \
