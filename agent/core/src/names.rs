@@ -103,25 +103,6 @@ pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution
 /// Annotation on a Service: the namespaces whose clients see it (X-7).
 pub const EXPORT_TO: &str = "networking.istio.io/exportTo";
 
-/// Every annotation that the mesh reads from a Pod: a source need not keep any other.
-pub const POD_ANNOTATIONS: &[&str] = &[
-    MESH,
-    TRAFFIC,
-    NETNS,
-    ISTIO_SIDECAR_INJECT,
-    ISTIO_SIDECAR_STATUS,
-    INCLUDE_OUTBOUND_RANGES,
-    EXCLUDE_OUTBOUND_RANGES,
-    INCLUDE_OUTBOUND_PORTS,
-    EXCLUDE_OUTBOUND_PORTS,
-    INCLUDE_INBOUND_PORTS,
-    EXCLUDE_INBOUND_PORTS,
-];
-/// Every annotation that the mesh reads from a Namespace.
-pub const NAMESPACE_ANNOTATIONS: &[&str] = &[MESH, TRAFFIC, SAME_NODE, AGENT_GONE];
-/// Every annotation that the mesh reads from a Service.
-pub const SERVICE_ANNOTATIONS: &[&str] = &[TRAFFIC, TRAFFIC_DISTRIBUTION, EXPORT_TO];
-
 /// Namespace of Weft itself, the last choice of root namespace (ruling 14).
 pub const WEFT_NAMESPACE: &str = "weft-system";
 /// ConfigMap with mesh-wide settings in [`WEFT_NAMESPACE`].

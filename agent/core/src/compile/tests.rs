@@ -95,17 +95,9 @@ fn a_bypassed_pod_stays_in_the_mesh() {
 fn mesh_settings_follow_ruling_14() {
     let config = |name: &str, root: Option<&str>| {
         Resource::MeshConfig(MeshConfig {
-            key: key(name),
             trust_domain: Some(name.replace('/', ".").into()),
-            trust_domain_aliases: Vec::new(),
             root_namespace: root.map(Into::into),
-            access_log: false,
-            access_log_json: false,
-            access_log_format: None,
-            registry_only: false,
-            encrypt_same_node: false,
-            exports: ExportDefaults::default(),
-            http: Default::default(),
+            ..MeshConfig::new(key(name))
         })
     };
     let of = |resources: Vec<Resource>| {
@@ -133,19 +125,7 @@ fn a_new_trust_domain_reaches_every_identity() {
     let mut compiler = compiler();
     compiler.apply([upsert(Resource::Pod(pod("shop/web", &["10.0.0.1"], "")))]);
     let before = compiler.snapshot();
-    let config = MeshConfig {
-        key: key("weft-system/weft"),
-        trust_domain: Some("corp".into()),
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
-        registry_only: false,
-        encrypt_same_node: false,
-        exports: ExportDefaults::default(),
-        http: Default::default(),
-    };
+    let config = MeshConfig { trust_domain: Some("corp".into()), ..MeshConfig::new(key("weft-system/weft")) };
     compiler.apply([upsert(Resource::MeshConfig(config))]);
     let after = compiler.snapshot();
     let principal = |snapshot: &Snapshot| {

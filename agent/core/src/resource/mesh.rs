@@ -35,6 +35,25 @@ pub struct MeshConfig {
     pub http: MeshHttp,
 }
 
+impl MeshConfig {
+    /// Settings that say nothing: what a mesh without any has.
+    pub fn new(key: NamespacedName) -> Self {
+        Self {
+            key,
+            trust_domain: None,
+            trust_domain_aliases: Vec::new(),
+            root_namespace: None,
+            access_log: false,
+            access_log_json: false,
+            access_log_format: None,
+            registry_only: false,
+            encrypt_same_node: false,
+            exports: ExportDefaults::default(),
+            http: MeshHttp::default(),
+        }
+    }
+}
+
 /// Who sees objects without an `exportTo` of their own; an empty list is everybody.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportDefaults {

@@ -161,21 +161,17 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
         let connect_timeout = impatient.then(|| std::time::Duration::from_secs(1));
         let pool = PoolDefaults { connect_timeout, ..PoolDefaults::default() };
         Resource::MeshConfig(MeshConfig {
-            key: key(name),
             trust_domain: domain.map(Into::into),
             trust_domain_aliases: if aliased { vec!["old".into()] } else { Vec::new() },
             root_namespace: root.map(Into::into),
             access_log: aliased,
-            access_log_json: false,
-            access_log_format: None,
-            registry_only: false,
-            encrypt_same_node: false,
             exports: ExportDefaults {
                 services: export(private),
                 virtual_services: export(private != aliased),
                 destination_rules: export(impatient),
             },
             http: MeshHttp { pool, ..MeshHttp::default() },
+            ..MeshConfig::new(key(name))
         })
     })
 }

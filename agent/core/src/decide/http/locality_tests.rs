@@ -5,7 +5,7 @@ use crate::decide::http::tests::{ask, cluster_at};
 use crate::resource::destination_rule::{
     Balancing, LoadBalancer, LocalityPattern, OutlierDetection, PolicyBlocks, TrafficPolicy,
 };
-use crate::resource::{DestinationRule, ExportDefaults, MeshConfig, MeshHttp, Node, PortProtocol, Resource};
+use crate::resource::{DestinationRule, MeshConfig, MeshHttp, Node, PortProtocol, Resource};
 use crate::testing::{compile, key, labels, meta, pod, port, service};
 
 /// Nodes by name and place.
@@ -107,19 +107,7 @@ fn with(resource: Resource) -> Vec<Resource> {
 
 fn mesh(locality: LocalitySetting) -> Resource {
     let http = MeshHttp { locality: Some(locality.into()), ..MeshHttp::default() };
-    Resource::MeshConfig(MeshConfig {
-        key: key("weft-system/weft"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
-        registry_only: false,
-        encrypt_same_node: false,
-        exports: ExportDefaults::default(),
-        http,
-    })
+    Resource::MeshConfig(MeshConfig { http, ..MeshConfig::new(key("weft-system/weft")) })
 }
 
 /// D-10: outlier detection alone turns failover on; without it nothing is preferred.

@@ -28,17 +28,9 @@ fn resources() -> Vec<Resource> {
 
 fn mesh_config(registry_only: bool, encrypt_same_node: bool) -> Resource {
     Resource::MeshConfig(MeshConfig {
-        key: key("weft-system/weft"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
         registry_only,
         encrypt_same_node,
-        exports: ExportDefaults::default(),
-        http: Default::default(),
+        ..MeshConfig::new(key("weft-system/weft"))
     })
 }
 

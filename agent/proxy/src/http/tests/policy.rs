@@ -260,17 +260,10 @@ pub(super) fn exporting(services: Vec<ExportTo>) -> Change {
 
 fn settings(registry_only: bool, exports: ExportDefaults, http: MeshHttp) -> Change {
     let config = MeshConfig {
-        key: NamespacedName::new("istio-system", "istio"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
         registry_only,
-        encrypt_same_node: false,
         exports,
         http,
+        ..MeshConfig::new(NamespacedName::new("istio-system", "istio"))
     };
     Change::Upsert(Box::new(Resource::MeshConfig(config)))
 }

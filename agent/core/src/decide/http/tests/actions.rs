@@ -319,19 +319,7 @@ fn default_retries_come_from_the_mesh() {
         backoff: None,
     };
     let http = MeshHttp { default_retries: Some(retries), ..MeshHttp::default() };
-    let config = MeshConfig {
-        key: key("weft-system/weft"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
-        registry_only: false,
-        encrypt_same_node: false,
-        exports: ExportDefaults::default(),
-        http,
-    };
+    let config = MeshConfig { http, ..MeshConfig::new(key("weft-system/weft")) };
     let virtual_service = vs("default/b", &["b"], vec![rule(vec![], &["b"])]);
     let mut compiler = compiler();
     let before = applied(&mut compiler, world().into_iter().chain([virtual_service]).map(upsert));

@@ -91,19 +91,7 @@ fn unknown_hosts_pass_or_are_refused() {
     let snapshot = with([]);
     let decision = ask("nowhere.example.com", "/").route(&snapshot);
     assert_eq!((short(&decision).as_str(), decision.route_name()), ("passthrough", Some("allow_any")));
-    let config = MeshConfig {
-        key: key("istio-system/istio"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
-        registry_only: true,
-        encrypt_same_node: false,
-        exports: ExportDefaults::default(),
-        http: MeshHttp::default(),
-    };
+    let config = MeshConfig { registry_only: true, ..MeshConfig::new(key("istio-system/istio")) };
     let snapshot = with([Resource::MeshConfig(config)]);
     let decision = ask("nowhere.example.com", "/").route(&snapshot);
     assert_eq!((short(&decision).as_str(), decision.route_name()), ("502 block_all", Some("block_all")));

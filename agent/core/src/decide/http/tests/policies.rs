@@ -281,19 +281,7 @@ fn the_meshs_policy_stands_behind_every_rule() {
 }
 
 fn mesh_config(http: MeshHttp) -> Resource {
-    Resource::MeshConfig(MeshConfig {
-        key: key("weft-system/weft"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
-        registry_only: false,
-        encrypt_same_node: false,
-        exports: ExportDefaults::default(),
-        http,
-    })
+    Resource::MeshConfig(MeshConfig { http, ..MeshConfig::new(key("weft-system/weft")) })
 }
 
 /// C-1: `connectTimeout`, `tcpKeepalive` and `h2UpgradePolicy` stand behind every pool, field by field.

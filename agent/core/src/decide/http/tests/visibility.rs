@@ -12,19 +12,7 @@ fn exported(to: Vec<ExportTo>) -> Resource {
 }
 
 fn settings(exports: ExportDefaults, registry_only: bool) -> Resource {
-    Resource::MeshConfig(MeshConfig {
-        key: key("istio-system/istio"),
-        trust_domain: None,
-        trust_domain_aliases: Vec::new(),
-        root_namespace: None,
-        access_log: false,
-        access_log_json: false,
-        access_log_format: None,
-        registry_only,
-        encrypt_same_node: false,
-        exports,
-        http: MeshHttp::default(),
-    })
+    Resource::MeshConfig(MeshConfig { registry_only, exports, ..MeshConfig::new(key("istio-system/istio")) })
 }
 
 /// Where a TCP connection of this client to `d` goes.
