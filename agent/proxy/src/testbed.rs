@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+#[cfg(test)]
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -386,6 +388,32 @@ pub(crate) async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let one = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     (one, listener.accept().await.unwrap().0)
+}
+
+/// Sends so many bytes in both directions at once and ends both: what arrives is what was sent.
+#[cfg(test)]
+pub(crate) async fn much_both_ways(
+    client: impl AsyncRead + AsyncWrite,
+    server: impl AsyncRead + AsyncWrite,
+    len: usize,
+) {
+    let sent = pattern(len);
+    let (mut client_in, mut client_out) = tokio::io::split(client);
+    let (mut server_in, mut server_out) = tokio::io::split(server);
+    let up = async {
+        client_out.write_all(&sent).await.unwrap();
+        client_out.shutdown().await.unwrap();
+    };
+    let down = async {
+        server_out.write_all(&sent).await.unwrap();
+        server_out.shutdown().await.unwrap();
+    };
+    let (mut at_server, mut at_client) = (Vec::new(), Vec::new());
+    let (one, other, (), ()) =
+        tokio::join!(server_in.read_to_end(&mut at_server), client_in.read_to_end(&mut at_client), up, down);
+    one.unwrap();
+    other.unwrap();
+    assert!(at_server == sent && at_client == sent);
 }
 
 /// Bytes that differ at every position of a window larger than any buffer.

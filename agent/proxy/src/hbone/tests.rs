@@ -1,7 +1,6 @@
 mod leaving;
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +17,8 @@ use crate::outbound::Setback;
 use crate::pod::HANDSHAKES_PER_PEER;
 use crate::relay::{Ahead, Pair, relay};
 use crate::testbed::{
-    Bed, allow_again, connect_from, connected, deny_all, identity, name, run, run_paused, strict,
+    Bed, allow_again, connect_from, connected, deny_all, identity, much_both_ways, name, run, run_paused,
+    strict,
 };
 use crate::{ProxyConfig, ports, tls};
 
@@ -101,18 +101,7 @@ fn much_arrives_as_it_was_sent() {
         bed.serve_tunnels();
         let (application, addr) = bed.application().await;
         let (client, server) = tunnelled(&bed, &application, addr).await;
-        let sent = Rc::new(crate::testbed::pattern(64 << 20));
-        let (mut client_in, mut client_out) = client.into_split();
-        let (mut server_in, mut server_out) = server.into_split();
-        let (up, down) = (sent.clone(), sent.clone());
-        tokio::task::spawn_local(async move { client_out.write_all(&up).await.unwrap() });
-        tokio::task::spawn_local(async move { server_out.write_all(&down).await.unwrap() });
-        let (mut at_server, mut at_client) = (Vec::new(), Vec::new());
-        let (one, other) =
-            tokio::join!(server_in.read_to_end(&mut at_server), client_in.read_to_end(&mut at_client));
-        one.unwrap();
-        other.unwrap();
-        assert!(at_server == *sent && at_client == *sent);
+        much_both_ways(client, server, 64 << 20).await;
     });
 }
 

@@ -8,7 +8,7 @@ use weft_kernel::Netns;
 use super::*;
 use crate::pod::Pod;
 use crate::registry::Registry;
-use crate::testbed::{connected, name, pattern, run};
+use crate::testbed::{connected, much_both_ways, name, run};
 
 /// An application on each side of a relay.
 struct Relayed {
@@ -102,18 +102,7 @@ fn a_cut_resets_both_sides() {
 fn much_arrives_as_it_was_sent_in_both_directions() {
     run(async {
         let it = relayed().await;
-        let sent = Arc::new(pattern(64 << 20));
-        let (mut client_in, mut client_out) = it.client.into_split();
-        let (mut server_in, mut server_out) = it.server.into_split();
-        let (up, down) = (sent.clone(), sent.clone());
-        tokio::task::spawn_local(async move { client_out.write_all(&up).await.unwrap() });
-        tokio::task::spawn_local(async move { server_out.write_all(&down).await.unwrap() });
-        let (mut at_server, mut at_client) = (Vec::new(), Vec::new());
-        let (one, other) =
-            tokio::join!(server_in.read_to_end(&mut at_server), client_in.read_to_end(&mut at_client));
-        one.unwrap();
-        other.unwrap();
-        assert!(at_server == *sent && at_client == *sent);
+        much_both_ways(it.client, it.server, 64 << 20).await;
         assert_eq!(it.end.await.unwrap(), (End::Clean, (64 << 20, 64 << 20)));
     });
 }

@@ -11,7 +11,7 @@ use weft_core::resource::destination_rule::{ClientCertificates, ClientTls, Clien
 use weft_identity::testing::{Issued, TestCa};
 
 use super::*;
-use crate::testbed::{pattern, service_speaking, tls_server};
+use crate::testbed::{much_both_ways, service_speaking, tls_server};
 
 const HOST: &str = "db.example.com";
 
@@ -123,24 +123,7 @@ fn much_passes_whole_both_ways_at_once() {
     run(async {
         let site = Site::new(PortProtocol::Tcp).await;
         let (client, server) = site.both(&site.right(), None).await;
-        let sent = Arc::new(pattern(8 << 20));
-        let (mut client_in, mut client_out) = client.into_split();
-        let (mut server_in, mut server_out) = tokio::io::split(server);
-        let (up, down) = (sent.clone(), sent.clone());
-        tokio::task::spawn_local(async move {
-            client_out.write_all(&up).await.unwrap();
-            client_out.shutdown().await.unwrap();
-        });
-        tokio::task::spawn_local(async move {
-            server_out.write_all(&down).await.unwrap();
-            server_out.shutdown().await.unwrap();
-        });
-        let (mut at_server, mut at_client) = (Vec::new(), Vec::new());
-        let (one, other) =
-            tokio::join!(server_in.read_to_end(&mut at_server), client_in.read_to_end(&mut at_client));
-        one.unwrap();
-        other.unwrap();
-        assert!(at_server == *sent && at_client == *sent);
+        much_both_ways(client, server, 8 << 20).await;
     });
 }
 
