@@ -5,15 +5,34 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::build::cargo_command;
+use crate::build::{ARM64_PAGES, cargo_command};
 use crate::{ebpf, setup};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "aarch64-linux-gnu-gcc";
-/// What is installed on nodes, and with it every crate of the agent.
-const BINARIES: [&str; 2] = ["weft", "weft-cni"];
+/// Everything that is installed on nodes, with its tests.
+const CRATES: [&str; 10] = [
+    "weft-ebpf-common",
+    "weft-core",
+    "weft-control",
+    "weft-identity",
+    "weft-telemetry",
+    "weft-tls",
+    "weft-kernel",
+    "weft-proxy",
+    "weft-cni",
+    "weft",
+];
 /// Crates whose tests ask nothing of the kernel that an emulator of user space could not answer.
-const EMULATED: [&str; 4] = ["weft-core", "weft-ebpf-common", "weft-tls", "weft-cni"];
+const EMULATED: [&str; 7] = [
+    "weft-ebpf-common",
+    "weft-core",
+    "weft-control",
+    "weft-identity",
+    "weft-telemetry",
+    "weft-tls",
+    "weft-cni",
+];
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArm64Args {
@@ -26,11 +45,12 @@ pub(crate) fn run(args: &CheckArm64Args) -> Result<bool> {
     setup::arm64()?;
     add_target()?;
     ebpf::build()?;
-    cargo(&packages("check", &BINARIES))?;
+    cargo(&[packages("check", &CRATES), vec!["--all-targets"]].concat())?;
+    println!("everything compiles for {TARGET}");
     if args.run {
         cargo(&[packages("test", &EMULATED), vec!["--lib", "--bins"]].concat())?;
+        println!("the tests of {} pass on it", EMULATED.join(", "));
     }
-    println!("everything compiles for {TARGET}");
     Ok(true)
 }
 
@@ -55,7 +75,8 @@ fn cargo(args: &[&str]) -> Result<()> {
     cargo
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "qemu-aarch64-static -L /usr/aarch64-linux-gnu")
-        .env("CC_aarch64_unknown_linux_gnu", LINKER);
+        .env("CC_aarch64_unknown_linux_gnu", LINKER)
+        .env(ARM64_PAGES.0, ARM64_PAGES.1);
     let status = cargo.status().context("cargo cannot be run")?;
     if !status.success() {
         bail!("`cargo {}` failed", args.join(" "));

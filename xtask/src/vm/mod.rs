@@ -42,7 +42,7 @@ pub(crate) struct TestKernelArgs {
 }
 
 /// Without `--kvm` every instruction is translated.
-const PATIENCE: Duration = Duration::from_secs(40 * 60);
+const PATIENCE: Duration = Duration::from_secs(90 * 60);
 /// What the machine says when it is through with all tests.
 const DONE: &str = "weft-vm: done";
 /// Programs that tests and their set-up call.
