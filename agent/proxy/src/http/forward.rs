@@ -21,7 +21,6 @@ use super::call::Call;
 use super::exchange::Extra;
 use super::failure;
 use super::flags::Reason;
-use super::h1::Switched;
 use super::headers::{
     GRPC_STATUS, address, grpc_timeout, set_attempt, set_expected_timeout, set_grpc_timeout,
     set_service_time, strip_hop_by_hop,
@@ -29,7 +28,7 @@ use super::headers::{
 use super::message::Message;
 use super::record::Record;
 use super::reply::{Reply, SERVER_NAME};
-use super::serve::{BrokenOff, Downstream, Upgrade};
+use super::serve::{BrokenOff, Downstream};
 use super::upload::Upload;
 use super::upstream::{self, Leg, SendError, Sent, UpstreamProtocol};
 use crate::account::Route;
@@ -335,7 +334,7 @@ fn answer(
     record.pods[1] = workload;
     let time = record.answered(response.status().as_u16(), response.headers());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(out, response);
+        return out.downstream.switch(out.upgrade, response, out.record);
     }
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers, false);
@@ -373,20 +372,6 @@ fn change_answer(out: &Outward<'_>, parts: &mut http::response::Parts, endpoint:
 
 fn header(name: &str, value: &str) -> Option<(http::HeaderName, http::HeaderValue)> {
     Some((name.parse().ok()?, http::HeaderValue::from_str(value).ok()?))
-}
-
-/// The application agrees to another protocol: both connections are joined once the client knows (H-5).
-fn switch(out: Box<Outward<'_>>, mut response: Response<Body>) -> Result<Response<Body>, BrokenOff> {
-    if !out.upgrade {
-        let reply = Reply::flagged(502, "", "upstream_switched_protocols_unasked", Reason::UPE);
-        return Ok(out.record.reply(reply));
-    }
-    let Some(upstream) = Switched::take(&mut response) else { return Err(BrokenOff::new()) };
-    let (mut parts, held) = response.into_parts();
-    strip_hop_by_hop(&mut parts.headers, true);
-    parts.version = Version::HTTP_11;
-    out.downstream.upgrade(Upgrade { upstream, record: out.record, held });
-    Ok(Response::from_parts(parts, Body::empty()))
 }
 
 #[cfg(test)]

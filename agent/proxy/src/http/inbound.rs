@@ -30,7 +30,6 @@ use super::call::Call;
 use super::expectation;
 use super::external::{Asker, Included, OfAuthoriser};
 use super::failure;
-use super::h1::Switched;
 use super::headers::{
     X_FORWARDED_CLIENT_CERT, address, identify, join_cookies, set_service_time, strip_hop_by_hop,
     wants_upgrade,
@@ -38,7 +37,7 @@ use super::headers::{
 use super::message::Message;
 use super::record::{Addresses, Record};
 use super::reply::Reply;
-use super::serve::{Admitted, BrokenOff, Downstream, Upgrade};
+use super::serve::{Admitted, BrokenOff, Downstream};
 use super::upload::Upload;
 use super::upstream::{self, Application, Leg, SendError, SendErrorKind, UpstreamProtocol};
 use crate::account::{Facts, Failure, Route};
@@ -177,14 +176,9 @@ pub(crate) async fn arrived(
         Err(Refused::Unreachable(failed)) => return Ok(failed.1),
         Err(Refused::Close) => return Err(BrokenOff::new()),
     };
-    let Delivered { mut response, record } = delivered;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS && upgrade {
-        let Some(upstream) = Switched::take(&mut response) else { return Err(BrokenOff::new()) };
-        let (mut parts, held) = response.into_parts();
-        strip_hop_by_hop(&mut parts.headers, true);
-        parts.version = Version::HTTP_11;
-        downstream.upgrade(Upgrade { upstream, record, held });
-        return Ok(Response::from_parts(parts, Body::empty()));
+    let Delivered { response, record } = delivered;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return downstream.switch(upgrade, response, record);
     }
     let (mut parts, body) = response.into_parts();
     parts.version = if downstream.http2 { Version::HTTP_2 } else { Version::HTTP_11 };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::{HttpService, service_fn};
@@ -20,13 +20,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use super::body::Body;
 use super::call::Call;
 use super::exchange::{self, Outbound};
+use super::flags::Reason;
 use super::h1::server::{self, Ended};
-use super::h1::{Duplex, Malformed, Progress, Smell};
+use super::h1::{Duplex, Malformed, Progress, Smell, Switched};
+use super::headers::strip_hop_by_hop;
 use super::inbound::{self, Arrival};
 use super::io::{Busy, Deadline, Io, Late, Transport, Watch};
 use super::parting::Parting;
 use super::record::Record;
 use super::refused;
+use super::reply::Reply;
 use crate::account::{Facts, Failure, Route, Side};
 use crate::inbound::own_workload;
 use crate::registry::{Live, Registered};
@@ -78,13 +81,13 @@ pub(crate) struct Admitted {
 }
 
 /// A connection that is about to speak another protocol.
-pub(crate) struct Upgrade {
+struct Upgrade {
     /// The application's side.
-    pub(crate) upstream: Box<dyn Duplex>,
+    upstream: Box<dyn Duplex>,
     /// Counts what is moved.
-    pub(crate) record: Box<Record>,
+    record: Box<Record>,
     /// What the answer's body holds until the end.
-    pub(crate) held: Body,
+    held: Body,
 }
 
 /// The client is to see a broken connection (HTTP/1) or stream (HTTP/2).
@@ -100,9 +103,24 @@ impl BrokenOff {
 }
 
 impl Downstream {
-    /// Hands the connection over after a 101 was answered.
-    pub(crate) fn upgrade(&self, upgrade: Upgrade) {
-        *self.upgrade.borrow_mut() = Some(upgrade);
+    /// The application agrees to another protocol: both connections are joined once the client knows (H-5). Without
+    /// having been asked it agrees to nothing.
+    pub(crate) fn switch(
+        &self,
+        asked: bool,
+        mut response: Response<Body>,
+        record: Box<Record>,
+    ) -> Result<Response<Body>, BrokenOff> {
+        if !asked {
+            let reply = Reply::flagged(502, "", "upstream_switched_protocols_unasked", Reason::UPE);
+            return Ok(record.reply(reply));
+        }
+        let Some(upstream) = Switched::take(&mut response) else { return Err(BrokenOff::new()) };
+        let (mut parts, held) = response.into_parts();
+        strip_hop_by_hop(&mut parts.headers, true);
+        parts.version = Version::HTTP_11;
+        *self.upgrade.borrow_mut() = Some(Upgrade { upstream, record, held });
+        Ok(Response::from_parts(parts, Body::empty()))
     }
 
     async fn answer(

@@ -99,6 +99,31 @@ fn an_answer_of_two_lengths_has_one_afterwards() {
     });
 }
 
+/// What follows 101 is decided by no rule any more: a server that says so unasked gets no connection.
+#[test]
+fn an_application_that_switches_unasked_is_refused_on_either_side() {
+    run(async {
+        for (node, side) in [("a", "outbound|"), ("b", "inbound|")] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let (listener, addr) = bed.application().await;
+            let app = App { addr, seen: Rc::default(), connections: Rc::default() };
+            let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+            let server = async {
+                let mut stream = listener.accept().await.unwrap().0;
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                stream
+            };
+            let (_stream, reply) = futures_util::future::join(server, mesh.get("/")).await;
+            assert_eq!(reply.status, 502, "{node}");
+            mesh.logged("upstream_switched_protocols_unasked").await;
+            assert!(mesh.bed.log().contains(side), "{node}: who sees it first refuses: {}", mesh.bed.log());
+        }
+    });
+}
+
 fn ejecting_after_one_failure() -> Change {
     let outlier_detection = OutlierDetection {
         consecutive_5xx: 1,
