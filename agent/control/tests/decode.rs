@@ -306,11 +306,12 @@ fn corners_are_judged_as_by_istio() {
 fn settings_of_the_mesh_are_applied_or_named() {
     let settings = "connectTimeout: 3s\ntcpKeepalive: {time: 60s, probes: 9}\nh2UpgradePolicy: UPGRADE\n\
                     enableAutoMtls: false\ndiscoverySelectors: []\nmeshMTLS: {minProtocolVersion: TLSV1_3}\n\
-                    defaultProviders: {accessLogging: [envoy]}\nprotocolDetectionTimeout: 1s\n\
+                    defaultProviders: {accessLogging: [envoy], metrics: [prometheus], tracing: [zipkin]}\nprotocolDetectionTimeout: 1s\n\
                     defaultConfig: {proxyHeaders: {server: {disabled: true}}, concurrency: 2}";
     let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
     let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{decoded:?}") };
     let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    assert!(mesh.access_log, "`envoy` is standard output (L-1)");
     let pool = mesh.http.pool;
     assert_eq!((pool.connect_timeout.unwrap().as_secs(), pool.h2_upgrade), (3, Some(true)));
     let keepalive = pool.tcp_keepalive.unwrap();
@@ -322,13 +323,18 @@ fn settings_of_the_mesh_are_applied_or_named() {
     told.sort_unstable();
     let names = [
         "defaultConfig.proxyHeaders",
-        "defaultProviders",
+        "defaultProviders.tracing",
         "discoverySelectors",
         "enableAutoMtls",
         "meshMTLS",
         "protocolDetectionTimeout",
     ];
     assert_eq!(told, names.map(|name| format!("data.mesh.{name}")));
+    let elsewhere = mesh_config("defaultProviders: {accessLogging: [collector], metrics: [collector]}");
+    let told: Vec<_> = elsewhere[0].problems.iter().map(|problem| problem.field.as_str()).collect();
+    assert_eq!(told, ["accessLogging", "metrics"].map(|name| format!("data.mesh.defaultProviders.{name}")));
+    let Outcome::Accepted(resource) = &elsewhere[0].outcome else { panic!("{elsewhere:?}") };
+    assert!(matches!(&**resource, weft_core::resource::Resource::MeshConfig(mesh) if !mesh.access_log));
     for wrong in
         ["connectTimeout: 0s", "connectTimeout: soon", "h2UpgradePolicy: MAYBE", "tcpKeepalive: {time: x}"]
     {

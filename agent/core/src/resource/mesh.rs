@@ -19,7 +19,7 @@ pub struct MeshConfig {
     pub trust_domain_aliases: Vec<Arc<str>>,
     /// `rootNamespace`.
     pub root_namespace: Option<Arc<str>>,
-    /// `accessLogFile` is set (to anything but the empty string).
+    /// `accessLogFile` is set (to anything but the empty string), or `envoy` is the default provider of access logs.
     pub access_log: bool,
     /// `accessLogEncoding: JSON`.
     pub access_log_json: bool,

@@ -5,6 +5,7 @@
 mod access_log;
 mod exports;
 mod http;
+mod providers;
 mod unapplied;
 
 use serde::Deserialize;
@@ -107,10 +108,12 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
     let wire: MeshWire<'_> = settings(&value, &mut report);
     let http: http::HttpWire<'_> = settings(&value, &mut report);
     let exports: exports::ExportsWire<'_> = settings(&value, &mut report);
+    let providers: providers::DefaultsWire<'_> = settings(&value, &mut report);
     let others: unapplied::UnappliedWire = settings(&value, &mut report);
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let http = http::settings(&http, &Path::Root("data.mesh"), &mut reader);
     let exports = exports::defaults(&exports, &Path::Root("data.mesh"), &mut reader);
+    let logs = providers::access_log(&providers, &Path::Root("data.mesh"), &mut reader);
     unapplied::report(&others, &Path::Root("data.mesh"), &mut reader);
     let json = wire.access_log_encoding.as_str() == "JSON";
     let mesh = MeshConfig {
@@ -118,7 +121,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
         trust_domain: trust_domain(&wire.trust_domain, "data.mesh.trustDomain", interner, &mut report),
         trust_domain_aliases: aliases(&wire, interner, &mut report),
         root_namespace: root_namespace(&wire, interner, &mut report),
-        access_log: wire.access_log_file.non_empty().is_some(),
+        access_log: logs || wire.access_log_file.non_empty().is_some(),
         access_log_json: access_log_json(&wire, &mut report),
         access_log_format: access_log::format(&wire.access_log_format, json, &mut report),
         registry_only: registry_only(&wire, &mut report),

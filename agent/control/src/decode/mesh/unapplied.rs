@@ -27,8 +27,6 @@ pub(super) struct UnappliedWire {
     #[serde(default)]
     inbound_traffic_policy: Option<IgnoredAny>,
     #[serde(default)]
-    default_providers: Option<IgnoredAny>,
-    #[serde(default)]
     service_settings: Option<IgnoredAny>,
     #[serde(default)]
     default_config: Option<DefaultConfigWire>,
@@ -71,7 +69,6 @@ pub(super) fn report(wire: &UnappliedWire, at: &Path<'_>, reader: &mut Reader<'_
             &wire.inbound_traffic_policy,
             "ports that no Service declares are passed through",
         ),
-        ("defaultProviders", &wire.default_providers, "only `accessLogFile` switches the access log on"),
         ("serviceSettings", &wire.service_settings, "there is one cluster"),
     ];
     for (name, _, why) in fields.into_iter().filter(|(_, written, _)| written.is_some()) {
