@@ -215,9 +215,8 @@ impl Agent {
             self.options.datapath.resolve(&self.options.node, in_cluster)?;
         let inheritance = place.inheritance(held);
         if !self.options.break_glass {
-            // On another thread: meanwhile this one fetches certificates.
-            let opening = tokio::task::spawn_blocking(move || Datapath::inherit(settings, inheritance));
-            let datapath = opening.await?.context("the data path cannot be opened")?;
+            let datapath =
+                Datapath::inherit(settings, inheritance).context("the data path cannot be opened")?;
             let earlier = admin::earlier_programs(&datapath);
             if !earlier.is_empty() {
                 tracing::warn!(

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use weft_control::writer::Published;
-use weft_core::Identity;
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
 use weft_kernel::{Inheritance, Listeners};
@@ -45,14 +44,13 @@ impl Agent {
         config: &Published,
         signals: &mut Signals,
     ) -> anyhow::Result<Option<Place>> {
-        let identities = want_certificates(certs, config);
         let instance = handover::instance();
         let free = |instance, lock| Place { instance, lock, taken: None, replaced: Vec::new() };
         if let Seat::Free(lock) = seat {
             return Ok(Some(free(instance, lock)));
         }
         tracing::info!("another agent serves this node: taking over from it");
-        certificates(certs, &identities).await;
+        certificates(certs, config).await;
         let hello = Hello::of(&self.options.node, &instance)?;
         let directory = self.options.state_dir.clone();
         match tokio::task::spawn_blocking(move || Seat::take(&directory, &hello)).await? {
@@ -75,19 +73,14 @@ impl Agent {
     }
 }
 
-/// Asks for certificates for all pods of the node: they come while everything else is opened.
-fn want_certificates(certs: &CertStore, config: &Published) -> BTreeSet<Identity> {
+/// Waits until there are certificates for all pods of the node.
+async fn certificates(certs: &CertStore, config: &Published) {
     let snapshot = config.snapshot();
     let in_mesh = snapshot.local().iter().filter(|local| local.workload.in_mesh());
     let identities: BTreeSet<_> = in_mesh.map(|local| (*local.workload.identity).clone()).collect();
     certs.want(identities.clone());
-    identities
-}
-
-/// Waits until they are there.
-async fn certificates(certs: &CertStore, identities: &BTreeSet<Identity>) {
     let all = async {
-        for identity in identities {
+        for identity in &identities {
             if let Err(error) = certs.wait(identity, CERTIFICATES).await {
                 tracing::warn!(%error, "taking over without a certificate");
             }
