@@ -55,6 +55,9 @@ pub(super) struct Holder {
     until: Option<Instant>,
 }
 
+/// After an agent could not be accepted.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl Holder {
     pub(super) fn new(patience: Duration) -> Self {
         Self { patience, held: BTreeMap::new(), agent: None, until: None }
@@ -80,13 +83,30 @@ impl Holder {
             // To its end, before anybody else: an agent that was killed may have given something just before.
             self.hear();
         } else if comes {
-            // The one before has ended, or is being replaced.
-            let agent = listener.accept()?;
-            agent.set_patience(Some(HEARING))?;
-            self.agent = Some(agent);
-            self.until = None;
+            self.meet(listener);
         }
         Ok(())
+    }
+
+    /// An agent comes: the one before has ended, or is being replaced.
+    fn meet(&mut self, listener: &Listener) {
+        let met = listener.accept().map_err(anyhow::Error::from).and_then(|agent| {
+            agent.set_patience(Some(HEARING))?;
+            Ok(agent)
+        });
+        match met {
+            Ok(agent) => {
+                self.agent = Some(agent);
+                self.until = None;
+            }
+            // No descriptors are left, say. To end would be worse: what is held here would be refused.
+            Err(error) => {
+                eprintln!(
+                    "weft hold: an agent could not be heard ({error:#}); it is tried again in a second"
+                );
+                std::thread::sleep(AGAIN);
+            }
+        }
     }
 
     fn hear(&mut self) {
