@@ -91,6 +91,7 @@ fn a_node_tells_its_own_troubles() {
         [
             ("agent-ready", Outcome::Error),
             ("configuration", Outcome::Warning),
+            ("connect-order", Outcome::Ok),
             ("clock", Outcome::Error),
             ("node", Outcome::Skipped)
         ]
