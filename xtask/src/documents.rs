@@ -85,9 +85,9 @@ impl Tree {
         let is_word = span.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         let is_series = ["istio_", "envoy_", "weft_"].iter().any(|start| span.starts_with(start));
         let exists = if is_word && !is_series && span.matches('_').count() >= 2 {
-            self.has_item(span)
+            self.has_item(span) || self.has_field(span)
         } else if let Some((_, item)) = span.rsplit_once("::") {
-            self.has_item(item) || self.code.contains(&format!(" {item}: "))
+            self.has_item(item) || self.has_field(item)
         } else if span.contains('/') || [".rs", ".txt", ".yaml"].iter().any(|end| span.ends_with(end)) {
             self.has_path(span) || self.mentions(span)
         } else {
@@ -115,8 +115,11 @@ impl Tree {
 
     /// Flags are fields.
     fn has_flag(&self, flag: &str) -> bool {
-        let field = flag.replace('-', "_");
-        [" ", "r#"].iter().any(|before| self.code.contains(&format!("{before}{field}: ")))
+        self.has_field(&flag.replace('-', "_"))
+    }
+
+    fn has_field(&self, name: &str) -> bool {
+        [" ", "r#"].iter().any(|before| self.code.contains(&format!("{before}{name}: ")))
     }
 }
 
