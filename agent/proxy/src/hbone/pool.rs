@@ -185,11 +185,12 @@ struct Tunnels {
 }
 
 impl Tunnels {
-    /// A place in the tunnel with the fewest streams.
+    /// A place in the fullest tunnel that has one: streams of one tunnel share records and system calls, and tunnels
+    /// that only a burst needed fall idle and end.
     fn place(&mut self) -> Option<Permit> {
         self.open.retain(|tunnel| !tunnel.usage.is_gone());
         let free = self.open.iter().filter(|tunnel| tunnel.has_room());
-        free.min_by_key(|tunnel| tunnel.usage.streams.get()).map(|tunnel| Permit::new(tunnel))
+        free.max_by_key(|tunnel| tunnel.usage.streams.get()).map(|tunnel| Permit::new(tunnel))
     }
 }
 
