@@ -267,6 +267,14 @@ impl Pool {
         });
     }
 
+    /// Tunnels that have streams.
+    #[cfg(test)]
+    pub(crate) fn busy(&self) -> usize {
+        let targets = self.0.borrow();
+        let open = targets.values().flat_map(|tunnels| &tunnels.open);
+        open.filter(|tunnel| tunnel.usage.idle_since().is_none()).count()
+    }
+
     /// Open tunnels.
     #[cfg(test)]
     pub(crate) fn open(&self) -> usize {

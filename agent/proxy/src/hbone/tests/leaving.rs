@@ -1,4 +1,4 @@
-//! Peers that go away, in good order and without.
+//! Tunnels over time: bursts, and peers that go away, in good order and without.
 
 use super::*;
 use crate::foreign::Foreign;
@@ -33,5 +33,22 @@ fn a_tunnel_whose_peer_goes_away_is_out_of_the_pool_before_anybody_asks() {
         assert_eq!(peer.ended(), 0, "its stream goes on");
         drop(stream);
         bed.until("the end of the tunnel", |_| peer.ended() == 1).await;
+    });
+}
+
+#[test]
+fn after_a_burst_streams_gather_in_one_tunnel() {
+    run(async {
+        let bed = Bed::new("b");
+        let _peer = Foreign::serve(&bed).await;
+        let addr = SocketAddr::new(bed.server_ip, 80);
+        let burst = futures_util::future::join_all((0..350).map(|_| open(&bed, addr))).await;
+        assert_eq!((bed.worker.tunnels.open(), bed.worker.tunnels.busy()), (4, 4));
+        drop(burst);
+        let mut few = Vec::new();
+        for _ in 0..5 {
+            few.push(open(&bed, addr).await.map_err(failure).unwrap());
+        }
+        assert_eq!((bed.worker.tunnels.open(), bed.worker.tunnels.busy()), (4, 1));
     });
 }
