@@ -69,7 +69,7 @@ pub(crate) fn build() -> Result<PathBuf> {
 fn files(profile: Profile) -> Result<PathBuf> {
     let weft = build_weft(profile)?;
     let plugin = build_plugin(profile)?;
-    let image = target_dir()?.join("image/root");
+    let image = target_dir()?.join("image/files");
     if image.exists() {
         fs::remove_dir_all(&image).with_context(|| format!("cannot empty {}", image.display()))?;
     }

@@ -12,7 +12,7 @@ fn the_dockerfile_makes_the_same_image() {
     for line in [
         format!("FROM rust:{release}-bookworm AS build"),
         "    apt-get update && cargo xtask image --files-only".to_owned(),
-        "COPY --from=build /weft/target/image/root/ /".to_owned(),
+        "COPY --from=build /weft/target/image/files/ /".to_owned(),
         format!("ENV {}", config["config"]["Env"][0].as_str().unwrap()),
         format!("ENTRYPOINT {entry_point}"),
     ] {
@@ -34,7 +34,7 @@ impl Drop for Folder {
 #[test]
 fn an_archive_depends_on_its_files_alone() {
     let folder = Folder(std::env::temp_dir().join(format!("weft-image-{}", std::process::id())));
-    let files = folder.0.join("root");
+    let files = folder.0.join("files");
     fs::create_dir_all(files.join("usr/bin")).unwrap();
     fs::write(files.join("usr/bin/weft"), "a program").unwrap();
     let archive = fs::read(pack(&files).unwrap()).unwrap();
