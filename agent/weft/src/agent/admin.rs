@@ -1,14 +1,11 @@
 //! What the running agent tells: status, dump, explain, readiness, metrics.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
 use serde::Serialize;
-use tokio::net::UnixListener;
 use weft_control::writer::Published;
 use weft_core::snapshot::{Membership, Workload};
 use weft_identity::CertStore;
@@ -262,46 +259,6 @@ pub(super) fn json(value: &impl Serialize) -> Answer {
         Ok(body) => text(StatusCode::OK, JSON, body),
         Err(error) => words(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
-}
-
-/// Binds a socket for ourselves alone (ruling 10). One that nobody serves any more is replaced.
-pub(super) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another agent answers at the admin socket {}", path.display());
-    }
-    replace(path)
-}
-
-/// The same in place of an agent that still serves those who have reached it.
-pub(super) fn replace(path: &Path) -> anyhow::Result<UnixListener> {
-    bind_in_place(path, |path| UnixListener::bind(path))
-}
-
-/// Binds a socket for ourselves alone and puts it in the place of another one, if there is any: whoever connects
-/// finds one of them at any time.
-pub(super) fn bind_in_place<T>(
-    path: &Path,
-    bind: impl FnOnce(&Path) -> std::io::Result<T>,
-) -> anyhow::Result<T> {
-    if let Some(parent) = path.parent() {
-        crate::controller::make_private_directory(parent)?;
-    }
-    let staged = path.with_extension("new");
-    match std::fs::remove_file(&staged) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error)
-                .with_context(|| format!("the old socket {} cannot be removed", staged.display()));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    // The mask makes the socket 0600 from its first moment.
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let listener = bind(&staged);
-    rustix::process::umask(before);
-    let listener = listener.with_context(|| format!("the socket {} cannot be made", path.display()))?;
-    std::fs::rename(&staged, path)
-        .with_context(|| format!("the socket {} cannot be made", path.display()))?;
-    Ok(listener)
 }
 
 #[cfg(test)]

@@ -1,5 +1,3 @@
-use std::os::unix::fs::PermissionsExt;
-
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -8,6 +6,7 @@ use weft_identity::{CaClient, IdentityError, SignedCertificate};
 
 use super::*;
 use crate::agent::http::serve_unix;
+use crate::agent::private_socket::claim;
 use crate::{config, logging};
 
 const MESH: &str = r"
@@ -55,7 +54,7 @@ impl Bed {
             log: logging::LogLevel::detached(),
             standing: Standing::default(),
         };
-        let listener = bind(&dir.path().join("admin.sock")).unwrap();
+        let listener = claim(&dir.path().join("admin.sock")).unwrap();
         tokio::spawn(serve_unix(listener, admin_handler(facts.clone())));
         Self { dir, facts, _source: source }
     }
@@ -72,17 +71,6 @@ impl Bed {
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
-}
-
-#[tokio::test]
-async fn the_socket_is_ours_alone_and_replaces_a_dead_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("admin.sock");
-    let first = bind(&path).unwrap();
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(bind(&path).is_err(), "somebody answers there");
-    drop(first);
-    assert!(bind(&path).is_ok(), "nobody answers there any more");
 }
 
 #[tokio::test]

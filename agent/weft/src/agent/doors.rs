@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::admin::{self, Facts};
+use super::admin::Facts;
 use super::beginning::Beginning;
-use super::http;
 use super::options::Options;
+use super::{http, private_socket};
 
 /// One address of the agent.
 struct Door {
@@ -49,7 +49,7 @@ impl Doors {
             (tcp, _) => tcp?,
         }
         if !is_occupied {
-            doors.serve_admin(admin::bind(&doors.admin)?);
+            doors.serve_admin(private_socket::claim(&doors.admin)?);
         }
         Ok(doors)
     }
@@ -58,7 +58,7 @@ impl Doors {
     pub(super) async fn open_rest(&mut self) -> anyhow::Result<()> {
         self.open_tcp().await?;
         if !self.is_admin {
-            self.serve_admin(admin::replace(&self.admin)?);
+            self.serve_admin(private_socket::replace(&self.admin)?);
         }
         Ok(())
     }

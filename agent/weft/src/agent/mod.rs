@@ -21,6 +21,7 @@ mod place;
 mod places;
 mod plan;
 mod pods_api;
+mod private_socket;
 mod scrape;
 mod standing;
 mod starting;

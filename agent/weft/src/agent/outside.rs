@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use weft_control::writer::Published;
 use weft_kernel::{CleanupReport, Datapath};
 
-use super::admin::{self, Facts};
+use super::admin::Facts;
 use super::cgroups::Kubelet;
 use super::cni::{self, Installation, Server};
 use super::handover::Keeper;
@@ -20,6 +20,7 @@ use super::options::Options;
 use super::places::Places;
 use super::pods_api::removal::OwnDaemonSet;
 use super::pods_api::{self, PodsApi};
+use super::private_socket;
 
 /// How long what is on its way to the API server may take when another agent takes over.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -73,7 +74,7 @@ impl Outside {
             self.tell_api_server(client, facts, changed.clone());
         }
         if let Some(socket) = options.cni.socket() {
-            let listener = admin::replace(&socket).context("weft-cni could not ask")?;
+            let listener = private_socket::replace(&socket).context("weft-cni could not ask")?;
             let server = Server {
                 config: facts.config.clone(),
                 state: facts.state.clone(),

@@ -11,11 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, connect,
-    listen, recvmsg, sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, connect,
+    recvmsg, sendmsg, socket_with,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::agent::private_socket::listen_in_place;
 
 /// Longest message, in bytes.
 const LONGEST: usize = 64 * 1024;
@@ -37,12 +39,7 @@ fn socket() -> io::Result<OwnedFd> {
 impl Listener {
     /// Listens at a path, for ourselves alone, in place of whoever did so before.
     pub(super) fn replace(path: &Path) -> anyhow::Result<Self> {
-        let listener = socket()?;
-        crate::agent::admin::bind_in_place(path, |path| {
-            bind(&listener, &SocketAddrUnix::new(path)?)?;
-            Ok(listen(&listener, 4)?)
-        })?;
-        Ok(Self(listener))
+        Ok(Self(listen_in_place(path, SocketType::SEQPACKET)?))
     }
 
     /// The next conversation with a process of ours.
