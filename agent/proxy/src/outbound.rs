@@ -246,7 +246,14 @@ async fn establish(
     known: Known<'_>,
     facts: &mut Facts,
 ) -> Result<Opened, Failure> {
-    let leg = Leg { pod, source, client: facts.client, original: facts.addressed, snapshot };
+    let leg = Leg {
+        pod,
+        source,
+        client: facts.client,
+        original: facts.addressed,
+        snapshot,
+        local: Cell::default(),
+    };
     let workload = &source.workload;
     let caller = Caller { workload, original: leg.original, labels: &workload.pod_labels };
     let decision = route_connection(snapshot, &caller, known.sni);
@@ -429,6 +436,7 @@ async fn one_endpoint(
                 client::open(worker, pod, &source.workload, destination, (candidate.addr, facts)).await?;
             let live = worker.live.connection(pod, None);
             let TunnelStream { stream, permit } = tunnel;
+            facts.upstream = Some((candidate.addr, permit.tunnel().local()));
             let upstream = Upstream::Tunnel(TunnelIo::new(stream), permit);
             let identities = (source.workload.identity.clone(), destination.identity.clone());
             let how = How::Tunnel(identities.0, identities.1);

@@ -179,6 +179,7 @@ async fn dial(worker: &Rc<Worker>, pod: &Arc<Pod>, target: &Target) -> Result<Tu
     let Dialled { stream, lease } = net::dial(pod, peer, Purpose::Tunnel, config.connect_timeout)
         .await
         .map_err(|error| fail("UF", "connect", &error))?;
+    let local = stream.local_addr().ok();
     let secured = timeout(config.handshake_timeout, tls::connect(stream, client, target.peer))
         .await
         .map_err(|_| fail("TLS_FAILURE", "tls", &"the TLS handshake took too long"))?
@@ -190,7 +191,7 @@ async fn dial(worker: &Rc<Worker>, pod: &Arc<Pod>, target: &Target) -> Result<Tu
         .await
         .map_err(|_| http2_failure(&"the HTTP/2 preface took too long"))?
         .map_err(|error| http2_failure(&error))?;
-    let usage = Usage::new();
+    let usage = Usage::new(local);
     if let Some(pings) = connection.ping_pong() {
         let keepalive = Keepalive::new(pings, config.tunnel_idle);
         let driver = Driver { connection, lanes: lanes.clone(), keepalive, usage: usage.clone(), lease };

@@ -34,6 +34,8 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) struct Usage {
     born: Instant,
+    /// Our address on the connection to the peer.
+    local: Option<SocketAddr>,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     gone: Cell<bool>,
@@ -42,16 +44,22 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// No stream yet.
-    pub(crate) fn new() -> Rc<Self> {
+    /// No stream yet, on a connection from `local`.
+    pub(crate) fn new(local: Option<SocketAddr>) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             born: now,
+            local,
             streams: Cell::new(0),
             idle_since: Cell::new(now),
             gone: Cell::new(false),
             leaving: Notify::new(),
         })
+    }
+
+    /// From where the peer was dialled.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        self.local
     }
 
     /// No new streams from now on.

@@ -78,6 +78,7 @@ pub(crate) async fn exchange(
         client: outbound.client,
         original: outbound.original,
         snapshot: &snapshot,
+        local: Cell::default(),
     };
     // Boxed: it is handed on several times, and would be moved each time.
     let asked = Box::new(Outward {

@@ -227,10 +227,12 @@ pub(crate) async fn forward(
         }
         Tried::Failed(error) => {
             out.record.upstream = error.endpoint;
+            out.record.upstream_local = out.leg.local.get();
             Ok(out.record.reply(failure::reply(*error, attempt > 1)))
         }
         Tried::TimedOut { per_try } => {
             out.record.upstream = tried.last().copied();
+            out.record.upstream_local = out.leg.local.get();
             Ok(out.record.reply(failure::timeout(per_try)))
         }
     }
@@ -308,7 +310,10 @@ pub(crate) async fn pass_through(
     let worker = out.downstream.worker.clone();
     match upstream::send_to(&worker, &out.leg, endpoint, &path, call, out.protocol).await {
         Ok(sent) => answer(out, sent, None),
-        Err(error) => Ok(out.record.reply(failure::reply(error, false))),
+        Err(error) => {
+            out.record.upstream_local = out.leg.local.get();
+            Ok(out.record.reply(failure::reply(error, false)))
+        }
     }
 }
 
@@ -326,6 +331,7 @@ fn answer(
     let record = &mut out.record;
     record.route = route;
     record.upstream = Some(endpoint);
+    record.upstream_local = out.leg.local.get();
     record.ends.destination = workload.as_ref().map(|workload| workload.labels.clone());
     record.ends.destination_principal = match route {
         Route::Node | Route::Hbone => workload.as_ref().map(|workload| workload.labels.principal.clone()),

@@ -126,6 +126,7 @@ struct Asked<'a> {
     arrival: &'a Arrival,
     snapshot: &'a Arc<Snapshot>,
     local: &'a Arc<LocalWorkload>,
+    from: &'a Cell<Option<SocketAddr>>,
     message: Message,
     call: Box<Call>,
     record: Box<Record>,
@@ -169,7 +170,8 @@ pub(crate) async fn arrived(
     let body = call.take_body();
     let upload = Upload::new(body, || record.received(), (false, downstream.http2), record.began());
     record.upload(&upload);
-    let going = Asked { worker, arrival, snapshot: &snapshot, local, message, call, record };
+    let from = Cell::default();
+    let going = Asked { worker, arrival, snapshot: &snapshot, local, from: &from, message, call, record };
     let delivered = match deliver(going, &upload, protocol).await {
         Ok(delivered) => delivered,
         Err(Refused::Reply(response)) => return Ok(response),
@@ -235,7 +237,16 @@ pub(crate) async fn serve_local(
     };
     let upload = Upload::new(call.take_body(), || record.received(), (false, true), record.began());
     record.upload(&upload);
-    let going = Asked { worker, arrival: &arrival, snapshot: leg.snapshot, local, message, call, record };
+    let going = Asked {
+        worker,
+        arrival: &arrival,
+        snapshot: leg.snapshot,
+        local,
+        from: &leg.local,
+        message,
+        call,
+        record,
+    };
     match deliver(going, &upload, protocol).await {
         Ok(Delivered { response, record }) => {
             let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -283,7 +294,7 @@ async fn deliver(
             return Err(Refused::Close);
         }
     };
-    let Asked { worker, arrival, local, message, mut call, mut record, .. } = going;
+    let Asked { worker, arrival, local, from, message, mut call, mut record, .. } = going;
     vouch(worker, &mut call.parts, arrival, local);
     address(&mut call.parts, message.target(), message.authority());
     let application = Application {
@@ -291,9 +302,12 @@ async fn deliver(
         local,
         client: arrival.client.ip(),
         destination: arrival.destination,
+        from,
     };
     call.body = body.into();
-    match upstream::application(worker, &application, call, protocol).await {
+    let answered = upstream::application(worker, &application, call, protocol).await;
+    record.upstream_local = from.get();
+    match answered {
         Ok(mut response) => {
             let time = record.answered(response.status().as_u16(), response.headers());
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -124,6 +124,7 @@ pub(crate) async fn call(
         client: SocketAddr::new(*client, 0),
         original: SocketAddr::new(vip, cluster.port),
         snapshot,
+        local: Cell::default(),
     };
     let mut tried = SmallVec::new();
     // Boxed by type: to reach the cluster may mean to ask policy again.

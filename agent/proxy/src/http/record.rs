@@ -123,6 +123,8 @@ pub(crate) struct Record {
     pub(crate) pods: [Option<Arc<Workload>>; 2],
     /// Where it went.
     pub(crate) upstream: Option<SocketAddr>,
+    /// From where.
+    pub(crate) upstream_local: Option<SocketAddr>,
     /// L-4.
     pub(crate) cluster: Option<Arc<str>>,
     /// The rule's name.
@@ -181,6 +183,7 @@ impl Record {
             ends,
             pods: [None, None],
             upstream: None,
+            upstream_local: None,
             cluster: None,
             route_name: None,
             flags: Flags::default(),
@@ -407,7 +410,7 @@ impl Record {
             authority: authority.or_else(|| self.head.authority.as_ref().map(text)),
             upstream_host: self.upstream,
             upstream_cluster: cluster,
-            upstream_local: None,
+            upstream_local: self.upstream_local,
             downstream_local: self.addresses.addressed,
             downstream_remote: self.addresses.client,
             requested_server_name: None,

@@ -98,9 +98,7 @@ fn an_http1_client_reaches_an_http2_server_and_the_other_way_round() {
 fn the_case_of_header_names_is_kept() {
     run(async {
         let bed = Bed::new("a");
-        let (listener, addr) = bed.application().await;
-        let app = App { addr, seen: Rc::default(), connections: Rc::default() };
-        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let (mesh, listener) = Mesh::near_socket(bed).await;
         let server = async {
             let mut stream = listener.accept().await.unwrap().0;
             let mut head = vec![0; 4096];

@@ -261,9 +261,7 @@ fn the_timeout_covers_the_whole_answer() {
 fn an_upstream_that_resets_is_answered_for_or_passed_on() {
     run(async {
         let bed = Bed::new("a");
-        let (listener, addr) = bed.application().await;
-        let app = App { addr, seen: Rc::default(), connections: Rc::default() };
-        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let (mesh, listener) = Mesh::near_socket(bed).await;
         tokio::task::spawn_local(async move {
             for answer in [&b""[..], b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"] {
                 let mut stream = listener.accept().await.unwrap().0;

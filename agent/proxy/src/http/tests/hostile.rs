@@ -75,6 +75,14 @@ fn crumbs_of_cookies_reach_an_http1_application_as_one_line() {
     });
 }
 
+/// Answers one request with these bytes, and leaves its connection open.
+async fn answer_once(listener: &TcpListener, answer: &[u8]) -> TcpStream {
+    let mut stream = listener.accept().await.unwrap().0;
+    assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+    stream.write_all(answer).await.unwrap();
+    stream
+}
+
 /// A server that says two lengths: only the one that was read is passed on.
 #[test]
 fn an_answer_of_two_lengths_has_one_afterwards() {
@@ -82,18 +90,10 @@ fn an_answer_of_two_lengths_has_one_afterwards() {
         for node in ["a", "b"] {
             let bed = Bed::new(node);
             bed.serve_tunnels();
-            let (listener, addr) = bed.application().await;
-            let app = App { addr, seen: Rc::default(), connections: Rc::default() };
-            let mesh = Mesh::near(bed, &app, PortProtocol::Http);
-            let server = async {
-                let mut stream = listener.accept().await.unwrap().0;
-                let mut head = vec![0; 4096];
-                assert!(stream.read(&mut head).await.unwrap() > 0);
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-                stream.write_all(answer).await.unwrap();
-                stream
-            };
-            let (_stream, reply) = futures_util::future::join(server, mesh.get("/")).await;
+            let (mesh, listener) = Mesh::near_socket(bed).await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+            let (_stream, reply) =
+                futures_util::future::join(answer_once(&listener, answer), mesh.get("/")).await;
             assert_eq!((reply.body.as_str(), reply.header("content-length")), ("hello", None), "{node}");
         }
     });
@@ -106,17 +106,10 @@ fn an_application_that_switches_unasked_is_refused_on_either_side() {
         for (node, side) in [("a", "outbound|"), ("b", "inbound|")] {
             let bed = Bed::new(node);
             bed.serve_tunnels();
-            let (listener, addr) = bed.application().await;
-            let app = App { addr, seen: Rc::default(), connections: Rc::default() };
-            let mesh = Mesh::near(bed, &app, PortProtocol::Http);
-            let server = async {
-                let mut stream = listener.accept().await.unwrap().0;
-                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
-                let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-                stream.write_all(answer).await.unwrap();
-                stream
-            };
-            let (_stream, reply) = futures_util::future::join(server, mesh.get("/")).await;
+            let (mesh, listener) = Mesh::near_socket(bed).await;
+            let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+            let (_stream, reply) =
+                futures_util::future::join(answer_once(&listener, answer), mesh.get("/")).await;
             assert_eq!(reply.status, 502, "{node}");
             mesh.logged("upstream_switched_protocols_unasked").await;
             assert!(mesh.bed.log().contains(side), "{node}: who sees it first refuses: {}", mesh.bed.log());

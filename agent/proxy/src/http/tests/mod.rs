@@ -176,6 +176,13 @@ impl Mesh {
         Self { bed, vip }
     }
 
+    /// The same in front of a bare socket.
+    async fn near_socket(bed: Bed) -> (Self, TcpListener) {
+        let (listener, addr) = bed.application().await;
+        let app = App { addr, seen: Rc::default(), connections: Rc::default() };
+        (Self::near(bed, &app, PortProtocol::Http), listener)
+    }
+
     async fn dial(&self) -> TcpStream {
         connect_from(self.bed.client_ip, self.vip).await.unwrap()
     }

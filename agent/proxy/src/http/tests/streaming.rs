@@ -165,9 +165,7 @@ fn trailers_of_grpc_arrive_and_are_counted() {
 async fn asked_first(node: &str, first: &'static [u8]) -> (String, Vec<u8>) {
     let bed = Bed::new(node);
     bed.serve_tunnels();
-    let (listener, addr) = bed.application().await;
-    let app = App { addr, seen: Rc::default(), connections: Rc::default() };
-    let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+    let (mesh, listener) = Mesh::near_socket(bed).await;
     let server = async {
         let mut stream = listener.accept().await.unwrap().0;
         let mut head = vec![0; 4096];
@@ -220,9 +218,7 @@ fn an_application_decides_whether_it_wants_the_body() {
 fn answers_without_a_body_keep_what_they_say_about_it() {
     run(async {
         let bed = Bed::new("a");
-        let (listener, addr) = bed.application().await;
-        let app = App { addr, seen: Rc::default(), connections: Rc::default() };
-        let mesh = Mesh::near(bed, &app, PortProtocol::Http);
+        let (mesh, listener) = Mesh::near_socket(bed).await;
         tokio::task::spawn_local(async move {
             let mut stream = listener.accept().await.unwrap().0;
             for answer in [

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub(super) struct Usage {
     served: Cell<u32>,
     idle_since: Cell<Instant>,
     born: Instant,
+    /// Our address.
+    local: Option<SocketAddr>,
     idle_timeout: Cell<Option<Duration>>,
     max_age: Cell<Option<Duration>>,
     /// What carries it goes away: it ends with the requests that are under way.
@@ -45,13 +48,14 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    fn new(slot: Option<Slot>, settings: &Settings) -> Rc<Self> {
+    fn new(slot: Option<Slot>, settings: &Settings, local: Option<SocketAddr>) -> Rc<Self> {
         let now = Instant::now();
         Rc::new(Self {
             streams: Cell::new(0),
             served: Cell::new(0),
             idle_since: Cell::new(now),
             born: now,
+            local,
             idle_timeout: Cell::new(settings.idle_timeout),
             max_age: Cell::new(settings.max_age),
             leaving: Cell::new(false),
@@ -59,6 +63,11 @@ impl Usage {
             ticket: slot.map(Ticket::new),
             until_closed: RefCell::new(None),
         })
+    }
+
+    /// From where its endpoint was dialled.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        self.local
     }
 
     /// A request begins.
@@ -140,7 +149,7 @@ pub(super) async fn single(
 ) -> Result<Single, Failure> {
     let opened = open(worker, dial).await?;
     let (sender, mut own) = connect(opened.wire);
-    let usage = Usage::new(slot, settings);
+    let usage = Usage::new(slot, settings, opened.local);
     let rest = Rest { held: opened.held, closed: opened.closed, usage: usage.clone() };
     drive(worker, pool, move |cx| own.poll(cx), rest);
     Ok(Single { sender, usage })
@@ -153,11 +162,11 @@ pub(super) async fn shared(
     dial: &Dial,
     (slot, settings): (Option<Slot>, &Settings),
 ) -> Result<Shared, Failure> {
-    let Opened { wire, held, closed } = open(worker, dial).await?;
+    let Opened { wire, local, held, closed } = open(worker, dial).await?;
     let (sender, mut driver) = http2::handshake(wire, settings.pings).await.map_err(|error| {
         Failure::new("UF", "http", format!("{} does not speak HTTP/2: {error}", dial.endpoint))
     })?;
-    let usage = Usage::new(slot, settings);
+    let usage = Usage::new(slot, settings, local);
     drive(worker, pool, move |cx| driver.poll(cx), Rest { held, closed, usage: usage.clone() });
     Ok(Shared { sender, usage })
 }

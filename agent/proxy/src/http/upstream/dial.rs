@@ -100,6 +100,8 @@ impl Dial {
 pub(super) struct Opened {
     /// The connection.
     pub(super) wire: Wire,
+    /// Our address on it; a tunnel's is that on the connection to its peer, which is what Envoy sees of its own.
+    pub(super) local: Option<SocketAddr>,
     /// What it occupies.
     pub(super) held: Held,
     /// Told when the connection is closed, whoever has it then.
@@ -109,7 +111,12 @@ pub(super) struct Opened {
 impl Opened {
     fn of((transport, held): (Transport, Held)) -> Self {
         let (alive, closed) = oneshot::channel();
-        Self { wire: Wire { transport, _alive: alive }, held, closed }
+        let local = match &transport {
+            Transport::Tcp(stream) => stream.local_addr().ok(),
+            Transport::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+            Transport::Tunnel(_) => held.tunnel().and_then(|tunnel| tunnel.local()),
+        };
+        Self { wire: Wire { transport, _alive: alive }, local, held, closed }
     }
 }
 

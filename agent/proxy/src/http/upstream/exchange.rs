@@ -1,5 +1,6 @@
 //! One request on its connection: sends it, and keeps account of it until the body of the answer has ended.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -102,6 +103,15 @@ impl Exchange {
             Carrier::Node(_) => None,
         };
         Self { permit, active, carrier, home, using }
+    }
+
+    /// From where the request is sent.
+    pub(super) fn local(&self) -> Option<SocketAddr> {
+        match &self.carrier {
+            Carrier::Single(connection) => connection.usage.local(),
+            Carrier::Shared(connection) => connection.usage.local(),
+            Carrier::Node(_) => None,
+        }
     }
 
     /// The answer has ended as it should.

@@ -22,6 +22,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -71,6 +72,9 @@ pub(crate) struct Leg<'a> {
     pub(crate) original: SocketAddr,
     /// The configuration of this request.
     pub(crate) snapshot: &'a Arc<Snapshot>,
+    /// From where the request was sent last: known once there is a connection for it, whatever comes after that.
+    /// For an application of this node it is the address that the application sees.
+    pub(crate) local: Cell<Option<SocketAddr>>,
 }
 
 impl Leg<'_> {
@@ -294,7 +298,8 @@ pub(crate) async fn send_to(
     let sent = match path {
         Path::SameNode(local) => Box::pin(serve_local(worker, leg, local, (endpoint, protocol), call)).await,
         Path::Hbone(_) | Path::Plaintext => {
-            outside_clusters(worker, &dial, &Settings::of(&pool), call, protocol).await
+            let settings = Settings::of(&pool);
+            outside_clusters(worker, (&dial, &leg.local), &settings, call, protocol).await
         }
     };
     let response = sent.map_err(|error| error.at(endpoint))?;
@@ -316,6 +321,8 @@ pub(crate) struct Application<'a> {
     pub(crate) client: IpAddr,
     /// Where the application listens.
     pub(crate) destination: SocketAddr,
+    /// From where the request was sent, as [`Leg::local`].
+    pub(crate) from: &'a Cell<Option<SocketAddr>>,
 }
 
 /// Sends a request to an application of this node. Nobody is asked whether that is allowed.
@@ -344,7 +351,7 @@ pub(crate) async fn application(
         keepalive: None,
     };
     let settings = Settings::of(&ConnectionPool::default());
-    let sent = outside_clusters(worker, &dial, &settings, call, protocol).await;
+    let sent = outside_clusters(worker, (&dial, to.from), &settings, call, protocol).await;
     sent.map_err(|error| error.at(to.destination))
 }
 
@@ -393,6 +400,7 @@ async fn in_cluster(
 ) -> Result<Response<Body>, SendError> {
     let counters = &admission.cluster.counters;
     let node = matches!(path, Path::SameNode(_));
+    leg.local.set(None);
     let mut exchange = match admission.enter(node, Active::new(&admission.host.host)).await {
         Ok(exchange) => exchange,
         Err(Overflow::Limit(detail)) => {
@@ -407,6 +415,7 @@ async fn in_cluster(
         }
     };
     counters.count(ClusterEvent::Request);
+    leg.local.set(exchange.local());
     let response = match path {
         Path::SameNode(local) => {
             let to = (admission.dial.endpoint, admission.protocol);
@@ -426,7 +435,7 @@ async fn in_cluster(
 /// Sends without limits, over the connections that belong to no cluster.
 async fn outside_clusters(
     worker: &Rc<Worker>,
-    dial: &Dial,
+    (dial, from): (&Dial, &Cell<Option<SocketAddr>>),
     settings: &Settings,
     mut call: Box<Call>,
     protocol: UpstreamProtocol,
@@ -448,6 +457,7 @@ async fn outside_clusters(
     };
     let home = Home { worker: worker.clone(), pool, cluster: None, settings: *settings };
     let mut exchange = Exchange::new(None, None, carrier, home);
+    from.set(exchange.local());
     shape(&mut call.parts, protocol);
     let response = exchange.send(call).await?;
     Ok(exchange.attach(response, None))

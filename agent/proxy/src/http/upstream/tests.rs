@@ -205,6 +205,7 @@ impl Client {
             client: SocketAddr::new(self.bed.client_ip, 40000),
             original: SocketAddr::from(([10, 96, 0, 1], 80)),
             snapshot: &self.snapshot,
+            local: Cell::default(),
         }
     }
 
