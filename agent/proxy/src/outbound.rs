@@ -3,6 +3,7 @@
 //! The way is open before a byte of the client is read, so protocols in which the server speaks first work,
 //! and another endpoint can still be tried when one fails.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;

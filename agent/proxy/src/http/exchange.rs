@@ -1,5 +1,6 @@
 //! One request of a pod: the client's side decides where it goes, what is changed, and what becomes of failures.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The server's side of a request: who asks, with what tokens, and whether policy lets it reach the application.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;

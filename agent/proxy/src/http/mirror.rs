@@ -1,5 +1,6 @@
 //! Mirrors: the same request to somebody whose answer nobody waits for (V-27, E29).
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 

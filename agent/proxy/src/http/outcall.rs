@@ -3,6 +3,7 @@
 //! What is a host of the mesh is asked in the name of the pod for whose sake it is asked; everything else from
 //! the agent's own network.
 
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path as FilePath;
 use std::rc::Rc;

@@ -309,11 +309,22 @@ fn an_application_sees_its_clients_and_each_has_connections_of_its_own() {
             let bed = &client.bed;
             let backend = Backend::new(bed.server_ip, protocol).await;
             let local = client.snapshot.local_workload(&name("server")).unwrap();
+            let mut sources = Vec::new();
             for ip in [bed.client_ip, bed.other_ip, bed.client_ip, bed.other_ip] {
-                let to = Application { pod: &bed.server, local, client: ip, destination: backend.addr };
+                let from = Cell::default();
+                let to = Application {
+                    pod: &bed.server,
+                    local,
+                    client: ip,
+                    destination: backend.addr,
+                    from: &from,
+                };
                 let response = application(&bed.worker, &to, get().into(), protocol).await.unwrap();
                 assert_eq!(read(response.into_body()).await, "hello");
+                assert_eq!(from.get().map(|from| from.ip()), Some(ip));
+                sources.push(from.get());
             }
+            assert_eq!(sources[..2], sources[2..], "of the connection, not of the request");
             assert_eq!((backend.requests.get(), backend.connections.get()), (4, 2), "{protocol:?}");
             assert_eq!(*backend.peers.borrow(), HashSet::from([bed.client_ip, bed.other_ip]));
         }
