@@ -41,7 +41,8 @@ pub(crate) fn send((out, call): (&Outward<'_>, &Call), upload: &Upload, mirrored
     let (client, original) = (out.leg.client, out.leg.original);
     let task = worker.clone();
     worker.spawn(async move {
-        let leg = Leg { pod: &pod, source: &source, client, original, snapshot: &snapshot, local: Cell::default() };
+        let leg =
+            Leg { pod: &pod, source: &source, client, original, snapshot: &snapshot, local: Cell::default() };
         let mut tried = SmallVec::new();
         let whole = async {
             let sent = upstream::send(&task, &leg, &mirrored.cluster, (None, &mut tried), call, protocol);

@@ -1,5 +1,7 @@
 //! What metrics and access log say about requests.
 
+use std::net::SocketAddr;
+
 use serde_json::Value;
 use weft_netns_tests::eventually;
 
@@ -74,6 +76,12 @@ fn the_access_log_has_istios_keys() {
         assert_eq!(inbound["source_principal"], "spiffe://cluster.local/ns/shop/sa/client", "{inbound}");
         assert_eq!(inbound["destination_pod"], format!("shop/{service}"), "{inbound}");
         assert_eq!(inbound["mesh_path"], path, "{inbound}");
+        let client = site.mesh.pod("client").ipv4().to_string();
+        for line in [&outbound, &inbound] {
+            let local: SocketAddr = line["upstream_local_address"].as_str().unwrap().parse().unwrap();
+            assert_eq!(local.ip().to_string(), client, "a tunnel begins in the client's pod as well: {line}");
+            assert_ne!(local.port(), 0, "{line}");
+        }
     }
 }
 
