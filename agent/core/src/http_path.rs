@@ -24,14 +24,14 @@ pub enum BadPath {
 ///
 /// Targets that cannot be normalised are to be answered with 400.
 pub fn normalise(level: Option<PathNormalization>, target: &str) -> Result<Cow<'_, str>, BadPath> {
-    if target.contains('#') {
+    if target.bytes().any(|byte| byte == b'#') {
         return Err(BadPath::Fragment);
     }
     if target.starts_with('?') {
         // `GET http://host?query`: an empty path is the root (RFC 9110 4.2.3), which the application gets.
         return Ok(Cow::Owned(format!("/{target}")));
     }
-    let (path, query) = match target.find('?') {
+    let (path, query) = match target.bytes().position(|byte| byte == b'?') {
         Some(at) => target.split_at(at),
         None => (target, ""),
     };
@@ -72,9 +72,16 @@ impl Steps {
 
     /// Whether anything in the path could change; most paths are copied nowhere.
     fn change(self, path: &str) -> bool {
-        let pairs = path.as_bytes().windows(2);
-        path.bytes().any(|byte| matches!(byte, b'%' | b'\\'))
-            || pairs.into_iter().any(|pair| pair == b"/." || (self.merge_slashes && pair == b"//"))
+        let mut before = b' ';
+        path.bytes().any(|byte| {
+            let after_slash = std::mem::replace(&mut before, byte) == b'/';
+            match byte {
+                b'%' | b'\\' => true,
+                b'.' => after_slash,
+                b'/' => after_slash && self.merge_slashes,
+                _ => false,
+            }
+        })
     }
 
     /// Decodes what may be decoded and turns `\` into `/`.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use self::index::Index;
+use self::index::{Index, RuleId};
 use self::keys::Reads;
 pub(crate) use self::matcher::{Subject, TrustDomains};
 use crate::resource::{AuthorizationPolicy, Condition, PolicyAction, Rule, Source};
@@ -57,6 +57,8 @@ impl Class {
 }
 
 const CLASSES: usize = 8;
+/// As many rules are asked without a look at the index.
+const FEW: usize = 3;
 
 /// A rule that matched, with its policy.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +98,14 @@ impl RuleIndex {
         let index = Index::new(reads, evaluable().map(|(_, rule)| rule));
         Self { rules, index }
     }
+
+    /// The rules that may match, in order. Of a few each is asked: that costs less than to find out.
+    fn candidates(&self, subject: &Subject<'_>) -> impl Iterator<Item = RuleId> {
+        let few = self.rules.len() <= FEW;
+        let all = if few { 0..self.rules.len() as RuleId } else { 0..0 };
+        let indexed = (!few).then(|| self.index.candidates(subject));
+        all.chain(indexed.into_iter().flatten())
+    }
 }
 
 impl ClassIndex {
@@ -110,7 +120,7 @@ impl ClassIndex {
     fn candidates<'p>(&'p self, subject: &Subject<'_>) -> impl Iterator<Item = Hit<'p>> {
         let requests = self.requests.as_ref().filter(|_| subject.is_request());
         let of = requests.unwrap_or(&self.connections);
-        of.index.candidates(subject).filter_map(|id| {
+        of.candidates(subject).filter_map(|id| {
             let (policy, rule) = of.rules.get(id as usize)?;
             Some(Hit { policy: self.policies.get(*policy as usize)?, rule: *rule as usize })
         })

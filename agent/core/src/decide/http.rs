@@ -7,7 +7,7 @@ mod cache;
 mod clusters;
 mod cors;
 mod fault;
-mod fields;
+pub(crate) mod fields;
 mod format;
 mod forward;
 mod hash;

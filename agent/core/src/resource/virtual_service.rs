@@ -169,6 +169,13 @@ pub struct HeaderChanges {
     pub remove: Vec<Arc<str>>,
 }
 
+impl HeaderChanges {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+}
+
 /// `redirect` (V-18).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName};
 use smallvec::SmallVec;
 
 use super::matcher::{holds, string};
-use crate::decide::http::Request;
+use crate::decide::http::{Request, fields};
 use crate::decide::request_authentication::{Authentication, Claim};
 use crate::resource::{HttpKey, Match, Operation, PathMatch, StringMatch};
 
@@ -29,7 +29,7 @@ impl<'a> HttpSubject<'a> {
             true => Cow::Owned(request.authority.to_ascii_lowercase()),
             false => Cow::Borrowed(request.authority),
         };
-        let path = request.target.split(['?', '#']).next().unwrap_or_default();
+        let path = fields::path(request.target);
         Self { request, authentication, host, path }
     }
 

@@ -344,8 +344,8 @@ impl Keys {
         let mut found = Found::new();
         let connection = subject.connection;
         self.add_identity(subject, &mut found);
-        self.add_address(Side::Source, connection.source_ip, &mut found);
-        self.add_address(Side::Remote, subject.remote_ip, &mut found);
+        self.add_address(Side::Source, || connection.source_ip, &mut found);
+        self.add_address(Side::Remote, || subject.remote_ip(), &mut found);
         if self.shape.ports {
             found.push(self.hasher.hash_one((KeyKind::Port, &connection.destination.port())));
         }
@@ -424,8 +424,12 @@ impl Keys {
         }
     }
 
-    fn add_address(&self, side: Side, ip: IpAddr, found: &mut Found) {
+    fn add_address(&self, side: Side, ip: impl FnOnce() -> IpAddr, found: &mut Found) {
         let Some(shape) = self.shape.nets.get(side as usize) else { return };
+        if shape.v4_lengths.is_empty() && shape.v6_lengths.is_empty() {
+            return;
+        }
+        let ip = ip();
         let lengths = match ip {
             IpAddr::V4(_) => &shape.v4_lengths,
             IpAddr::V6(_) => &shape.v6_lengths,

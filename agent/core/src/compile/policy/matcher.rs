@@ -69,15 +69,25 @@ pub(crate) struct Subject<'a> {
     trust_domains: &'a TrustDomains,
     /// Made when a rule first asks for them.
     principals: OnceCell<SmallVec<[String; 1]>>,
-    /// The client behind proxies (AP-8); the direct peer without HTTP.
-    pub(super) remote_ip: IpAddr,
+    /// Read when a rule first asks for it.
+    remote_ip: OnceCell<IpAddr>,
+    trusted_proxies: u32,
     pub(super) http: Option<HttpSubject<'a>>,
 }
 
 impl<'a> Subject<'a> {
     pub(crate) fn new(connection: &'a InboundConnection<'a>, trust_domains: &'a TrustDomains) -> Self {
-        let remote_ip = connection.source_ip;
-        Self { connection, trust_domains, principals: OnceCell::new(), remote_ip, http: None }
+        let (principals, remote_ip) = (OnceCell::new(), OnceCell::new());
+        Self { connection, trust_domains, principals, remote_ip, trusted_proxies: 0, http: None }
+    }
+
+    /// The client behind proxies (AP-8); the direct peer without HTTP.
+    pub(super) fn remote_ip(&self) -> IpAddr {
+        let peer = self.connection.source_ip;
+        *self.remote_ip.get_or_init(|| match &self.http {
+            Some(http) => remote_ip(http.request.headers, peer, self.trusted_proxies),
+            None => peer,
+        })
     }
 
     /// The principal under every name that a policy may use for it.
@@ -94,9 +104,8 @@ impl<'a> Subject<'a> {
         trusted_proxies: u32,
     ) -> Self {
         let InboundRequest { connection, request, authentication } = request;
-        let remote_ip = remote_ip(request.headers, connection.source_ip, trusted_proxies);
         let http = Some(HttpSubject::new(request, authentication));
-        Self { remote_ip, http, ..Self::new(connection, trust_domains) }
+        Self { trusted_proxies, http, ..Self::new(connection, trust_domains) }
     }
 
     /// Whether it is a request, not just a connection.
@@ -130,7 +139,7 @@ impl<'a> Subject<'a> {
             && holds(namespaces, |pattern| self.namespace(pattern))
             && holds(service_accounts, |account| self.service_account(account))
             && holds(ip_blocks, |block| self.source_ip(block))
-            && holds(remote_ip_blocks, |block| block.contains(&self.remote_ip))
+            && holds(remote_ip_blocks, |block| block.contains(&self.remote_ip()))
             && self.http.as_ref().is_none_or(|http| http.request_principals(request_principals))
     }
 
@@ -143,7 +152,7 @@ impl<'a> Subject<'a> {
         let identity = self.connection.identity;
         match condition {
             Condition::SourceIp(blocks) => holds(blocks, |block| self.source_ip(block)),
-            Condition::RemoteIp(blocks) => holds(blocks, |block| block.contains(&self.remote_ip)),
+            Condition::RemoteIp(blocks) => holds(blocks, |block| block.contains(&self.remote_ip())),
             Condition::SourceNamespace(values) => holds(values, |pattern| self.namespace(pattern)),
             Condition::SourcePrincipal(values) => holds(values, |pattern| self.principal(pattern)),
             Condition::SourceServiceAccount(values) => holds(values, |account| self.service_account(account)),

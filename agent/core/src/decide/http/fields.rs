@@ -5,6 +5,9 @@ use smallvec::SmallVec;
 
 use super::Request;
 
+/// Up to so many fields a look at all of them costs less than the search for one.
+const FEW_FIELDS: usize = 16;
+
 /// Header values, one for each line (E9).
 pub(crate) type Values<'a> = smallvec::IntoIter<[&'a [u8]; 2]>;
 
@@ -20,13 +23,24 @@ pub(crate) fn values<'a>(request: &Request<'a>, name: &str) -> Values<'a> {
     }
 }
 
+/// Whether any of those values is accepted.
+pub(crate) fn any(request: &Request<'_>, name: &str, accept: impl Fn(&[u8]) -> bool) -> bool {
+    let is_plain = !name.starts_with(':') && name != "host";
+    if !is_plain || request.headers.len() > FEW_FIELDS {
+        return values(request, name).any(accept);
+    }
+    let mut fields = request.headers.iter();
+    fields.any(|(field, value)| field.as_str() == name && accept(value.as_bytes()))
+}
+
 fn lines<'a>(headers: &'a HeaderMap, name: &str) -> SmallVec<[&'a [u8]; 2]> {
     headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect()
 }
 
 /// The path without query and fragment (V-5).
 pub(crate) fn path(target: &str) -> &str {
-    target.split(['?', '#']).next().unwrap_or_default()
+    let end = target.bytes().position(|byte| matches!(byte, b'?' | b'#'));
+    end.and_then(|end| target.get(..end)).unwrap_or(target)
 }
 
 /// The query without `?`; `None` where there is none.

@@ -38,7 +38,9 @@ pub(super) fn normal(authority: &str) -> Cow<'_, str> {
 
 /// The Service that a host names for clients of `namespace`, where it has the port that the client dialled.
 pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: SocketAddr) -> Option<Named> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
+    if may_be_address(host)
+        && let Ok(ip) = host.parse::<IpAddr>()
+    {
         return by_address(snapshot, namespace, ip.to_canonical(), original);
     }
     if let Some(service) = by_name(snapshot, namespace, host) {
@@ -48,6 +50,11 @@ pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: S
     let (_, of) = host.split_once('.')?;
     let service = by_name(snapshot, namespace, of).filter(|service| service.vips.is_empty())?;
     with_port(service, original)
+}
+
+/// Names begin with a letter as a rule: that is seen sooner than that they are no address.
+fn may_be_address(host: &str) -> bool {
+    host.starts_with(|first: char| first.is_ascii_digit()) || host.bytes().any(|byte| byte == b':')
 }
 
 fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'s Arc<CompiledService>> {

@@ -138,7 +138,7 @@ fn request_mismatch<'m>(scope: &Scope<'_>, entry: &'m CompiledMatch) -> Option<F
 fn list_mismatch<'m>(request: &Request<'_>, entry: &'m CompiledMatch) -> Option<Field<'m>> {
     for (name, pattern) in &entry.headers {
         // Each value by itself (E9).
-        if !fields::values(request, name).any(|value| pattern.matches(value)) {
+        if !fields::any(request, name, |value| pattern.matches(value)) {
             return Some(Field::Header(name));
         }
     }

@@ -32,6 +32,10 @@ pub fn prepare(
 ) -> Outgoing {
     let Some(applied) = &decision.applied else { return Outgoing::default() };
     let rule = &applied.rule;
+    let changes = |headers: &HeaderOperations| !(headers.request.is_empty() && headers.response.is_empty());
+    if rule.rewrite.is_none() && !changes(&rule.headers) && !changes(&target.headers) {
+        return Outgoing::default();
+    }
     let authority = new_authority(rule, target);
     let rewritten =
         rule.rewrite.as_ref().and_then(|rewrite| new_target(rewrite, applied.entry(), request.target));
@@ -115,7 +119,7 @@ fn in_order(
         CompiledAction::Forward(forward) => forward.single,
         CompiledAction::Redirect(_) | CompiledAction::Direct(_) => false,
     };
-    let changes = |operations: &&Arc<HeaderOperations>| *side(operations) != HeaderChanges::default();
+    let changes = |operations: &&Arc<HeaderOperations>| !side(operations).is_empty();
     let order = if single { [&rule.headers, &target.headers] } else { [&target.headers, &rule.headers] };
     let mut list: Vec<Arc<HeaderOperations>> = order.into_iter().filter(changes).cloned().collect();
     if single && list.len() > 1 && !side(&target.headers).remove.is_empty() {
