@@ -180,6 +180,9 @@ pub struct RetryPolicy {
     pub backoff: Duration,
     /// Endpoints that failed are avoided.
     pub ignore_previous_hosts: bool,
+    /// Whether tries after the second one leave the places that were tried (V-25): `Some(false)` keeps them where the
+    /// first one was, and with `None` they leave it only when nobody untried is left there.
+    pub remote_localities: Option<bool>,
     /// Set where no object asks for retries: then only requests that no application can have seen are repeated.
     pub default: bool,
 }

@@ -235,6 +235,8 @@ pub struct Retries {
     pub on: Vec<Arc<str>>,
     /// `retryIgnorePreviousHosts`.
     pub ignore_previous_hosts: Option<bool>,
+    /// `retryRemoteLocalities`.
+    pub remote_localities: Option<bool>,
     /// `backoff`.
     pub backoff: Option<Duration>,
 }

@@ -30,7 +30,7 @@ use super::record::Record;
 use super::reply::{Reply, SERVER_NAME};
 use super::serve::{BrokenOff, Downstream};
 use super::upload::Upload;
-use super::upstream::{self, Leg, SendError, Sent, UpstreamProtocol};
+use super::upstream::{self, Leg, Search, SendError, Sent, UpstreamProtocol};
 use crate::account::Route;
 use crate::labels::Service;
 
@@ -181,7 +181,12 @@ pub(crate) async fn forward(
     let copied = retry.attempts > 0 && (!retry.default || out.protocol == UpstreamProtocol::Http2);
     out.finish(&mut call);
     let mut next = Some(call);
-    let mut tried = SmallVec::<[SocketAddr; 4]>::new();
+    let mut search = Search {
+        hash: plan.hash,
+        again: !retry.ignore_previous_hosts,
+        remote: retry.remote_localities,
+        ..Search::default()
+    };
     let mut attempt = 1;
     let mut permit = None;
     let last = loop {
@@ -189,7 +194,7 @@ pub(crate) async fn forward(
         set_attempt(&mut call.parts.headers, attempt);
         next = copied.then(|| call.copy());
         call.body = upload.next_try();
-        let mut result = one_try(&out, &plan, &limits, (&upload, &mut tried), call).await;
+        let mut result = one_try(&out, &plan, &limits, (&upload, &mut search), call).await;
         let outcome = result.outcome(out.record.is_grpc());
         let repeats = outcome.is_some_and(|outcome| retry.repeats(&outcome));
         if !repeats {
@@ -214,9 +219,6 @@ pub(crate) async fn forward(
             () = tokio::time::sleep(wait) => {}
         }
         attempt += 1;
-        if !retry.ignore_previous_hosts {
-            tried.clear();
-        }
     };
     upload.forget();
     drop(permit);
@@ -231,7 +233,7 @@ pub(crate) async fn forward(
             Ok(out.record.reply(failure::reply(*error, attempt > 1)))
         }
         Tried::TimedOut { per_try } => {
-            out.record.upstream = tried.last().copied();
+            out.record.upstream = search.tried.last().copied();
             out.record.upstream_local = out.leg.local.get();
             Ok(out.record.reply(failure::timeout(per_try)))
         }
@@ -246,15 +248,14 @@ async fn one_try(
     out: &Outward<'_>,
     plan: &Plan,
     limits: &Limits,
-    (upload, tried): (&Upload, &mut SmallVec<[SocketAddr; 4]>),
+    (upload, search): (&Upload, &mut Search),
     call: Box<Call>,
 ) -> Tried {
     let worker = &out.downstream.worker;
     let began = limits.per_try.map(|_| Instant::now());
     let per_try = {
         // Pinned where it is: it is large, and would be moved to where the first of three is waited for.
-        let to = (plan.hash, &mut *tried);
-        let mut sending = pin!(upstream::send(worker, &out.leg, &plan.cluster, to, call, out.protocol));
+        let mut sending = pin!(upstream::send(worker, &out.leg, &plan.cluster, search, call, out.protocol));
         tokio::select! {
             biased;
             sent = &mut sending => return match sent {
@@ -267,7 +268,7 @@ async fn one_try(
     };
     let event = if per_try { ClusterEvent::PerTryTimeout } else { ClusterEvent::Timeout };
     upstream::count(worker, &out.leg, &plan.cluster, event);
-    if let Some(endpoint) = tried.last() {
+    if let Some(endpoint) = search.tried.last() {
         upstream::timed_out(worker, &out.leg, &plan.cluster, *endpoint);
     }
     Tried::TimedOut { per_try }

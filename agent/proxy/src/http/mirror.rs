@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
-use smallvec::SmallVec;
 use weft_core::decide::http::Cluster;
 
 use super::call::Call;
 use super::forward::Outward;
 use super::headers::X_FORWARDED_FOR;
 use super::upload::Upload;
-use super::upstream::{self, Leg, UpstreamProtocol};
+use super::upstream::{self, Leg, Search, UpstreamProtocol};
 
 /// How long a mirror may take where the route has no timeout.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -43,9 +42,9 @@ pub(crate) fn send((out, call): (&Outward<'_>, &Call), upload: &Upload, mirrored
     worker.spawn(async move {
         let leg =
             Leg { pod: &pod, source: &source, client, original, snapshot: &snapshot, local: Cell::default() };
-        let mut tried = SmallVec::new();
+        let mut search = Search::default();
         let whole = async {
-            let sent = upstream::send(&task, &leg, &mirrored.cluster, (None, &mut tried), call, protocol);
+            let sent = upstream::send(&task, &leg, &mirrored.cluster, &mut search, call, protocol);
             let Ok(sent) = sent.await else { return };
             let mut body = sent.response.into_body();
             while let Some(Ok(_)) = body.frame().await {}

@@ -18,7 +18,6 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use weft_core::Snapshot;
@@ -26,7 +25,7 @@ use weft_core::decide::http::{Action, Caller, Cluster, Request as Question, rout
 use weft_core::snapshot::LocalWorkload;
 
 use super::body::Body;
-use super::upstream::{self, Leg, SendError, Sent, UpstreamProtocol};
+use super::upstream::{self, Leg, Search, SendError, Sent, UpstreamProtocol};
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -127,10 +126,10 @@ pub(crate) async fn call(
         snapshot,
         local: Cell::default(),
     };
-    let mut tried = SmallVec::new();
+    let mut search = Search::default();
     // Boxed by type: to reach the cluster may mean to ask policy again.
     let sending: LocalBoxFuture<'_, Result<Sent, SendError>> =
-        Box::pin(upstream::send(worker, &leg, cluster, (None, &mut tried), request.into(), protocol));
+        Box::pin(upstream::send(worker, &leg, cluster, &mut search, request.into(), protocol));
     Ok(sending.await.map_err(|error| failed(&error.detail))?.response)
 }
 

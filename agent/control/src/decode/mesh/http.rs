@@ -60,6 +60,8 @@ struct RetriesWire<'a> {
     #[serde(borrow, default)]
     retry_on: Text<'a>,
     #[serde(default)]
+    retry_remote_localities: Option<bool>,
+    #[serde(default)]
     retry_ignore_previous_hosts: Option<bool>,
     #[serde(borrow, default)]
     backoff: Option<Text<'a>>,
@@ -207,6 +209,7 @@ fn default_retries(wire: &RetriesWire<'_>, at: &Path<'_>, reader: &mut Reader<'_
         per_try_timeout: reader.duration(wire.per_try_timeout.as_ref(), &at.field("perTryTimeout")),
         on,
         ignore_previous_hosts: wire.retry_ignore_previous_hosts,
+        remote_localities: wire.retry_remote_localities,
         backoff: reader.duration(wire.backoff.as_ref(), &at.field("backoff")),
     }
 }

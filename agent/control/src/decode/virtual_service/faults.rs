@@ -74,14 +74,12 @@ pub(super) fn retries(
             "Write `attempts`, or remove the other settings.",
         );
     }
-    if wire.retry_remote_localities == Some(true) {
-        reader.not_applied(at.field("retryRemoteLocalities"), "retries take any endpoint (V-25)");
-    }
     Some(Retries {
         attempts: u32::try_from(attempts).unwrap_or_default(),
         per_try_timeout: reader.duration(wire.per_try_timeout.as_ref(), &at.field("perTryTimeout")),
         on: retry_on(wire.retry_on.as_str(), &at.field("retryOn"), reader),
         ignore_previous_hosts: wire.retry_ignore_previous_hosts,
+        remote_localities: wire.retry_remote_localities,
         backoff: reader.duration(wire.backoff.as_ref(), &at.field("backoff")),
     })
 }

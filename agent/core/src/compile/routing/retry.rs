@@ -37,6 +37,7 @@ impl Retry {
             per_try_timeout: written.per_try_timeout.filter(|timeout| !timeout.is_zero()),
             backoff: written.backoff.filter(|backoff| !backoff.is_zero()).unwrap_or(DEFAULT_BACKOFF),
             ignore_previous_hosts: written.ignore_previous_hosts.unwrap_or(true),
+            remote_localities: written.remote_localities,
             default: false,
         };
         let hashing = RetryPolicy {
@@ -53,6 +54,7 @@ impl Retry {
             per_try_timeout: None,
             on: Vec::new(),
             ignore_previous_hosts: None,
+            remote_localities: None,
             backoff: None,
         };
         let Self { usual, hashing } = Self::new(mesh.unwrap_or(&own));
@@ -89,8 +91,14 @@ mod tests {
 
     fn on(conditions: &str) -> RetryPolicy {
         let on = conditions.split(',').filter(|text| !text.is_empty()).map(Arc::from).collect();
-        let written =
-            Retries { attempts: 3, per_try_timeout: None, on, ignore_previous_hosts: None, backoff: None };
+        let written = Retries {
+            attempts: 3,
+            per_try_timeout: None,
+            on,
+            ignore_previous_hosts: None,
+            remote_localities: None,
+            backoff: None,
+        };
         (*Retry::new(&written).usual).clone()
     }
 
@@ -156,6 +164,7 @@ mod tests {
             per_try_timeout: None,
             on: vec![],
             ignore_previous_hosts: None,
+            remote_localities: None,
             backoff: None,
         };
         let retry = Retry::new(&written);

@@ -178,6 +178,7 @@ fn the_root_fills_what_the_delegate_leaves() {
         per_try_timeout: None,
         on: vec![],
         ignore_previous_hosts: None,
+        remote_localities: None,
         backoff: None,
     };
     let root = HttpRule {

@@ -21,6 +21,9 @@ use crate::snapshot::Workload;
 /// A group keeps its whole share while so many hundredths of its endpoints, divided by this, are available.
 const OVERPROVISIONING: u64 = 140;
 
+/// Tries before retries that may leave do so: the update frequency that Istio gives Envoy.
+const TRIES_IN_A_PLACE: usize = 2;
+
 /// The endpoints of a cluster in groups, the nearest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -196,6 +199,18 @@ impl Layout {
     /// The groups, the nearest first.
     pub fn groups(&self) -> &[Group] {
         &self.groups
+    }
+
+    /// The priorities that a retry leaves out (V-25), by the indexes of the endpoints that were tried, in their order: as
+    /// Istio has Envoy's `previous_priorities`, after every second try those of all tries so far. They are asked
+    /// after all where nobody else is available.
+    pub fn left_behind(&self, tried: impl ExactSizeIterator<Item = usize>) -> SmallVec<[u32; 4]> {
+        let settled = tried.len() / TRIES_IN_A_PLACE * TRIES_IN_A_PLACE;
+        let group_of = |index: usize| {
+            let index = u32::try_from(index).ok()?;
+            self.groups.iter().find(|group| group.members.binary_search(&index).is_ok())
+        };
+        tried.take(settled).filter_map(group_of).map(|group| group.priority).collect()
     }
 
     /// Chooses a group. `available` answers how many of a group's members may be chosen, `draw` is any number.

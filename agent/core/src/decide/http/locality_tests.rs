@@ -256,6 +256,17 @@ fn shares_of_places_follow_weights_and_health() {
     }
 }
 
+#[test]
+fn retries_leave_places_after_every_second_try() {
+    let layout = Layout { groups: vec![group(0, 1, 0..2), group(0, 1, 2..3), group(1, 1, 3..5)] };
+    let left = |tried: &[usize]| layout.left_behind(tried.iter().copied()).to_vec();
+    assert_eq!(left(&[]), [0_u32; 0]);
+    assert_eq!(left(&[0]), [0_u32; 0]);
+    assert_eq!(left(&[0, 2]), [0, 0]);
+    assert_eq!(left(&[0, 2, 4]), [0, 0]);
+    assert_eq!(left(&[0, 2, 4, 9]), [0, 0, 1], "who is gone has no place");
+}
+
 fn some_layout() -> impl Strategy<Value = (Layout, Vec<usize>)> {
     let group = (0..4_u32, 1..101_u32, 1..9_u32, any::<prop::sample::Index>());
     prop::collection::vec(group, 0..6).prop_map(|groups| {

@@ -18,6 +18,7 @@ pub(super) fn retries(attempts: u32, on: &str) -> Retries {
         per_try_timeout: None,
         on: on.split(',').map(Into::into).collect(),
         ignore_previous_hosts: None,
+        remote_localities: None,
         backoff: Some(Duration::from_millis(1)),
     }
 }

@@ -22,7 +22,7 @@ use super::dial::{Dial, Way};
 use super::pool::Pool;
 use super::state::{ClusterState, Host};
 use super::table::Table;
-use super::{Leg, UpstreamProtocol};
+use super::{Leg, Search, UpstreamProtocol};
 use crate::pod::Pod;
 use crate::worker::Worker;
 
@@ -101,13 +101,28 @@ impl View {
         self.table.as_ref().map(|(_, table)| &**table)
     }
 
-    /// The endpoints of one place, by their indexes, of which `available` accepts at least one.
-    fn near(&self, available: Accepts<'_>, draw: u64) -> Option<&[u32]> {
+    /// The endpoints of one place, by their indexes, of which `available` accepts at least one; not of those that were
+    /// `left`.
+    fn near(&self, available: Accepts<'_>, left: &[u32], draw: u64) -> Option<&[u32]> {
         let mut count = |group: &Group| match available {
+            _ if left.contains(&group.priority) => 0,
             None => group.members.len(),
             Some(available) => group.members.iter().filter(|index| available(**index as usize)).count(),
         };
         self.layout.as_ref()?.choose(&mut count, draw).map(|group| group.members.as_slice())
+    }
+
+    /// The priorities that a request has left behind.
+    fn left_behind(&self, search: &Search) -> SmallVec<[u32; 4]> {
+        match &self.layout {
+            Some(layout) if search.remote == Some(true) => {
+                let place =
+                    |addr: &SocketAddr| self.hosts.binary_search_by_key(addr, |local| local.host.addr);
+                // Who is gone by now is nowhere.
+                layout.left_behind(search.tried.iter().map(|addr| place(addr).unwrap_or(usize::MAX)))
+            }
+            Some(_) | None => SmallVec::new(),
+        }
     }
 
     /// The endpoint that the client dialled itself: those of a headless Service are not chosen by us.
@@ -152,12 +167,17 @@ type Accepts<'a> = Option<&'a dyn Fn(usize) -> bool>;
 
 /// What a request wants of its endpoint.
 pub(super) struct Wanted<'a> {
-    /// The request's hash.
-    pub(super) hash: Option<u64>,
-    /// Endpoints that are avoided while there are others.
-    pub(super) tried: &'a [SocketAddr],
+    /// What the request says.
+    pub(super) search: &'a Search,
     /// Whether the policy can be kept with an endpoint.
     pub(super) suits: &'a dyn Fn(&SocketAddr) -> bool,
+}
+
+impl Wanted<'_> {
+    /// Endpoints that are avoided while there are others.
+    fn avoided(&self) -> &[SocketAddr] {
+        if self.search.again { &[] } else { &self.search.tried }
+    }
 }
 
 /// One cluster as this worker knows it.
@@ -218,7 +238,7 @@ impl LocalCluster {
         let any_ejected = self.any_ejected(&cluster.policy, hosts.len());
         let may = |index: usize, fresh: bool| {
             hosts.get(index).map(|local| &local.host).is_some_and(|host| {
-                let tried = fresh && wanted.tried.contains(&host.addr);
+                let tried = fresh && wanted.avoided().contains(&host.addr);
                 let out = any_ejected && host.is_ejected();
                 !tried && !out && (!ask || (wanted.suits)(&host.addr))
             })
@@ -227,17 +247,25 @@ impl LocalCluster {
         let untried = |index: usize| may(index, true);
         let available: Accepts<'_> = if any_ejected || ask { Some(&in_rotation) } else { None };
         let choose = |among: Option<&[u32]>, available| {
-            self.choose_among(worker, cluster, view, (among, available), wanted.hash)
+            self.choose_among(worker, cluster, view, (among, available), wanted.search.hash)
         };
-        let near = |available| view.near(available, wanted.hash.unwrap_or_else(|| worker.random()));
+        let left = view.left_behind(wanted.search);
+        let near = |available| {
+            let draw = wanted.search.hash.unwrap_or_else(|| worker.random());
+            let elsewhere = if left.is_empty() { None } else { view.near(available, &left, draw) };
+            elsewhere.or_else(|| view.near(available, &[], draw))
+        };
         let among = match &view.layout {
             Some(_) => Some(near(available)?),
             None => None,
         };
-        let chosen = if wanted.tried.is_empty() { None } else { choose(among, Some(&untried)) };
+        let again = wanted.avoided().is_empty();
+        let chosen = if again { None } else { choose(among, Some(&untried)) };
         // Rather another place than what has failed already.
         let elsewhere = || match &view.layout {
-            Some(_) if !wanted.tried.is_empty() => choose(Some(near(Some(&untried))?), Some(&untried)),
+            Some(_) if !again && wanted.search.remote != Some(false) => {
+                choose(Some(near(Some(&untried))?), Some(&untried))
+            }
             Some(_) | None => None,
         };
         hosts.get(chosen.or_else(elsewhere).or_else(|| choose(among, available))?).cloned()

@@ -93,6 +93,19 @@ pub(crate) enum UpstreamProtocol {
     Http2,
 }
 
+/// What a request wants of its endpoint, and which ones it was sent to.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    /// Its hash, where the policy hashes.
+    pub(crate) hash: Option<u64>,
+    /// Where it was sent, in this order.
+    pub(crate) tried: SmallVec<[SocketAddr; 4]>,
+    /// Those may be chosen again as well as any other.
+    pub(crate) again: bool,
+    /// `retryRemoteLocalities`.
+    pub(crate) remote: Option<bool>,
+}
+
 /// An answer. Its body keeps the account of the request until it has ended or is dropped.
 #[derive(Debug)]
 pub(crate) struct Sent {
@@ -210,8 +223,8 @@ pub(crate) fn timed_out(worker: &Rc<Worker>, leg: &Leg<'_>, cluster: &Cluster, e
     }
 }
 
-/// Sends a request to an endpoint of a cluster, to the one that `hash` asks for where the policy hashes, and to one
-/// that is not among `tried` if there is another. The endpoint is added to `tried` before anything is sent to it.
+/// Sends a request to an endpoint of a cluster, and to one that was not tried if there is another. The endpoint is added
+/// to `search` before anything is sent to it.
 ///
 /// # Cancel safety
 ///
@@ -220,7 +233,7 @@ pub(crate) async fn send(
     worker: &Rc<Worker>,
     leg: &Leg<'_>,
     cluster: &Arc<Cluster>,
-    (hash, tried): (Option<u64>, &mut SmallVec<[SocketAddr; 4]>),
+    search: &mut Search,
     call: Box<Call>,
     protocol: UpstreamProtocol,
 ) -> Result<Sent, SendError> {
@@ -235,14 +248,14 @@ pub(crate) async fn send(
     let tls = cluster.policy.tls.as_ref();
     let mutual = tls.is_some_and(|tls| tls.mode == ClientTlsMode::IstioMutual);
     let suits = |addr: &SocketAddr| !mutual || leg.reaches(*addr, tls);
-    let wanted = Wanted { hash, tried, suits: &suits };
+    let wanted = Wanted { search, suits: &suits };
     let Some(host) = local.choose(worker, leg, cluster, &wanted) else {
         let proven = if mutual { " and proves an identity that the policy accepts" } else { "" };
         let detail = format!("{} has no endpoint that is ready and not ejected{proven}", cluster.name);
         return Err(SendError::new(SendErrorKind::NoHealthyUpstream, detail).with(call));
     };
     let endpoint = host.host.addr;
-    tried.push(endpoint);
+    search.tried.push(endpoint);
     let found = candidate(leg.snapshot, &leg.source.workload, endpoint);
     let Some(Candidate { path, workload, .. }) = under_policy(tls, found) else {
         let detail = format!("{endpoint} cannot be reached as the DestinationRule's `tls` asks");

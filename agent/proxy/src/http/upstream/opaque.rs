@@ -12,12 +12,12 @@ use weft_core::decide::outbound::candidate;
 use weft_core::resource::destination_rule::TcpKeepalive;
 use weft_telemetry::ClusterEvent;
 
-use super::Leg;
 use super::exchange::Active;
 use super::limits::{Limits, Slot};
 use super::local::{LocalCluster, LocalHost, Wanted};
 use super::origination::{self, TLS, Tls};
 use super::outlier::Outcome;
+use super::{Leg, Search};
 use crate::account::Failure;
 use crate::lifetime;
 use crate::worker::Worker;
@@ -53,7 +53,8 @@ impl Opaque {
         let tls = self.cluster.policy.tls.as_ref();
         let suits = |addr: &SocketAddr| leg.reaches(*addr, tls);
         let hash = self.cluster.policy.hash_key().map(|_| source_ip_hash(leg.client.ip()));
-        let wanted = Wanted { hash, tried, suits: &suits };
+        let search = Search { hash, tried: tried.into(), ..Search::default() };
+        let wanted = Wanted { search: &search, suits: &suits };
         let host = self.local.choose(worker, leg, &self.cluster, &wanted)?;
         let addr = host.host.addr;
         if tried.contains(&addr) {

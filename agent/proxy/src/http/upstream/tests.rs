@@ -31,7 +31,7 @@ use weft_core::resource::destination_rule::{ConnectionPool, LoadBalancer, Outlie
 use weft_core::snapshot::{CompiledPort, CompiledService, Endpoint, LocalWorkload};
 use weft_core::visibility::Visibility;
 
-use super::{Leg, SendError, Sent, UpstreamProtocol, send};
+use super::{Leg, Search, SendError, Sent, UpstreamProtocol, send};
 use crate::http::body::Body;
 use crate::testbed::{Bed, name};
 
@@ -210,8 +210,8 @@ impl Client {
     }
 
     async fn send(&self, cluster: &Arc<Cluster>, request: Request<Body>) -> Result<Sent, SendError> {
-        let mut tried = SmallVec::new();
-        send(&self.bed.worker, &self.leg(), cluster, (None, &mut tried), request.into(), self.protocol).await
+        let mut search = Search::default();
+        send(&self.bed.worker, &self.leg(), cluster, &mut search, request.into(), self.protocol).await
     }
 
     /// Sends a request and reads its answer.

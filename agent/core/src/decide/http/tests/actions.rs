@@ -288,6 +288,7 @@ fn timeouts_and_retries() {
         per_try_timeout: Some(Duration::from_secs(2)),
         on: vec!["5xx".into(), "418".into()],
         ignore_previous_hosts: None,
+        remote_localities: None,
         backoff: None,
     };
     let with_all = HttpRule {
@@ -316,6 +317,7 @@ fn default_retries_come_from_the_mesh() {
         per_try_timeout: None,
         on: vec!["503".into()],
         ignore_previous_hosts: None,
+        remote_localities: None,
         backoff: None,
     };
     let http = MeshHttp { default_retries: Some(retries), ..MeshHttp::default() };

@@ -91,17 +91,16 @@ fn what_was_tried_is_not_tried_again_while_there_is_another() {
         let client = Client::new(Bed::new("a"), UpstreamProtocol::Http1);
         let backends = three(&client).await;
         let cluster = cluster(&addresses(&backends), policy());
-        let mut tried = SmallVec::new();
+        let mut search = Search::default();
         for _ in 0..4 {
             let (worker, leg) = (&client.bed.worker, client.leg());
-            let sent = send(worker, &leg, &cluster, (None, &mut tried), get().into(), client.protocol)
-                .await
-                .unwrap();
+            let sent =
+                send(worker, &leg, &cluster, &mut search, get().into(), client.protocol).await.unwrap();
             read(sent.response.into_body()).await;
         }
-        let first: HashSet<_> = tried[..3].iter().collect();
+        let first: HashSet<_> = search.tried[..3].iter().collect();
         assert_eq!(first.len(), 3, "three different ones, then any (E16)");
-        assert_eq!(tried.len(), 4);
+        assert_eq!(search.tried.len(), 4);
     });
 }
 
@@ -120,11 +119,10 @@ fn a_hash_stays_with_its_endpoint() {
         for round in 0..3 {
             for user in 0..20_u64 {
                 let hash = Some(user.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-                let mut tried = SmallVec::new();
+                let mut search = Search { hash, ..Search::default() };
                 let (worker, leg) = (&client.bed.worker, client.leg());
-                let sent = send(worker, &leg, &cluster, (hash, &mut tried), get().into(), client.protocol)
-                    .await
-                    .unwrap();
+                let sent =
+                    send(worker, &leg, &cluster, &mut search, get().into(), client.protocol).await.unwrap();
                 read(sent.response.into_body()).await;
                 assert_eq!(*owners.entry(user).or_insert(sent.endpoint), sent.endpoint, "round {round}");
             }
@@ -142,11 +140,10 @@ fn passthrough_goes_where_the_client_wanted() {
         let cluster = cluster(&addresses(&backends), policy);
         for _ in 0..5 {
             let leg = Leg { original: backends[2].addr, ..client.leg() };
-            let mut tried = SmallVec::new();
+            let mut search = Search::default();
             let worker = &client.bed.worker;
-            let sent = send(worker, &leg, &cluster, (None, &mut tried), get().into(), client.protocol)
-                .await
-                .unwrap();
+            let sent =
+                send(worker, &leg, &cluster, &mut search, get().into(), client.protocol).await.unwrap();
             assert_eq!(sent.endpoint, backends[2].addr);
             read(sent.response.into_body()).await;
         }
@@ -162,11 +159,10 @@ fn an_endpoint_of_a_headless_service_that_was_dialled_is_the_one() {
         let cluster = cluster(&addresses(&backends), policy());
         for _ in 0..5 {
             let leg = Leg { original: backends[1].addr, ..client.leg() };
-            let mut tried = SmallVec::new();
+            let mut search = Search::default();
             let worker = &client.bed.worker;
-            let sent = send(worker, &leg, &cluster, (None, &mut tried), get().into(), client.protocol)
-                .await
-                .unwrap();
+            let sent =
+                send(worker, &leg, &cluster, &mut search, get().into(), client.protocol).await.unwrap();
             assert_eq!(sent.endpoint, backends[1].addr);
         }
     });

@@ -244,10 +244,10 @@ fn an_idle_connection_from_before_the_limit_gives_way_to_another_worker() {
         client.get(&at_most(backend.addr, None)).await.unwrap();
         let other = crate::worker::Worker::new(1, client.bed.worker.shared.clone());
         let cluster = at_most(backend.addr, Some(1));
-        let mut tried = SmallVec::new();
-        let way = (None, &mut tried);
-        let sent =
-            send(&other, &client.leg(), &cluster, way, get().into(), UpstreamProtocol::Http1).await.unwrap();
+        let mut search = Search::default();
+        let sent = send(&other, &client.leg(), &cluster, &mut search, get().into(), UpstreamProtocol::Http1)
+            .await
+            .unwrap();
         assert_eq!(read(sent.response.into_body()).await, "hello");
         client.bed.until("one connection", |_| backend.open.get() == 1).await;
         assert_eq!(backend.connections.get(), 2);

@@ -70,17 +70,46 @@ fn what_failed_is_tried_again_elsewhere() {
     run(async {
         let (client, backends) = two_regions().await;
         let cluster = cluster(&backends.each_ref().map(|backend| backend.addr), ejecting(noticing()));
-        let mut tried = SmallVec::from_iter([backends[0].addr]);
+        let mut search = Search { tried: SmallVec::from_iter([backends[0].addr]), ..Search::default() };
         let leg = client.leg();
-        let sending = send(
-            &client.bed.worker,
-            &leg,
-            &cluster,
-            (None, &mut tried),
-            get().into(),
-            UpstreamProtocol::Http1,
-        );
+        let sending =
+            send(&client.bed.worker, &leg, &cluster, &mut search, get().into(), UpstreamProtocol::Http1);
         assert_eq!(sending.await.unwrap().endpoint, backends[1].addr);
+    });
+}
+
+/// V-25, with two endpoints near and one far. As in Envoy, places are left after every second try.
+#[test]
+fn retries_leave_their_place_as_the_rule_says() {
+    run(async {
+        let (mut client, [near, far]) = two_regions().await;
+        let also_near = IpAddr::from([127, 200, 0, 10]);
+        let mut bed = Rc::into_inner(client.bed).unwrap();
+        bed.change([node("also-near", "eu", Some(also_near))]);
+        let also_near = Backend::new(also_near, UpstreamProtocol::Http1).await;
+        client = Client::new(bed, UpstreamProtocol::Http1);
+        let cluster = cluster(&[near.addr, far.addr, also_near.addr], ejecting(noticing()));
+        let places = async |again: bool, remote: Option<bool>| {
+            let mut search = Search { again, remote, ..Search::default() };
+            for _ in 0..5 {
+                let leg = client.leg();
+                let sending =
+                    send(&client.bed.worker, &leg, &cluster, &mut search, get().into(), client.protocol);
+                read(sending.await.unwrap().response.into_body()).await;
+            }
+            let place = |addr: &SocketAddr| if *addr == far.addr { "far" } else { "near" };
+            search.tried.iter().map(place).collect::<Vec<_>>().join(" ")
+        };
+        for _ in 0..20 {
+            assert_eq!(places(false, None).await, "near near far near near", "when nobody else is left");
+            assert_eq!(places(false, Some(false)).await, "near near near near near");
+            assert_eq!(places(true, None).await, "near near near near near");
+            assert_eq!(
+                places(true, Some(true)).await,
+                "near near far far near",
+                "all places were left by then"
+            );
+        }
     });
 }
 
