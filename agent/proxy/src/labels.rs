@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use weft_core::decide::Destination;
-use weft_core::decide::protocol::declared;
+use weft_core::decide::protocol::{INBOUND_PASSTHROUGH, declared};
 use weft_core::hashing::FastMap;
 use weft_core::snapshot::{CompiledService, LocalWorkload, WorkloadLabels};
 use weft_telemetry::{
@@ -81,7 +81,7 @@ impl Service {
 /// Service has is passed through (L-4, X-14).
 pub(crate) fn inbound_cluster(local: &LocalWorkload, port: u16) -> Option<Arc<str>> {
     thread_local! {
-        static PASSTHROUGH: Arc<str> = "InboundPassthroughCluster".into();
+        static PASSTHROUGH: Arc<str> = INBOUND_PASSTHROUGH.into();
     }
     declared(local, port).is_none().then(|| PASSTHROUGH.with(Arc::clone))
 }

@@ -12,6 +12,9 @@ use crate::snapshot::{CompiledService, LocalWorkload, TrafficHint};
 /// Ports on which servers speak first, unless somebody declares something else.
 const SERVER_FIRST: [u16; 4] = [25, 53, 3306, 27017];
 
+/// The cluster of ports that no Service has (L-4).
+pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+
 /// What a pod of this node, in namespace `client`, dialled.
 pub fn outbound(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> PortProtocol {
     match snapshot.visible_by_vip(&addressed.ip(), client) {
@@ -46,6 +49,15 @@ pub fn inbound(local: &LocalWorkload, port: u16) -> PortProtocol {
 pub fn declared(local: &LocalWorkload, port: u16) -> Option<PortProtocol> {
     let at = local.declared_ports.binary_search_by_key(&port, |(port, _)| *port).ok()?;
     local.declared_ports.get(at).map(|(_, protocol)| *protocol)
+}
+
+/// What the access log names the server's side of a connection to a port of this pod (L-4): what reaches a port that no
+/// Service has is passed through. Of a pod that is gone nothing but the port is known.
+pub fn inbound_cluster(local: Option<&LocalWorkload>, port: u16) -> String {
+    match local {
+        Some(local) if declared(local, port).is_none() => INBOUND_PASSTHROUGH.to_owned(),
+        Some(_) | None => format!("inbound|{port}||"),
+    }
 }
 
 fn local(snapshot: &Snapshot, ip: IpAddr) -> Option<&LocalWorkload> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use weft_core::Snapshot;
+use weft_core::decide::protocol::inbound_cluster;
 use weft_core::resource::NamespacedName;
 use weft_core::snapshot::{CompiledService, WorkloadLabels};
 use weft_kernel::{DirectFlowEvent, DirectFlowTotals, FlowEventKind, FlowRecord};
@@ -168,7 +169,10 @@ pub(crate) fn line(
     let upstream_cluster = match (direction, service(snapshot, addressed)) {
         (Direction::Outbound, Some(service)) => format!("outbound|{}||{}", addressed.port(), service.host),
         (Direction::Outbound, None) => "PassthroughCluster".into(),
-        (Direction::Inbound, _) => format!("inbound|{}||", flow.destination_addr.port()),
+        (Direction::Inbound, _) => {
+            let local = snapshot.local_workload(&flow.destination).map(|local| &**local);
+            inbound_cluster(local, flow.destination_addr.port())
+        }
     };
     ConnectionLog {
         start: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
@@ -296,6 +300,14 @@ spec: {clusterIP: 10.96.0.2, clusterIPs: [10.96.0.2], selector: {app: stock}, po
         assert_eq!((outbound.path, outbound.bytes_received, outbound.bytes_sent), ("direct", 10, 20));
         let inbound = line(&flow(), Direction::Inbound, facts, &ending, &snapshot());
         assert_eq!(inbound.upstream_cluster, "inbound|8080||");
+        let nobodys = FlowRecord { destination_addr: "10.0.0.2:9999".parse().unwrap(), vip: None, ..flow() };
+        let passed = line(&nobodys, Direction::Inbound, facts, &ending, &snapshot());
+        assert_eq!(passed.upstream_cluster, "InboundPassthroughCluster", "as of a proxied one");
+        let gone = FlowRecord { destination: NamespacedName::new("shop", "gone"), ..nobodys };
+        assert_eq!(
+            line(&gone, Direction::Inbound, facts, &ending, &snapshot()).upstream_cluster,
+            "inbound|9999||"
+        );
         assert_eq!(inbound.source_principal.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/cart"));
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use weft_core::Snapshot;
 use weft_core::decide::inbound::inbound;
+use weft_core::decide::protocol::inbound_cluster;
 use weft_core::decide::{InboundConnection, InboundDecision, Verdict};
 use weft_core::resource::NamespacedName;
 use weft_core::snapshot::{CaptureRules, LocalWorkload};
@@ -74,6 +75,7 @@ fn is_captured(rules: &CaptureRules, port: u16) -> bool {
 
 /// The line about one that was cut.
 pub(super) fn line(connection: &OlderConnection, ending: &Ending, snapshot: &Snapshot) -> ConnectionLog {
+    let local = snapshot.local_workload(&connection.pod).map(|local| &**local);
     let principal = snapshot.workload(&connection.pod).map(|workload| workload.labels.principal.clone());
     ConnectionLog {
         start: SystemTime::now(),
@@ -87,7 +89,7 @@ pub(super) fn line(connection: &OlderConnection, ending: &Ending, snapshot: &Sna
         downstream_local: connection.application,
         upstream_remote: Some(connection.application),
         upstream_local: Some(connection.client),
-        upstream_cluster: format!("inbound|{}||", connection.application.port()),
+        upstream_cluster: inbound_cluster(local, connection.application.port()),
         path: "plaintext",
         source_principal: None,
         destination_principal: principal,
