@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use weft_core::Snapshot;
+use weft_core::decide::http::RouteMemory;
 use weft_core::hashing::FastMap;
 use weft_core::resource::NamespacedName;
 use weft_identity::CertStore;
@@ -138,6 +139,8 @@ pub(crate) struct Worker {
     pub(crate) upstreams: upstream::Upstreams,
     pub(crate) series: SeriesCache,
     pub(crate) requests: RequestCache,
+    /// Where requests went.
+    pub(crate) routes: RefCell<RouteMemory>,
     pub(crate) keys: Keys,
     pub(crate) vouchers: Vouchers,
     /// Connections that wait for their first request.
@@ -183,6 +186,7 @@ impl Worker {
             upstreams: upstream::Upstreams::default(),
             series: SeriesCache::default(),
             requests: RequestCache::default(),
+            routes: RefCell::default(),
             keys: Keys::default(),
             vouchers: Vouchers::new(shared.context.certs.subscribe()),
             early: Early::default(),
@@ -215,6 +219,7 @@ impl Worker {
             Command::Reevaluate => {
                 self.series.clear();
                 self.requests.clear();
+                self.routes.borrow_mut().clear();
                 self.live.reevaluate(&self.snapshot());
             }
             Command::StopAccepting { done } => {

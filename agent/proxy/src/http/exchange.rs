@@ -11,7 +11,7 @@ use http::{HeaderMap, Response};
 use smallvec::SmallVec;
 use weft_core::decide::http::{
     Action, Answered, Caller, Circumstances, Cluster, Cors, Forward, LocalReply, RouteDecision, added, cors,
-    draw_fault, drawn, hash, prepare, route,
+    draw_fault, drawn, hash, prepare, route_remembering,
 };
 use weft_core::resource::PortProtocol;
 use weft_core::resource::virtual_service::AbortStatus;
@@ -24,7 +24,7 @@ use super::expectation;
 use super::flags::{Flags, Reason};
 use super::forward::{self, Outward};
 use super::headers::{
-    X_FORWARDED_CLIENT_CERT, identify, join_cookies, strip_controls, strip_hop_by_hop, wants_upgrade,
+    identify, join_cookies, strip_certificate, strip_controls, strip_hop_by_hop, wants_upgrade,
 };
 use super::message::Message;
 use super::mirror::{self, Mirrored};
@@ -70,8 +70,7 @@ pub(crate) async fn exchange(
         Err(reply) => return Ok(record.reply(*reply)),
     };
     strip_controls(&mut call.parts.headers);
-    identify(worker, &mut call.parts.headers);
-    record.identified(&call.parts.headers);
+    record.identified(identify(worker, &mut call.parts.headers));
     let upgrade = !downstream.http2 && wants_upgrade(&call.parts.headers);
     let leg = Leg {
         pod: &outbound.pod,
@@ -123,7 +122,10 @@ async fn decide(mut asked: Box<Outward<'_>>, mut call: Box<Call>) -> Result<Resp
         original: asked.leg.original,
         labels: &asked.leg.source.workload.pod_labels,
     };
-    let mut decision = route(asked.leg.snapshot, &caller, &asked.message.view(&call.parts));
+    let mut decision = {
+        let memory = &mut asked.downstream.worker.routes.borrow_mut();
+        route_remembering(memory, asked.leg.snapshot, &caller, &asked.message.view(&call.parts))
+    };
     name_route(&mut asked.record, &decision);
     let mut extra = SmallVec::new();
     match decision.cors.as_ref().map(|policy| cors(policy, &asked.message.view(&call.parts))) {
@@ -297,7 +299,7 @@ fn protocol_to(cluster: &Cluster, client_http2: bool, upgrade: bool) -> Upstream
 /// Takes away what does not leave with the request, and keeps what its answer gets.
 fn leave(asked: &mut Outward<'_>, call: &mut Call, extra: Extra) {
     strip_hop_by_hop(&mut call.parts.headers, asked.upgrade);
-    call.parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+    strip_certificate(&mut call.parts.headers);
     asked.response_headers = extra;
 }
 

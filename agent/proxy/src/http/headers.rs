@@ -19,9 +19,9 @@ pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub(crate) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub(crate) const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+pub(crate) const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -127,23 +127,34 @@ pub(crate) fn strip_controls(headers: &mut HeaderMap) {
     }
 }
 
-/// Adds what every request has: an id, and the scheme that the client used.
-pub(crate) fn identify(worker: &Worker, headers: &mut HeaderMap) {
+/// Takes away what a client says about its own certificate. Most say nothing, which one look at all names shows.
+pub(crate) fn strip_certificate(headers: &mut HeaderMap) {
+    if headers.keys().any(|name| *name == X_FORWARDED_CLIENT_CERT) {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
+    }
+}
+
+/// Adds what every request has: an id, and the scheme that the client used. Answers the id where it is new.
+pub(crate) fn identify(worker: &Worker, headers: &mut HeaderMap) -> Option<HeaderValue> {
     // One look at all names costs less than two at the table.
     let (mut has_id, mut has_proto) = (false, false);
     for name in headers.keys() {
         has_id |= *name == X_REQUEST_ID;
         has_proto |= *name == X_FORWARDED_PROTO;
     }
-    if !has_id {
+    let id = (!has_id).then(|| {
         let id = request_id([worker.random(), worker.random()]);
         // Digits and hyphens are always valid.
         let value = HeaderValue::from_maybe_shared(worker.ids.copy(&id));
-        headers.insert(X_REQUEST_ID, value.unwrap_or_else(|_| HeaderValue::from_static("-")));
+        value.unwrap_or_else(|_| HeaderValue::from_static("-"))
+    });
+    if let Some(id) = &id {
+        headers.insert(X_REQUEST_ID, id.clone());
     }
     if !has_proto {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
+    id
 }
 
 /// A random UUID (RFC 9562 5.4).

@@ -19,7 +19,6 @@ use weft_core::decide::request_authentication::{Authentication, JwtFailure, Outc
 use weft_core::decide::{InboundConnection, InboundRequest, Verdict, inbound, protocol};
 use weft_core::hashing::FastMap;
 use weft_core::resource::PortProtocol;
-use weft_core::resource::virtual_service::HeaderChanges;
 use weft_core::snapshot::{LocalWorkload, Workload};
 use weft_core::{Identity, ObjectRef, Snapshot};
 use weft_telemetry::Reporter;
@@ -31,8 +30,8 @@ use super::expectation;
 use super::external::{Asker, Included, OfAuthoriser};
 use super::failure;
 use super::headers::{
-    X_FORWARDED_CLIENT_CERT, address, identify, join_cookies, set_service_time, strip_hop_by_hop,
-    wants_upgrade,
+    X_FORWARDED_CLIENT_CERT, address, identify, join_cookies, set_service_time, strip_certificate,
+    strip_hop_by_hop, wants_upgrade,
 };
 use super::message::Message;
 use super::record::{Addresses, Record};
@@ -161,8 +160,7 @@ pub(crate) async fn arrived(
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
-    identify(worker, &mut call.parts.headers);
-    record.identified(&call.parts.headers);
+    record.identified(identify(worker, &mut call.parts.headers));
     let upgrade = !downstream.http2 && wants_upgrade(&call.parts.headers);
     strip_hop_by_hop(&mut call.parts.headers, upgrade);
     let clients = if downstream.http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
@@ -389,7 +387,7 @@ async fn admit(going: &mut Asked<'_>, body: &mut Ahead) -> Result<Passed, Stoppe
     let (of_tokens, checked) = changes;
     let mut changed = target.is_some();
     for change in std::iter::once(&of_tokens).chain(checked.iter().map(|allowed| &allowed.request)) {
-        if *change != HeaderChanges::default() {
+        if !change.is_empty() {
             changed = true;
             apply(change, &mut going.call.parts.headers);
         }
@@ -476,7 +474,7 @@ fn vouch(worker: &Worker, parts: &mut Parts, arrival: &Arrival, local: &LocalWor
             parts.headers.insert(X_FORWARDED_CLIENT_CERT, value);
         }
         None => {
-            parts.headers.remove(X_FORWARDED_CLIENT_CERT);
+            strip_certificate(&mut parts.headers);
         }
     }
 }

@@ -157,27 +157,35 @@ pub(crate) struct Deadline {
     /// Since when a head is incomplete, if that is what the timer waits for.
     head: Option<Instant>,
     seen: u64,
+    /// The timer wakes this task: it need not be told again before it does.
+    armed: bool,
 }
 
 impl Deadline {
     /// Watches from now on.
     pub(crate) fn new(watch: Rc<Watch>) -> Self {
-        Self { watch, timer: Box::pin(tokio::time::sleep(IDLE)), head: None, seen: 0 }
+        Self { watch, timer: Box::pin(tokio::time::sleep(IDLE)), head: None, seen: 0, armed: false }
     }
 
     /// Ready when the connection is to be ended; [`Late::Idle`] for the first time, it may end in its own way for
-    /// some seconds more. Call after the connection was polled.
+    /// some seconds more. Call after the connection was polled, always in the same task.
     pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Late> {
         let in_head = self.watch.in_head();
         if in_head && self.head.is_none() {
             let now = Instant::now();
             self.head = Some(now);
             self.timer.as_mut().reset(now + HEAD);
+            self.armed = false;
         }
         if !in_head {
             self.head = None;
         }
+        if self.armed && !self.timer.is_elapsed() {
+            return Poll::Pending;
+        }
+        self.armed = true;
         ready!(self.timer.as_mut().poll(cx));
+        self.armed = false;
         let moves = self.watch.moves.get() + self.watch.requests.get();
         if self.head.is_some() {
             return Poll::Ready(Late::Head);

@@ -104,7 +104,6 @@ impl Head {
 /// One request, seen from one side. Counted and logged when it is dropped.
 pub(crate) struct Record {
     worker: Rc<Worker>,
-    start: SystemTime,
     began: Instant,
     reporter: Reporter,
     head: Head,
@@ -147,6 +146,8 @@ pub(crate) struct Record {
     status: u16,
     grpc_status: Option<u8>,
     service_time: Option<Duration>,
+    /// How long it took, where that was known before its end.
+    duration: Option<Duration>,
     over: bool,
     /// Keeps the client's connection from being idle.
     busy: Option<Busy>,
@@ -170,7 +171,6 @@ impl Record {
     ) -> Box<Self> {
         let mut record = Box::new(Self {
             worker: worker.clone(),
-            start: SystemTime::now(),
             began: Instant::now(),
             reporter,
             head: Head::of(parts),
@@ -197,6 +197,7 @@ impl Record {
             status: 0,
             grpc_status: None,
             service_time: None,
+            duration: None,
             over: false,
             busy: None,
             upload: None,
@@ -245,11 +246,9 @@ impl Record {
         self.received.get().map_or(0, |received| count(received))
     }
 
-    /// The id that the request has by now.
-    pub(crate) fn identified(&mut self, headers: &HeaderMap) {
-        if self.head.request_id.is_none() {
-            self.head.request_id = headers.get(X_REQUEST_ID).cloned();
-        }
+    /// The id that the request was given, where it had none.
+    pub(crate) fn identified(&mut self, id: Option<HeaderValue>) {
+        self.head.request_id = self.head.request_id.take().or(id);
     }
 
     /// The application answered.
@@ -324,9 +323,10 @@ impl Record {
     }
 
     /// The same for who hands the body over to another record: one that is here already needs no second look.
-    pub(crate) fn until_handed_over(self: Box<Self>, body: Body) -> Body {
+    pub(crate) fn until_handed_over(mut self: Box<Self>, body: Body) -> Body {
         let Some(bytes) = body.complete() else { return self.until_over(body, None, true) };
         self.sent.add(bytes);
+        self.duration = self.service_time;
         self.finish();
         body
     }
@@ -386,7 +386,8 @@ impl Record {
         let allowed_by = self.allowed_by.as_ref().map(|(object, rule)| LogText::Policy(object, *rule));
         let authority = self.head.uri.authority().map(|authority| Cow::Borrowed(authority.as_str()));
         RequestLog {
-            start: self.start,
+            // The clock is asked for lines alone.
+            start: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
             duration,
             direction,
             method: self.head.method.as_str(),
@@ -460,7 +461,7 @@ impl Drop for Record {
             self.details = Cow::Borrowed("downstream_remote_disconnect");
         }
         let flags = self.flags.text();
-        let duration = self.began.elapsed();
+        let duration = self.duration.unwrap_or_else(|| self.began.elapsed());
         self.count(&RequestSample {
             status: self.status,
             grpc_status: self.grpc_status,

@@ -1,10 +1,9 @@
 //! Where does a request go?
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::hosts::{self, Named};
 use super::matching::Scope;
+use super::memory::{Known, RouteMemory};
 use super::owner::{Owned, owner};
 use super::prepare::Applied;
 use super::trace::{Observer, Trace};
@@ -18,7 +17,19 @@ use crate::compile::routing::rules::{CompiledAction, CompiledMatch, CompiledRule
 /// else the request goes to the Service's own port. Hosts that nobody knows are passed through, or refused under
 /// REGISTRY_ONLY.
 pub fn route(snapshot: &Snapshot, caller: &Caller<'_>, request: &Request<'_>) -> RouteDecision {
-    decide(snapshot, caller, request, &mut ())
+    let mut known = Known::new(snapshot, caller, request.authority);
+    decide(snapshot, caller, request, (&mut known, &mut ()))
+}
+
+/// The same decision, sooner where a request like it was decided before.
+pub fn route_remembering(
+    memory: &mut RouteMemory,
+    snapshot: &Snapshot,
+    caller: &Caller<'_>,
+    request: &Request<'_>,
+) -> RouteDecision {
+    let known = memory.of(snapshot, caller, request.authority);
+    decide(snapshot, caller, request, (known, &mut ()))
 }
 
 /// The same decision, with what was passed over on the way.
@@ -28,7 +39,8 @@ pub fn route_traced(
     request: &Request<'_>,
 ) -> (RouteDecision, Trace) {
     let mut trace = Trace::default();
-    let decision = decide(snapshot, caller, request, &mut trace);
+    let mut known = Known::new(snapshot, caller, request.authority);
+    let decision = decide(snapshot, caller, request, (&mut known, &mut trace));
     (decision, trace)
 }
 
@@ -36,38 +48,35 @@ fn decide(
     snapshot: &Snapshot,
     caller: &Caller<'_>,
     request: &Request<'_>,
-    observer: &mut impl Observer,
+    (known, observer): (&mut Known, &mut impl Observer),
 ) -> RouteDecision {
-    let original = SocketAddr::new(caller.original.ip().to_canonical(), caller.original.port());
-    let scope =
-        Scope { snapshot, caller, request, path: fields::path(request.target), port: original.port() };
-    let host = match request.authority.is_empty() {
-        false => hosts::normal(request.authority),
-        // Nobody said: the dialled address did.
-        true => original.ip().to_string().into(),
-    };
-    let named = hosts::find(snapshot, &caller.workload.key.namespace, &host, original);
-    let owned = match &named {
+    let port = caller.original.port();
+    let scope = Scope { snapshot, caller, request, path: fields::path(request.target), port };
+    let owned = match &known.named {
         Some(named) if named.endpoint => None,
-        Some(_) | None => owner(&scope, &host, named.as_ref(), observer),
+        Some(_) | None => owner(&scope, &known.host, known.named.as_ref(), observer),
     };
     match owned {
-        Some(Owned::Rule(rule, matched)) => by_rule(&scope, named, Applied { rule, matched }),
+        Some(Owned::Rule(rule, matched)) => by_rule(&scope, known, Applied { rule, matched }),
         Some(Owned::NoRoute(object)) => {
-            let mut decision = plain(named, Action::Respond(no_route()));
+            let mut decision = plain(known, Action::Respond(no_route()));
             decision.owner = Some(object);
             decision
         }
-        None => by_default(&scope, named),
+        None => by_default(&scope, known),
     }
 }
 
-fn by_rule(scope: &Scope<'_>, named: Option<Named>, applied: Applied) -> RouteDecision {
+fn by_rule(scope: &Scope<'_>, known: &mut Known, applied: Applied) -> RouteDecision {
     let rule = applied.rule.clone();
     let matched = applied.entry();
     let action = match &rule.action {
-        CompiledAction::Forward(forward) => {
-            Action::Forward(forward::by_rule(scope.snapshot, scope.caller, &rule, forward))
+        CompiledAction::Forward(written) => {
+            Action::Forward(known.forward(Some(&rule)).unwrap_or_else(|| {
+                let forward = forward::by_rule(scope.snapshot, scope.caller, &rule, written);
+                known.keep(Some(&rule), &forward);
+                forward
+            }))
         }
         CompiledAction::Redirect(written) => Action::Respond(redirect::redirect(scope, matched, written)),
         CompiledAction::Direct(written) => Action::Respond(redirect::direct_response(written)),
@@ -79,7 +88,7 @@ fn by_rule(scope: &Scope<'_>, named: Option<Named>, applied: Applied) -> RouteDe
         cors: rule.cors.clone(),
         applied: Some(applied),
         owner: Some(owner),
-        ..plain(named, action)
+        ..plain(known, action)
     }
 }
 
@@ -101,18 +110,22 @@ fn rule_ref(rule: &CompiledRule, matched: Option<&CompiledMatch>) -> RuleRef {
     }
 }
 
-fn by_default(scope: &Scope<'_>, named: Option<Named>) -> RouteDecision {
-    let forward = named.as_ref().and_then(|named| forward::by_default(scope.snapshot, scope.caller, named));
+fn by_default(scope: &Scope<'_>, known: &mut Known) -> RouteDecision {
+    let forward = known.forward(None).or_else(|| {
+        let forward = forward::by_default(scope.snapshot, scope.caller, known.named.as_ref()?)?;
+        known.keep(None, &forward);
+        Some(forward)
+    });
     let action = match forward {
         Some(forward) => Action::Forward(forward),
         None if scope.snapshot.mesh.registry_only => Action::Respond(block_all()),
         None => Action::Passthrough,
     };
-    plain(named, action)
+    plain(known, action)
 }
 
-fn plain(named: Option<Named>, action: Action) -> RouteDecision {
-    let service = named.map(|named| (named.service, named.port));
+fn plain(known: &Known, action: Action) -> RouteDecision {
+    let service = known.named.as_ref().map(|named| (named.service.clone(), named.port));
     RouteDecision { service, rule: None, cors: None, action, owner: None, applied: None }
 }
 

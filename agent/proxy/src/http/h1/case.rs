@@ -4,15 +4,14 @@ use bytes::Bytes;
 use http::HeaderName;
 
 /// How the names of a head were written, where not all of them were in lower case.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Case {
     names: Vec<Bytes>,
 }
 
-impl Case {
-    /// Remembers a name.
-    pub(super) fn note(&mut self, name: Bytes) {
-        self.names.push(name);
+impl FromIterator<Bytes> for Case {
+    fn from_iter<I: IntoIterator<Item = Bytes>>(names: I) -> Self {
+        Self { names: names.into_iter().collect() }
     }
 }
 

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::case::Case;
 use super::decoder::Framing;
-use super::{Malformed, Smell};
+use super::{Malformed, Smell, names};
 
 /// Fields of a head, as Envoy takes them (H-10).
 const FIELDS: usize = 100;
@@ -26,20 +26,6 @@ const FIELD: Malformed = Malformed::new("a header field is malformed");
 const LENGTH: Malformed = Malformed::new("the length of the body is malformed, or given twice");
 const CODED: Malformed = Malformed::new("the body of the answer has a transfer coding that is not known");
 const CODING: Malformed = Malformed::new("the transfer coding does not end with `chunked`");
-
-/// Names that the mesh itself adds, and others that are frequent: found without taking memory for them.
-static FREQUENT: [HeaderName; 10] = [
-    HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-client-cert"),
-    HeaderName::from_static("x-envoy-attempt-count"),
-    HeaderName::from_static("x-envoy-upstream-service-time"),
-    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
-    HeaderName::from_static("x-b3-traceid"),
-    HeaderName::from_static("x-b3-spanid"),
-];
 
 /// A request's head.
 pub(super) struct Asked {
@@ -64,22 +50,29 @@ pub(super) struct Answered {
 #[derive(Debug, Clone)]
 pub(super) struct Phrase(pub(super) Bytes);
 
-/// A part of a buffer.
-type Span = (usize, usize);
+/// A part of a buffer: where it begins and ends. Heads are far shorter than 4 GiB.
+type Span = (u32, u32);
 
 fn span(buffer: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr().wrapping_sub(buffer.as_ptr().addr());
-    (start, start + part.len())
+    let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    (place(start), place(start + part.len()))
 }
 
+fn part((start, end): Span, buffer: &[u8]) -> &[u8] {
+    buffer.get(start as usize..end as usize).unwrap_or_default()
+}
+
+fn slice((start, end): Span, buffer: &Bytes) -> Bytes {
+    buffer.slice(start as usize..end as usize)
+}
+
+/// Names and values.
 type Spans = SmallVec<[(Span, Span); 24]>;
 
-fn spans(buffer: &[u8], fields: &[Header<'_>]) -> Spans {
-    let mut spans = Spans::new();
-    for field in fields {
-        spans.push((span(buffer, field.name.as_bytes()), span(buffer, field.value)));
-    }
-    spans
+/// Notes where they are; the list is large, and stays where it is.
+fn note(spans: &mut Spans, buffer: &[u8], fields: &[Header<'_>]) {
+    spans.extend(fields.iter().map(|field| (span(buffer, field.name.as_bytes()), span(buffer, field.value))));
 }
 
 impl From<Error> for Malformed {
@@ -115,9 +108,10 @@ pub(super) fn request(ahead: &mut BytesMut, spare: &mut HeaderMap) -> Result<Opt
     let fragment = target.contains(&b'#');
     let target = span(ahead, target);
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    let spans = spans(ahead, parsed.headers);
+    let mut spans = Spans::new();
+    note(&mut spans, ahead, parsed.headers);
     let head = ahead.split_to(length).freeze();
-    let uri = Uri::from_maybe_shared(head.slice(target.0..target.1)).map_err(|_| TARGET)?;
+    let uri = Uri::from_maybe_shared(slice(target, &head)).map_err(|_| TARGET)?;
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.headers = std::mem::take(spare);
     let (said, case) = fields(&head, &spans, &mut parts.headers)?;
@@ -158,7 +152,8 @@ pub(super) fn answer(
     let phrase = parsed.reason.filter(|phrase| status.canonical_reason() != Some(phrase));
     let phrase = phrase.map(|phrase| span(ahead, phrase.as_bytes()));
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
-    let spans = spans(ahead, parsed.headers);
+    let mut spans = Spans::new();
+    note(&mut spans, ahead, parsed.headers);
     let head = ahead.split_to(length).freeze();
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.headers = std::mem::take(spare);
@@ -167,8 +162,8 @@ pub(super) fn answer(
     if let Some(case) = case {
         parts.extensions.insert(case);
     }
-    if let Some((start, end)) = phrase {
-        parts.extensions.insert(Phrase(head.slice(start..end)));
+    if let Some(phrase) = phrase {
+        parts.extensions.insert(Phrase(slice(phrase, &head)));
     }
     let bodiless = to_head || status.is_informational() || has_no_body(status);
     let framing = match (said.coding, said.length) {
@@ -195,7 +190,8 @@ pub(super) fn trailers(ahead: &mut BytesMut) -> Result<Option<HeaderMap>, Malfor
     let Status::Complete((length, parsed)) = httparse::parse_headers(ahead, &mut room)? else {
         return Ok(None);
     };
-    let spans = spans(ahead, parsed);
+    let mut spans = Spans::new();
+    note(&mut spans, ahead, parsed);
     let block = ahead.split_to(length).freeze();
     // What comes next begins where these end: that has to be beyond doubt.
     if block.first() == Some(&b'\n')
@@ -205,8 +201,8 @@ pub(super) fn trailers(ahead: &mut BytesMut) -> Result<Option<HeaderMap>, Malfor
     }
     let mut trailers = HeaderMap::with_capacity(spans.len());
     for (name, value) in spans {
-        let name = HeaderName::from_bytes(block.get(name.0..name.1).unwrap_or_default());
-        let value = HeaderValue::from_maybe_shared(block.slice(value.0..value.1));
+        let name = HeaderName::from_bytes(part(name, &block));
+        let value = HeaderValue::from_maybe_shared(slice(value, &block));
         if let (Ok(name), Ok(value)) = (name, value)
             && ![CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name)
         {
@@ -275,8 +271,8 @@ impl Said {
                 self.coded |= !chunked && !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
             }
         } else if *name == CONNECTION {
-            self.close |= names(value, "close");
-            self.keep_alive |= names(value, "keep-alive");
+            self.close |= lists(value, "close");
+            self.keep_alive |= lists(value, "keep-alive");
         } else if *name == EXPECT {
             self.expects = value.as_bytes().eq_ignore_ascii_case(b"100-continue");
         }
@@ -285,7 +281,7 @@ impl Said {
 }
 
 /// Whether a list has an element.
-pub(super) fn names(list: &HeaderValue, element: &str) -> bool {
+pub(super) fn lists(list: &HeaderValue, element: &str) -> bool {
     let mut elements = list.as_bytes().split(|byte| *byte == b',');
     elements.any(|it| it.trim_ascii().eq_ignore_ascii_case(element.as_bytes()))
 }
@@ -297,37 +293,38 @@ pub(super) fn length(value: &HeaderValue) -> Option<u64> {
     if all { value.to_str().ok()?.parse().ok() } else { None }
 }
 
-fn name(raw: &[u8]) -> Result<HeaderName, Malformed> {
-    let frequent = || FREQUENT.iter().find(|name| name.as_str().as_bytes() == raw);
-    match raw.starts_with(b"x-").then(frequent).flatten() {
-        Some(frequent) => Ok(frequent.clone()),
-        None => HeaderName::from_bytes(raw).map_err(|_| FIELD),
+/// A name, and whether it was written in lower case.
+fn name(raw: &[u8]) -> Result<(HeaderName, bool), Malformed> {
+    if let Some(known) = names::frequent(raw) {
+        let text = known.as_str().as_bytes();
+        if text == raw {
+            return Ok((known, true));
+        }
+        if text.eq_ignore_ascii_case(raw) {
+            return Ok((known, false));
+        }
     }
+    let name = HeaderName::from_bytes(raw).map_err(|_| FIELD)?;
+    Ok((name, !raw.iter().any(u8::is_ascii_uppercase)))
 }
 
 /// Puts the fields into the map. Of two kinds of length only the one that counts is kept (RFC 9112 6.3).
 fn fields(head: &Bytes, spans: &Spans, headers: &mut HeaderMap) -> Result<(Said, Option<Case>), Malformed> {
     headers.reserve(spans.len() + ADDED);
     let mut said = Said::default();
-    // One in capitals is enough: of several fields of one name each has its own case.
-    let capitals = |((start, end), _): &(Span, Span)| {
-        head.get(*start..*end).is_some_and(|name| name.iter().any(u8::is_ascii_uppercase))
-    };
-    let mut case = spans.iter().any(capitals).then(Case::default);
+    let mut lower = true;
     for (of_name, of_value) in spans {
-        let raw = head.get(of_name.0..of_name.1).unwrap_or_default();
-        let name = name(raw)?;
-        let value = HeaderValue::from_maybe_shared(head.slice(of_value.0..of_value.1)).map_err(|_| FIELD)?;
-        if !said.hear(&name, &value)? {
-            continue;
+        let (name, is_lower) = name(part(*of_name, head))?;
+        lower &= is_lower;
+        let value = HeaderValue::from_maybe_shared(slice(*of_value, head)).map_err(|_| FIELD)?;
+        if said.hear(&name, &value)? {
+            headers.append(name, value);
         }
-        if let Some(case) = &mut case {
-            case.note(head.slice(of_name.0..of_name.1));
-        }
-        headers.append(name, value);
     }
     if said.coding != Coding::None && said.length.is_some() {
         headers.remove(CONTENT_LENGTH);
     }
+    // One in capitals is enough: of several fields of one name each has its own case.
+    let case = (!lower).then(|| spans.iter().map(|(name, _)| slice(*name, head)).collect());
     Ok((said, case))
 }

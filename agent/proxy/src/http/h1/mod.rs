@@ -8,6 +8,7 @@ pub(crate) mod client;
 mod decoder;
 mod head;
 mod link;
+mod names;
 pub(crate) mod server;
 mod switched;
 #[cfg(test)]

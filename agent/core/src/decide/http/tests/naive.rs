@@ -229,6 +229,21 @@ proptest! {
         }
     }
 
+    #[test]
+    fn what_is_remembered_is_what_would_be_decided(
+        objects in objects(),
+        asks in prop::collection::vec(asked(), 1..12),
+    ) {
+        let snapshot = with(objects.into_iter().map(Resource::VirtualService));
+        let mut memory = RouteMemory::default();
+        for ask in asks.iter().chain(&asks) {
+            let (plain, remembered) = ask.with(&snapshot, |caller, request| {
+                (route(&snapshot, caller, request), route_remembering(&mut memory, &snapshot, caller, request))
+            });
+            prop_assert_eq!(format!("{plain:?}"), format!("{remembered:?}"), "{:?}", ask);
+        }
+    }
+
     /// Whatever the order in which objects come, change and go: the decisions are those of a compiler that sees
     /// only the last state.
     #[test]
