@@ -25,6 +25,9 @@ pub const TUPLE_LIFETIME_NS: u64 = 5_000_000_000;
 pub const HEARTBEAT_LIFETIME_NS: u64 = 30_000_000_000;
 
 /// Capacities of the maps, and with them part of the layout that pinned maps must have.
+///
+/// Each slot takes 16 bytes of the kernel's memory, used or not, and those of `DIRECT` and `PROBES` over a hundred: they
+/// are sized for what one node can have of each, not for what a cluster has.
 pub mod capacity {
     /// `PODS`.
     pub const PODS: u32 = 4096;
@@ -33,21 +36,21 @@ pub mod capacity {
     /// `POLICY`.
     pub const POLICY: u32 = 131_072;
     /// `PORT_RULES`.
-    pub const PORT_RULES: u32 = 65_536;
+    pub const PORT_RULES: u32 = 16_384;
     /// `RANGE_RULES`.
     pub const RANGE_RULES: u32 = 65_536;
     /// `SERVICES`.
-    pub const SERVICES: u32 = 65_536;
+    pub const SERVICES: u32 = 16_384;
     /// `ENDPOINTS`.
-    pub const ENDPOINTS: u32 = 262_144;
-    /// `DIRECT`.
-    pub const DIRECT: u32 = 65_536;
+    pub const ENDPOINTS: u32 = 65_536;
+    /// `DIRECT`. A tuple is read within moments; what is evicted is that of a connection that was opened long before.
+    pub const DIRECT: u32 = 16_384;
     /// `ONWARD`.
     pub const ONWARD: u32 = 65_536;
     /// `PROBES`.
-    pub const PROBES: u32 = 8192;
+    pub const PROBES: u32 = 4096;
     /// `FLOWS`.
-    pub const FLOWS: u32 = 262_144;
+    pub const FLOWS: u32 = 131_072;
     /// `AGGREGATES`.
     pub const AGGREGATES: u32 = 16_384;
     /// `EVENTS`, in bytes.
