@@ -35,8 +35,15 @@ pub(crate) struct Handed {
     pod: Arc<Pod>,
     role: Role,
     stream: std::net::TcpStream,
-    peer: SocketAddr,
+    ends: Ends,
     admitted: Admitted,
+}
+
+/// Both addresses of an accepted connection.
+#[derive(Clone, Copy)]
+struct Ends {
+    peer: SocketAddr,
+    local: SocketAddr,
 }
 
 /// An accepted connection on the worker that serves it.
@@ -57,8 +64,7 @@ impl Handed {
     /// Joins this thread's runtime.
     pub(crate) fn register(self) -> io::Result<(Accepted, Role)> {
         let stream = TcpStream::from_std(self.stream)?;
-        let local = net::unmapped(stream.local_addr()?);
-        let Self { pod, role, peer, admitted, .. } = self;
+        let Self { pod, role, ends: Ends { peer, local }, admitted, .. } = self;
         Ok((Accepted { pod, stream, peer, local, admitted }, role))
     }
 }
@@ -82,21 +88,21 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, pod: Arc<Pod>, role: Role, l
             return;
         }
     };
-    let own = listener.get_ref().local_addr().ok().filter(|own| is_localhost(own.ip()));
+    let own = listener.get_ref().local_addr().ok().map(net::unmapped).filter(|own| is_localhost(own.ip()));
     let mut spare = Spare::new();
     let mut backoff = BACKOFF_MS.0;
     loop {
         wait_for_room(&worker, &pod).await;
         match accept(&listener).await {
             // Nobody is steered here: somebody in the pod has found the listener and dialled it.
-            Ok((stream, _)) if own.is_some() && stream.local_addr().ok() == own => {
+            Ok((stream, ends)) if own == Some(ends.local) => {
                 worker.shared.counters.loops.add();
                 refuse_stream(&stream);
             }
-            Ok((stream, peer)) => {
+            Ok((stream, ends)) => {
                 backoff = BACKOFF_MS.0;
                 if has_room(&worker, &pod) {
-                    hand(&worker, &pod, role, stream, peer);
+                    hand(&worker, &pod, (role, ends), stream);
                 } else {
                     worker.shared.counters.over_limit.add();
                     refuse_stream(&stream);
@@ -146,7 +152,7 @@ fn has_room(worker: &Worker, pod: &Pod) -> bool {
     pod.has_room(worker.shared.config.connections_per_pod)
 }
 
-async fn accept(listener: &AsyncFd<Arc<TcpListener>>) -> Result<(std::net::TcpStream, SocketAddr), Errno> {
+async fn accept(listener: &AsyncFd<Arc<TcpListener>>) -> Result<(std::net::TcpStream, Ends), Errno> {
     thread_local! {
         static ACCEPTED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
     }
@@ -165,18 +171,20 @@ async fn accept(listener: &AsyncFd<Arc<TcpListener>>) -> Result<(std::net::TcpSt
     }
 }
 
-fn accept_now(listener: &TcpListener) -> Result<(std::net::TcpStream, SocketAddr), Errno> {
+fn accept_now(listener: &TcpListener) -> Result<(std::net::TcpStream, Ends), Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (fd, peer) = rustix::net::acceptfrom_with(listener, flags)?;
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(Errno::CONNABORTED)?;
-    Ok((fd.into(), net::unmapped(peer)))
+    let stream = std::net::TcpStream::from(fd);
+    let local = stream.local_addr().map_err(|_| Errno::CONNABORTED)?;
+    Ok((stream, Ends { peer: net::unmapped(peer), local: net::unmapped(local) }))
 }
 
 /// Gives a connection to the worker that serves it.
-fn hand(worker: &Rc<Worker>, pod: &Arc<Pod>, role: Role, stream: std::net::TcpStream, peer: SocketAddr) {
+fn hand(worker: &Rc<Worker>, pod: &Arc<Pod>, (role, ends): (Role, Ends), stream: std::net::TcpStream) {
     let place = worker.shared.loads.place(worker.index);
     let admitted = Admitted::new(pod, &worker.shared.loads, place);
-    let handed = Handed { pod: pod.clone(), role, stream, peer, admitted };
+    let handed = Handed { pod: pod.clone(), role, stream, ends, admitted };
     match worker.shared.workers.get(place) {
         // A worker that has ended drops the connection; it ends together with this one.
         Some(other) if place != worker.index => drop(other.send(Command::Serve(handed))),

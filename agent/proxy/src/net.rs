@@ -54,13 +54,13 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> DialError {
     move |source| DialError::Io { what, source }
 }
 
-/// Sets what every connection has. Accepted connections inherit it from their listener.
+/// Sets what connections with somebody outside of the pod have. Accepted connections inherit it from their listener.
 pub(crate) fn configure(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
-    socket.set_tcp_nodelay(true)?;
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_nodelay(true)
 }
 
 /// Closes a connection so that the peer sees a reset.
@@ -92,6 +92,7 @@ pub(crate) async fn dial(
     limit: Duration,
 ) -> Result<Dialled, DialError> {
     let socket = socket_in(pod, destination)?;
+    configure(&socket).map_err(failed("setting socket options"))?;
     if purpose == Purpose::Tunnel {
         socket.set_tcp_user_timeout(Some(TUNNEL_USER_TIMEOUT)).map_err(failed("setting TCP_USER_TIMEOUT"))?;
     }
@@ -137,7 +138,7 @@ pub(crate) async fn onward(
 ) -> Result<Dialled, DialError> {
     let (client, own) = client;
     if own {
-        let socket = socket_in(pod, destination)?;
+        let socket = to_application(pod, destination)?;
         socket
             .bind(&SocketAddr::new(client, 0).into())
             .map_err(failed("binding to the pod's own address"))?;
@@ -169,7 +170,8 @@ async fn onward_from(
     let socket = transparent(pod, source)?;
     kernel.publish(source, destination).map_err(failed("announcing the connection to the kernel"))?;
     let _published = Published { kernel, source, destination };
-    let pending = start(&socket, destination)?;
+    // Both ends are on this machine: the kernel has most often answered by now.
+    let pending = start(&socket, destination)? && still_pending(&socket, destination)?;
     let announcing = async {
         loop {
             tokio::time::sleep(ANNOUNCED_AGAIN).await;
@@ -217,13 +219,19 @@ fn socket_in(pod: &Pod, destination: SocketAddr) -> Result<Socket, DialError> {
             }
         })
         .map_err(failed("opening a socket"))?;
-    configure(&socket).map_err(failed("setting socket options"))?;
+    Ok(socket)
+}
+
+/// A socket for a connection that stays in the pod. No keep-alive: both its ends are this kernel's, which knows.
+fn to_application(pod: &Pod, destination: SocketAddr) -> Result<Socket, DialError> {
+    let socket = socket_in(pod, destination)?;
+    socket.set_tcp_nodelay(true).map_err(failed("setting socket options"))?;
     Ok(socket)
 }
 
 /// A socket bound to an address that is not the pod's, whose packets stay on `lo`.
 fn transparent(pod: &Pod, source: SocketAddr) -> Result<Socket, DialError> {
-    let socket = socket_in(pod, source)?;
+    let socket = to_application(pod, source)?;
     let options = || {
         match source {
             SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
@@ -259,7 +267,16 @@ async fn connect_ours(
 fn start(socket: &Socket, destination: SocketAddr) -> Result<bool, DialError> {
     match socket.connect(&destination.into()) {
         Ok(()) => Ok(false),
-        Err(err) if err.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Ok(true),
+        Err(err) if Errno::from_io_error(&err) == Some(Errno::INPROGRESS) => Ok(true),
+        Err(err) => Err(failed("connecting")(err)),
+    }
+}
+
+/// Asks whether a connection that was begun is open: `connect` says so itself (connect(2), Linux).
+fn still_pending(socket: &Socket, destination: SocketAddr) -> Result<bool, DialError> {
+    match socket.connect(&destination.into()) {
+        Ok(()) => Ok(false),
+        Err(err) if Errno::from_io_error(&err) == Some(Errno::ALREADY) => Ok(true),
         Err(err) => Err(failed("connecting")(err)),
     }
 }

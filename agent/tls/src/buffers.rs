@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Buffers of a quiet connection: room for one full record.
-const SMALL: usize = 18 * 1024;
+pub(crate) const SMALL: usize = 18 * 1024;
 /// Buffers of a busy connection: one `read` or `write` moves this much.
 const LARGE: usize = 288 * 1024;
 /// Small batches in a row after which a connection counts as quiet: among large ones there are always some that
@@ -135,9 +135,19 @@ impl Incoming {
         }
         let size = if was_full || self.largest_read >= SMALL { LARGE } else { SMALL };
         if self.buffer.len() < size {
-            self.buffer.resize(size, 0);
+            grow(&mut self.buffer, size, self.end);
         }
     }
+}
+
+/// Makes room for `size` bytes and keeps the first `used`. Fresh zeros come from the allocator: memory that was never
+/// written is not touched here either.
+fn grow(buffer: &mut Vec<u8>, size: usize, used: usize) {
+    let mut larger = vec![0; size];
+    if let (Some(to), Some(from)) = (larger.get_mut(..used), buffer.get(..used)) {
+        to.copy_from_slice(from);
+    }
+    *buffer = larger;
 }
 
 /// Ciphertext for the socket; `sent..end` is waiting.
@@ -168,8 +178,10 @@ impl Outgoing {
         }
         if self.buffer.len() < self.end + size {
             let wanted = self.end + size;
-            // The second record in a row says that the connection is busy.
-            self.buffer.resize(if self.end > 0 { wanted.max(LARGE) } else { wanted }, 0);
+            // More than a record that waits says that the connection is busy. Small ones, as those of a handshake, say
+            // nothing: what is large is paid for with every tunnel, and by the client that waits for it.
+            let room = if self.end > 0 && wanted > SMALL { wanted.max(LARGE) } else { wanted.max(SMALL) };
+            grow(&mut self.buffer, room, self.end);
         }
         self.buffer.get_mut(self.end..self.end + size).unwrap_or_default()
     }
@@ -204,6 +216,12 @@ impl Outgoing {
             self.sent = 0;
             self.end = 0;
         }
+    }
+
+    /// Bytes that are held, waiting or not, for tests.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.buffer.len()
     }
 
     /// What waits, for tests.

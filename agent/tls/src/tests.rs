@@ -11,7 +11,8 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use super::record::{ALERT, APPLICATION_DATA, HANDSHAKE};
+use super::buffers::SMALL;
+use super::record::{ALERT, APPLICATION_DATA, HANDSHAKE, OVERHEAD};
 use super::stream::MOST_UPDATES;
 use super::{RecordError, TlsStream};
 
@@ -287,6 +288,19 @@ async fn futures_poll<T>(
     mut poll: impl FnMut(&mut std::task::Context<'_>) -> std::task::Poll<T>,
 ) -> std::task::Poll<T> {
     std::future::poll_fn(|cx| std::task::Poll::Ready(poll(cx))).await
+}
+
+#[tokio::test]
+async fn only_much_data_takes_large_buffers() {
+    let (mut client, server) = pair().await;
+    assert!(client.outgoing.held() <= SMALL && server.outgoing.held() <= SMALL);
+    for _ in 0..64 {
+        client.write_all(b"small").await.unwrap();
+    }
+    assert!(client.outgoing.held() <= SMALL, "{}", client.outgoing.held());
+    assert_eq!(client.waiting(), 64 * (5 + OVERHEAD));
+    client.write_all(&pattern(64 * 1024)).await.unwrap();
+    assert!(client.outgoing.held() > SMALL);
 }
 
 #[tokio::test]

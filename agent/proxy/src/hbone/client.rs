@@ -213,17 +213,19 @@ fn builder() -> Builder {
     builder
 }
 
-/// Runs HTTP/2's part of a handshake.
+/// Runs HTTP/2's part of a handshake. What it wrote last leaves with what the driver writes first.
 pub(super) async fn flushed<T>(
     mut handshake: std::pin::Pin<&mut impl Future<Output = Result<T, h2::Error>>>,
     lanes: &Lanes,
 ) -> Result<T, String> {
     poll_fn(|cx| {
-        let polled = handshake.as_mut().poll(cx);
-        if let Poll::Ready(Err(error)) = lanes.flush(cx) {
-            return Poll::Ready(Err(error.to_string()));
+        if let Poll::Ready(done) = handshake.as_mut().poll(cx) {
+            return Poll::Ready(done.map_err(|error| error.to_string()));
         }
-        polled.map_err(|error| error.to_string())
+        match lanes.flush(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.to_string())),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
     })
     .await
 }
