@@ -300,6 +300,16 @@ pub struct Outgoing {
     pub response_headers: Vec<Arc<HeaderOperations>>,
 }
 
+impl Outgoing {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.authority.is_none()
+            && self.target.is_none()
+            && self.request_headers.is_empty()
+            && self.response_headers.is_empty()
+    }
+}
+
 impl Forward {
     /// Chooses by weight. `random(n)` answers a number below `n`. `None` when there is no target.
     pub fn choose(&self, random: &mut dyn FnMut(u64) -> u64) -> Option<&Target> {

@@ -254,6 +254,9 @@ async fn to_target(
     let http2 = asked.downstream.http2;
     leave(&mut asked, &mut call, extra);
     asked.protocol = protocol;
+    if outgoing.is_empty() {
+        call.plain = asked.message.of_unchanged();
+    }
     asked.change(&mut call, outgoing);
     let plan =
         forward::Plan { cluster, hash: hashed.value, timeout: rule.timeout, retry: rule.retry.clone() };

@@ -130,12 +130,10 @@ impl Tried {
     fn outcome(&self, grpc: bool) -> Option<TryOutcome> {
         match self {
             Self::Answered(sent) => {
-                let status = sent.response.headers().get(GRPC_STATUS);
+                let status = if grpc { sent.response.headers().get(GRPC_STATUS) } else { None };
                 let status = status.and_then(|status| status.to_str().ok()?.parse().ok());
-                Some(match status {
-                    Some(status) if grpc => TryOutcome::GrpcStatus(status),
-                    Some(_) | None => TryOutcome::Status(sent.response.status().as_u16()),
-                })
+                let http = || TryOutcome::Status(sent.response.status().as_u16());
+                Some(status.map_or_else(http, TryOutcome::GrpcStatus))
             }
             Self::Failed(error) => failure::outcome(&error.kind),
             Self::TimedOut { per_try: true } => Some(TryOutcome::PerTryTimeout),

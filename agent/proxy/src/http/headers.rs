@@ -84,8 +84,10 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    let names = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te"];
-    names.contains(&name.as_str())
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te"
+    )
 }
 
 /// Takes away what belongs to one connection only, and what it names (RFC 9110 7.6.1).

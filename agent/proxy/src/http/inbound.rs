@@ -129,6 +129,8 @@ struct Asked<'a> {
     message: Message,
     call: Box<Call>,
     record: Box<Record>,
+    /// Not unset but for a request that the client's side has brought into form, and whose answer it marks itself.
+    marks: bool,
 }
 
 /// Why a request gets no further.
@@ -169,7 +171,17 @@ pub(crate) async fn arrived(
     let upload = Upload::new(body, || record.received(), (false, downstream.http2), record.began());
     record.upload(&upload);
     let from = Cell::default();
-    let going = Asked { worker, arrival, snapshot: &snapshot, local, from: &from, message, call, record };
+    let going = Asked {
+        worker,
+        arrival,
+        snapshot: &snapshot,
+        local,
+        from: &from,
+        message,
+        call,
+        record,
+        marks: true,
+    };
     let delivered = match deliver(going, &upload, protocol).await {
         Ok(delivered) => delivered,
         Err(Refused::Reply(response)) => return Ok(response),
@@ -229,7 +241,9 @@ pub(crate) async fn serve_local(
             .map_or(Service::Unknown, |service| Service::Known { service, port: leg.original.port() }),
     };
     let mut record = arrival.record(worker, local, &call.parts);
-    let message = match Message::read(&call.parts, None, leg.snapshot.mesh().http.path_normalization) {
+    let (plain, level) = (call.plain.take(), leg.snapshot.mesh().http.path_normalization);
+    let marks = plain.is_none() || record.notes_headers();
+    let message = match plain.map_or_else(|| Message::read(&call.parts, None, level), Ok) {
         Ok(message) => message,
         Err(reply) => return Ok(record.reply(*reply)),
     };
@@ -244,6 +258,7 @@ pub(crate) async fn serve_local(
         message,
         call,
         record,
+        marks,
     };
     match deliver(going, &upload, protocol).await {
         Ok(Delivered { response, record }) => {
@@ -292,9 +307,11 @@ async fn deliver(
             return Err(Refused::Close);
         }
     };
-    let Asked { worker, arrival, local, from, message, mut call, mut record, .. } = going;
+    let Asked { worker, arrival, local, from, message, mut call, mut record, marks, .. } = going;
     vouch(worker, &mut call.parts, arrival, local);
-    address(&mut call.parts, message.target(), message.authority());
+    if marks || changed {
+        address(&mut call.parts, message.target(), message.authority());
+    }
     let application = Application {
         pod: &arrival.pod,
         local,
@@ -314,9 +331,11 @@ async fn deliver(
                 for allowed in &allowed {
                     apply(&allowed.response, headers);
                 }
-                set_service_time(headers, time);
-                headers.insert(SERVER, SERVER_NAME);
-                record.leaves(headers);
+                if marks {
+                    set_service_time(headers, time);
+                    headers.insert(SERVER, SERVER_NAME);
+                    record.leaves(headers);
+                }
             }
             Ok(Delivered { response, record })
         }

@@ -25,13 +25,15 @@ enum Named {
 }
 
 /// The parts of a request that decisions read, beside its headers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Message {
     method: Method,
     named: Named,
     scheme: Option<HeaderValue>,
     /// Path and query, normalised.
     target: PathAndQuery,
+    /// Whoever reads the request once more, as it leaves, reads the same.
+    stays: bool,
 }
 
 impl Message {
@@ -44,9 +46,16 @@ impl Message {
         let seen = Seen::of(&parts.headers);
         refuse_malformed(parts, &seen, smell)?;
         let named = named(parts, &seen)?;
-        let target = target(parts, level)?;
+        let (target, normalised) = target(parts, level)?;
         let scheme = seen.scheme.cloned();
-        Ok(Self { method: parts.method.clone(), named, scheme, target })
+        // The authority of a target becomes Host, and a scheme may be taken away.
+        let stays = matches!(named, Named::Host(_)) && scheme.is_none() && !normalised;
+        Ok(Self { method: parts.method.clone(), named, scheme, target, stays })
+    }
+
+    /// The same for who reads the request as it leaves, where that is known to be the same.
+    pub(crate) fn of_unchanged(&self) -> Option<Self> {
+        self.stays.then(|| self.clone())
     }
 
     /// Host or `:authority`, as the client sent it.
@@ -174,15 +183,16 @@ fn named(parts: &Parts, seen: &Seen<'_>) -> Result<Named, Box<Reply>> {
     }
 }
 
-fn target(parts: &Parts, level: Option<PathNormalization>) -> Result<PathAndQuery, Box<Reply>> {
+/// Path and query, and whether they are others than were sent.
+fn target(parts: &Parts, level: Option<PathNormalization>) -> Result<(PathAndQuery, bool), Box<Reply>> {
     let bad = || Box::new(Reply::malformed(400, "", "path_normalization_failed"));
     let Some(sent) = parts.uri.path_and_query() else {
         // `OPTIONS http://host` without a path.
-        return Ok(PathAndQuery::from_static("/"));
+        return Ok((PathAndQuery::from_static("/"), true));
     };
     match normalise(level, sent.as_str()).map_err(|_| bad())? {
-        Cow::Borrowed(_) => Ok(sent.clone()),
-        Cow::Owned(other) => PathAndQuery::try_from(other).map_err(|_| bad()),
+        Cow::Borrowed(_) => Ok((sent.clone(), false)),
+        Cow::Owned(other) => Ok((PathAndQuery::try_from(other).map_err(|_| bad())?, true)),
     }
 }
 

@@ -214,6 +214,11 @@ impl Record {
         record
     }
 
+    /// Whether the log prints headers.
+    pub(crate) fn notes_headers(&self) -> bool {
+        self.noted.is_some()
+    }
+
     /// When it arrived.
     pub(crate) fn began(&self) -> Instant {
         self.began

@@ -132,7 +132,7 @@ impl Sender {
         if self.over.get() || poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
             return Err(Failed::Unsent(call));
         }
-        let Call { mut parts, body } = *call;
+        let Call { mut parts, body, .. } = *call;
         // Rules may have added what HTTP/2 does not have (RFC 9113 8.2.2).
         strip_hop_by_hop(&mut parts.headers, false);
         let with_length = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
