@@ -16,3 +16,4 @@ mod security;
 mod site;
 mod streams;
 mod telemetry;
+mod visibility;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use weft_lab::{LabSpec, PodSpec, Process};
-use weft_netns_tests::{Family, Mesh, eventually, value_eventually};
+use weft_netns_tests::{Family, Mesh, eventually, value_eventually, yaml};
 
 const PUPPET: &str = env!("CARGO_BIN_EXE_netns-puppet");
 /// The Services' port for HTTP, and the applications'.
@@ -37,13 +37,24 @@ pub(crate) struct Site {
 impl Site {
     /// Agents and applications run; `None` where that cannot be.
     pub(crate) fn new() -> Option<Self> {
+        Self::with_clients(&[])
+    }
+
+    /// The same with further clients on node a, by namespace and name.
+    pub(crate) fn with_clients(more: &[(&str, &str)]) -> Option<Self> {
         let client = |name: &str| PodSpec::new("a", "shop", name).service_account(name);
         let spec = LabSpec::new().node("a").node("b").pod(client("client")).pod(client("other"));
         let spec = APPS.iter().fold(spec, |spec, (pod, node, app, version)| {
             let pod = PodSpec::new(node, "shop", pod).service_account(app);
             spec.pod(pod.label("app", app).label("version", version))
         });
+        let spec = more.iter().fold(spec, |spec, (namespace, name)| {
+            spec.pod(PodSpec::new("a", namespace, name).service_account(name))
+        });
         let mut mesh = Mesh::prepare(PUPPET, &spec)?;
+        for (namespace, _) in more {
+            mesh.write(&format!("namespace-{namespace}.yaml"), &yaml::namespace(namespace, true, &[]));
+        }
         for (number, name) in (1_u8..).zip(SERVICES) {
             let (v4, v6) = (format!("10.200.1.{number}"), format!("fd00:200::1:{number}"));
             let ports = [("http-web", WEB, WEB), ("grpc", GRPC, GRPC)];
