@@ -182,6 +182,35 @@ fn field(name: &str, value: &str) -> Vec<u8> {
     [vec![0], text(name), text(value)].concat()
 }
 
+/// What reads HTTP/2 for us cuts a target at its `#`, where Envoy refuses it: nobody may read more of it than policy does.
+#[test]
+fn a_fragment_is_refused_or_seen_by_nobody() {
+    run(async {
+        let (mut mesh, listener) = Mesh::near_socket(Bed::new("a")).await;
+        let line = format!("GET /open#/../shut?x=1 HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+        assert!(mesh.raw(line.as_bytes()).await.starts_with("HTTP/1.1 400"));
+        let of = |path: &str| {
+            let head = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", HOST)];
+            let head = head.map(|(name, value)| field(name, value)).concat();
+            [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, b""), frame(1, 5, 1, &head)]
+                .concat()
+        };
+        let mut client = mesh.dial().await;
+        client.write_all(&of("/open#/../shut?x=1")).await.unwrap();
+        let mut app = listener.accept().await.unwrap().0;
+        let mut head = [0; 4096];
+        let length = app.read(&mut head).await.unwrap();
+        assert!(head[..length].starts_with(b"GET /open HTTP/1.1\r\n"), "{}", head[..length].escape_ascii());
+        mesh.bed.change([policy("no-shut", PolicyAction::Deny, None, of_path("/shut"))]);
+        let mut client = mesh.dial().await;
+        client.write_all(&of("/shut#/open")).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(6).any(|part| part == b"denied") {
+            assert!(client.read_buf(&mut answer).await.unwrap() > 0, "{}", answer.escape_ascii());
+        }
+    });
+}
+
 #[test]
 fn who_floods_is_sent_away_counted_and_nobodys_else_trouble() {
     run(async {
