@@ -2,12 +2,11 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -18,19 +17,7 @@ use weft_core::resource::NamespacedName;
 
 use crate::custom::WantedHeaders;
 use crate::format::{self, Fields};
-
-/// Lines that wait to be written before ordinary ones are lost.
-const QUEUE: usize = 8_192;
-/// Room beyond that for refusals and failures alone.
-const RESERVE: usize = 2_048;
-/// Bytes that wait to be written before ordinary lines are lost; failures have a quarter more. Applications choose
-/// what their paths and headers say, so that a number of lines alone is no limit.
-const QUEUE_BYTES: usize = 8 << 20;
-/// Lines that are written with one system call, and their bytes: fewer lines where these are reached.
-const BATCH: usize = 64;
-const BATCH_BYTES: usize = 64 << 10;
-/// How long fewer wait for more.
-const GATHER: Duration = Duration::from_millis(10);
+use crate::lines::{BATCH_BYTES, Lines};
 
 /// How lines look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,56 +217,6 @@ impl RequestLog<'_> {
     }
 }
 
-/// Lines that are written together.
-#[derive(Debug, Default)]
-struct Batch {
-    text: String,
-    lines: usize,
-}
-
-impl Batch {
-    fn is_full(&self) -> bool {
-        self.lines >= BATCH || self.text.len() >= BATCH_BYTES
-    }
-}
-
-/// What waits to be written.
-#[derive(Debug, Default)]
-struct Queue {
-    batches: VecDeque<Batch>,
-    /// Of all batches.
-    lines: usize,
-    bytes: usize,
-    /// Emptied memory for the next batch.
-    spare: String,
-    /// The writer has taken lines that it has not finished writing.
-    writing: bool,
-    /// No handle is left: write what there is, then end.
-    closed: bool,
-}
-
-impl Queue {
-    fn add(&mut self, line: &str) {
-        if self.batches.back().is_none_or(Batch::is_full) {
-            let text = std::mem::take(&mut self.spare);
-            self.batches.push_back(Batch { text, lines: 0 });
-        }
-        if let Some(batch) = self.batches.back_mut() {
-            batch.text.push_str(line);
-            batch.lines += 1;
-        }
-        self.lines += 1;
-        self.bytes += line.len();
-    }
-
-    fn next(&mut self) -> Option<Batch> {
-        let batch = self.batches.pop_front()?;
-        self.lines -= batch.lines;
-        self.bytes -= batch.text.len();
-        Some(batch)
-    }
-}
-
 /// How lines are written.
 #[derive(Debug)]
 struct Settings {
@@ -297,42 +234,20 @@ impl Settings {
     }
 }
 
-/// What handles and writer share. The lock is held for a copy of one line or to take a batch, never while lines are
-/// formatted or written; a channel would not let failures have room of their own.
+/// What all handles have in common.
 #[derive(Debug)]
 struct Shared {
-    queue: Mutex<Queue>,
-    changed: Condvar,
-    written: Condvar,
     everything: AtomicBool,
     settings: ArcSwap<Settings>,
     /// Whether those have headers.
     wants_headers: AtomicBool,
-    lost: AtomicU64,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ends the writer when the last handle goes.
-struct Handle {
-    shared: Arc<Shared>,
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.changed.notify_one();
-    }
 }
 
 /// The writer. Cheap to clone; never blocks the caller.
 #[derive(Clone)]
 pub struct AccessLog {
-    handle: Arc<Handle>,
+    lines: Lines,
+    shared: Arc<Shared>,
 }
 
 impl fmt::Debug for AccessLog {
@@ -351,27 +266,16 @@ impl AccessLog {
     /// Starts the writer on any output.
     pub fn to(output: Box<dyn Write + Send>) -> Self {
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            changed: Condvar::new(),
-            written: Condvar::new(),
             everything: AtomicBool::new(false),
             settings: ArcSwap::new(Settings::new(AccessLogFormat::Text)),
             wants_headers: AtomicBool::new(false),
-            lost: AtomicU64::new(0),
         });
-        let theirs = shared.clone();
-        let started =
-            std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&theirs, output));
-        if let Err(error) = started {
-            tracing::error!(%error, "the access log has no thread to write it: its lines are lost");
-            shared.lock().closed = true;
-        }
-        Self { handle: Arc::new(Handle { shared }) }
+        Self { lines: Lines::to("access-log", output), shared }
     }
 
     /// Writes only failures and what is audited, or everything, in a format. Takes effect at once.
     pub fn configure(&self, everything: bool, format: AccessLogFormat) {
-        let shared = &self.handle.shared;
+        let shared = &self.shared;
         let settings = Settings::new(format);
         shared.wants_headers.store(settings.headers.is_some(), Ordering::Relaxed);
         shared.settings.store(settings);
@@ -380,14 +284,14 @@ impl AccessLog {
 
     /// Headers that the format prints and that lines have to bring along.
     pub fn wanted_headers(&self) -> Option<Arc<WantedHeaders>> {
-        let shared = &self.handle.shared;
+        let shared = &self.shared;
         let wanted = shared.wants_headers.load(Ordering::Relaxed);
         if wanted { shared.settings.load().headers.clone() } else { None }
     }
 
     /// Whether lines of ordinary connections are written at all, so that the caller need not make them.
     pub fn wants_everything(&self) -> bool {
-        self.handle.shared.everything.load(Ordering::Relaxed)
+        self.shared.everything.load(Ordering::Relaxed)
     }
 
     /// Queues a line about a connection. Failures are kept when the queue is full as long as there is room for them.
@@ -412,85 +316,23 @@ impl AccessLog {
             static LINE: RefCell<String> = const { RefCell::new(String::new()) };
         }
         LINE.with_borrow_mut(|line| {
-            format::line(fields, &self.handle.shared.settings.load().format, line);
-            self.push(line, failure);
+            format::line(fields, &self.shared.settings.load().format, line);
+            self.lines.push(line, failure);
             line.clear();
             // What one long line needed is not kept for all time.
             line.shrink_to(BATCH_BYTES);
         });
     }
 
-    fn push(&self, line: &str, failure: bool) {
-        let shared = &self.handle.shared;
-        let mut queue = shared.lock();
-        let (room, bytes) =
-            if failure { (QUEUE + RESERVE, QUEUE_BYTES / 4 * 5) } else { (QUEUE, QUEUE_BYTES) };
-        if queue.closed || queue.lines >= room || queue.bytes >= bytes {
-            drop(queue);
-            shared.lost.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        queue.add(line);
-        // The writer sleeps only when it found nothing, or until a batch is whole: one system call for a batch, not for
-        // a line.
-        let wake = (queue.lines == 1 && !queue.writing) || queue.lines == BATCH;
-        drop(queue);
-        if wake {
-            shared.changed.notify_one();
-        }
-    }
-
     /// Lines that were lost because the queue was full or the output failed.
     pub fn lost(&self) -> u64 {
-        self.handle.shared.lost.load(Ordering::Relaxed)
+        self.lines.lost()
     }
 
     /// Blocks until everything queued so far is written, at most `limit`.
     pub fn flush(&self, limit: Duration) {
-        let shared = &self.handle.shared;
-        let queue = shared.lock();
-        let busy = |queue: &mut Queue| !queue.closed && (queue.writing || queue.lines > 0);
-        drop(shared.written.wait_timeout_while(queue, limit, busy));
+        self.lines.flush(limit);
     }
-}
-
-/// The writer's thread.
-fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
-    let mut written = String::new();
-    while let Some(Batch { text, lines }) = take(shared, written) {
-        if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
-            shared.lost.fetch_add(lines as u64, Ordering::Relaxed);
-        }
-        written = text;
-    }
-}
-
-/// Waits for lines and takes a batch; none means the end. The memory of what was `written` before is used again.
-fn take(shared: &Shared, mut written: String) -> Option<Batch> {
-    written.clear();
-    written.shrink_to(2 * BATCH_BYTES);
-    let mut queue = shared.lock();
-    queue.spare = written;
-    queue.writing = false;
-    if queue.lines == 0 {
-        shared.written.notify_all();
-    }
-    let idle = |queue: &mut Queue| queue.lines == 0 && !queue.closed;
-    queue = shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
-    queue = gather(shared, queue);
-    let batch = queue.next();
-    queue.writing = batch.is_some();
-    batch
-}
-
-/// Lets lines come together before the first one is written. Waking a thread costs the connection that does it more than
-/// writing its line: with this it happens a hundred times a second at most.
-fn gather<'a>(shared: &Shared, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-    // Nobody need wake us meanwhile but for the end and a batch that is whole.
-    queue.writing = true;
-    let few = |queue: &mut Queue| queue.lines < BATCH && !queue.closed;
-    let waited = shared.changed.wait_timeout_while(queue, GATHER, few);
-    waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use weft_core::resource::Kind;
 
 use super::*;
+use crate::lines::{BATCH, QUEUE, QUEUE_BYTES};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

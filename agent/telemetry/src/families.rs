@@ -69,6 +69,8 @@ families! {
         "HBONE tunnels (TLS connections) that are open, both directions.";
     ACCESS_LOG_LOST Counter "weft_access_log_lost_total" []
         "Access log lines that were lost because the queue was full or the output failed.";
+    LOG_LOST Counter "weft_log_lost_total" []
+        "Lines of the agent's own log that were lost because the queue was full or the output failed.";
     BUILD_INFO Gauge "weft_build_info" ["version"]
         "1, with the version of the agent.";
     WORKLOADS Gauge "weft_workloads" ["state"]

@@ -3,8 +3,8 @@
 //! Series are looked up once per connection ([`Metrics::tcp`], [`Metrics::http`], [`Metrics::cluster`]); counting is an
 //! atomic addition on the handle.
 //! What is not counted but measured (map use, certificates, pods) is asked for when somebody scrapes
-//! ([`Metrics::on_scrape`]). The access log is written by a thread of its own through a bounded queue; what
-//! does not fit is counted.
+//! ([`Metrics::on_scrape`]). The access log, and the agent's own, are each written by a thread of
+//! their own through a bounded queue ([`Lines`]); what does not fit is counted.
 //!
 //! This crate opens no socket: the binary serves [`Metrics::pieces`].
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod custom;
 pub mod families;
 mod format;
 pub mod http;
+pub mod lines;
 pub mod metrics;
 mod scrape;
 mod table;
@@ -25,5 +26,6 @@ pub use access::{AccessLog, AccessLogFormat, ConnectionLog, Direction, LogText, 
 pub use cluster::{ClusterCounters, ClusterEvent};
 pub use custom::{WantedHeaders, time};
 pub use http::{RequestLabels, RequestProtocol, RequestSample, RequestSeries};
+pub use lines::Lines;
 pub use metrics::{Limits, Metrics, Pieces, Reporter, SecurityPolicy, TcpDelta, TcpLabels, TcpSeries};
 pub use scrape::{Family, Kind, ScrapeSink};

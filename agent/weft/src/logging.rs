@@ -1,10 +1,19 @@
 //! The agent's own log: standard error, so that standard output is the access log's.
 
+use std::io::{self, Write};
+use std::time::Duration;
+
 use anyhow::Context;
 use clap::ValueEnum;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use weft_telemetry::Lines;
+
+/// How long the end waits until everything is written.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// `--log-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -20,6 +29,7 @@ pub(crate) enum LogFormat {
 #[derive(Clone)]
 pub(crate) struct LogLevel {
     handle: reload::Handle<EnvFilter, Registry>,
+    lines: Lines,
 }
 
 impl LogLevel {
@@ -27,7 +37,12 @@ impl LogLevel {
     #[cfg(test)]
     pub(crate) fn detached() -> Self {
         let (_, handle) = reload::Layer::new(EnvFilter::default());
-        Self { handle }
+        Self { handle, lines: Lines::to("log", Box::new(io::sink())) }
+    }
+
+    /// Lines that were lost because nobody read them.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lines.lost()
     }
 
     /// Sets the filter: a level, or directives such as `info,weft_proxy=debug`.
@@ -37,21 +52,65 @@ impl LogLevel {
     }
 }
 
-/// Starts logging.
-pub(crate) fn start(directives: &str, format: LogFormat) -> anyhow::Result<LogLevel> {
+/// Standard error, without ever waiting for whoever reads it: a log collector that stands still stops no traffic.
+struct StandardError(Lines);
+
+/// Takes one line.
+struct Line<'a> {
+    lines: &'a Lines,
+    urgent: bool,
+}
+
+impl<'a> MakeWriter<'a> for StandardError {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { lines: &self.0, urgent: false }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
+        Line { lines: &self.0, urgent: *metadata.level() <= Level::WARN }
+    }
+}
+
+impl Write for Line<'_> {
+    /// Whole lines are written at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lines.push(&String::from_utf8_lossy(line), self.urgent);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes what is still to be written when it goes.
+pub(crate) struct LastWords(Lines);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.flush(FLUSH);
+    }
+}
+
+/// Starts logging, until the second value goes.
+pub(crate) fn start(directives: &str, format: LogFormat) -> anyhow::Result<(LogLevel, LastWords)> {
     let (filter, handle) = reload::Layer::new(parse(directives)?);
     let registry = tracing_subscriber::registry().with(filter);
+    let lines = Lines::to("log", Box::new(io::stderr()));
+    let writer = StandardError(lines.clone());
     match format {
         LogFormat::Text => {
-            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(ansi)).try_init()
+            let ansi = io::IsTerminal::is_terminal(&io::stderr());
+            registry.with(fmt::layer().with_writer(writer).with_ansi(ansi)).try_init()
         }
         LogFormat::Json => {
-            registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
+            registry.with(fmt::layer().json().flatten_event(true).with_writer(writer)).try_init()
         }
     }
     .context("logging was started twice")?;
-    Ok(LogLevel { handle })
+    Ok((LogLevel { handle, lines: lines.clone() }, LastWords(lines)))
 }
 
 /// Libraries that say more than they should. Kube logs every failed try as an error; what that means is told by those

@@ -62,7 +62,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 
 /// Runs until a signal asks for the end.
 pub(crate) fn run(options: Options) -> anyhow::Result<()> {
-    let log = logging::start(&options.log_level, options.log_format)?;
+    let (log, _last_words) = logging::start(&options.log_level, options.log_format)?;
     let metrics = Metrics::new();
     hook_panics(metrics.clone());
     raise_descriptor_limit();

@@ -42,6 +42,7 @@ pub(super) fn register(facts: &Facts, direct: Arc<Mutex<DirectAccounting>>, acce
 fn agent(facts: &Facts, access_log: &AccessLog, sink: &mut ScrapeSink) {
     sink.set(&families::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
     sink.set(&families::ACCESS_LOG_LOST, &[], access_log.lost() as f64);
+    sink.set(&families::LOG_LOST, &[], facts.log.lost() as f64);
     sink.set(&families::BREAK_GLASS, &[], f64::from(u8::from(facts.datapath.is_none())));
 }
 

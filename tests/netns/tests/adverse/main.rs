@@ -12,6 +12,7 @@ mod descriptors;
 mod families;
 mod filters;
 mod icmp;
+mod output;
 mod packets;
 
 use weft_lab::{Pod, output, run_with_input};
