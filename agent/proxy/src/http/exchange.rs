@@ -14,7 +14,7 @@ use weft_core::decide::http::{
     draw_fault, drawn, hash, prepare, route_remembering,
 };
 use weft_core::resource::PortProtocol;
-use weft_core::resource::virtual_service::AbortStatus;
+use weft_core::resource::virtual_service::{AbortStatus, Fault};
 use weft_core::snapshot::LocalWorkload;
 use weft_telemetry::Reporter;
 
@@ -31,6 +31,7 @@ use super::mirror::{self, Mirrored};
 use super::record::{Addresses, Record};
 use super::reply::Reply;
 use super::serve::{Admitted, BrokenOff, Downstream};
+use super::upload::Upload;
 use super::upstream::{Leg, UpstreamProtocol};
 use crate::account::Route;
 use crate::inbound;
@@ -122,25 +123,41 @@ async fn decide(mut asked: Box<Outward<'_>>, mut call: Box<Call>) -> Result<Resp
         original: asked.leg.original,
         labels: &asked.leg.source.workload.pod_labels,
     };
-    let mut decision = {
-        let memory = &mut asked.downstream.worker.routes.borrow_mut();
-        route_remembering(memory, asked.leg.snapshot, &caller, &asked.message.view(&call.parts))
-    };
-    name_route(&mut asked.record, &decision);
-    let mut extra = SmallVec::new();
-    match decision.cors.as_ref().map(|policy| cors(policy, &asked.message.view(&call.parts))) {
-        Some(Cors::Preflight(reply)) => return Ok(asked.record.reply(Reply::from(&reply))),
-        Some(Cors::Headers(headers)) => extra.extend(headers),
-        Some(Cors::None) | None => {}
-    }
-    let action = std::mem::replace(&mut decision.action, Action::Passthrough);
-    match action {
-        Action::Respond(reply) => Ok(respond(asked, &call, (&decision, &reply), extra)),
-        Action::Passthrough => {
-            leave(&mut asked, &mut call, extra);
-            Box::pin(forward::pass_through(asked, call)).await
+    // Gone before anybody is waited for: what lives on is moved with the request.
+    let aimed = {
+        let decision = {
+            let memory = &mut asked.downstream.worker.routes.borrow_mut();
+            route_remembering(memory, asked.leg.snapshot, &caller, &asked.message.view(&call.parts))
+        };
+        name_route(&mut asked.record, &decision);
+        let mut extra = SmallVec::new();
+        match decision.cors.as_ref().map(|policy| cors(policy, &asked.message.view(&call.parts))) {
+            Some(Cors::Preflight(reply)) => return Ok(asked.record.reply(Reply::from(&reply))),
+            Some(Cors::Headers(headers)) => extra.extend(headers),
+            Some(Cors::None) | None => {}
         }
-        Action::Forward(rule) => to_target(asked, call, (decision, rule), extra).await,
+        match &decision.action {
+            Action::Respond(reply) => return Ok(respond(asked, &call, (&decision, reply), extra)),
+            Action::Passthrough => {
+                leave(&mut asked, &mut call, extra);
+                Ok(None)
+            }
+            Action::Forward(rule) => {
+                let reply = match &rule.fault {
+                    Some(fault) => Box::pin(inject(&mut asked, fault)).await,
+                    None => None,
+                };
+                match reply {
+                    Some(reply) => Err(Box::new(reply)),
+                    None => aim(&mut asked, &mut call, (&decision, rule), extra).map(Some),
+                }
+            }
+        }
+    };
+    match aimed {
+        Ok(Some((plan, upload))) => forward::forward(asked, call, upload, plan).await,
+        Ok(None) => Box::pin(forward::pass_through(asked, call)).await,
+        Err(reply) => Ok(asked.record.reply(*reply)),
     }
 }
 
@@ -211,61 +228,60 @@ fn route_without_rule(service: &Service) -> Option<Arc<str>> {
     })
 }
 
-async fn to_target(
-    mut asked: Box<Outward<'_>>,
-    mut call: Box<Call>,
-    (decision, rule): (RouteDecision, Forward),
+/// Injects the rule's faults: waits, or says what the mesh answers.
+async fn inject(asked: &mut Outward<'_>, fault: &Fault) -> Option<Reply> {
+    let worker = &asked.downstream.worker;
+    let drawn = draw_fault(fault, &mut |below| worker.random() % below.max(1));
+    if let Some(delay) = drawn.delay {
+        asked.record.flags.delayed = true;
+        tokio::time::sleep(delay).await;
+    }
+    drawn.abort.map(aborted)
+}
+
+/// Chooses one of the rule's targets, and gives the request the form in which it leaves for it.
+fn aim(
+    asked: &mut Outward<'_>,
+    call: &mut Call,
+    (decision, rule): (&RouteDecision, &Forward),
     mut extra: Extra,
-) -> Result<Response<Body>, BrokenOff> {
+) -> Result<(forward::Plan, Upload), Box<Reply>> {
     let worker = asked.downstream.worker.clone();
     let mut random = |below: u64| worker.random() % below.max(1);
-    if let Some(fault) = &rule.fault {
-        let drawn = draw_fault(fault, &mut random);
-        if let Some(delay) = drawn.delay {
-            asked.record.flags.delayed = true;
-            tokio::time::sleep(delay).await;
-        }
-        if let Some(abort) = drawn.abort {
-            return Ok(asked.record.reply(aborted(abort)));
-        }
-    }
     let Some(target) = rule.choose(&mut random) else {
-        return Ok(asked.record.reply(missing_cluster("no destination has a weight")));
+        return Err(Box::new(missing_cluster("no destination has a weight")));
     };
-    let cluster = match &target.cluster {
-        Ok(cluster) => cluster.clone(),
-        Err(name) => {
-            asked.record.cluster = Some(name.clone());
-            return Ok(asked.record.reply(missing_cluster(name)));
-        }
-    };
+    let cluster = target.cluster.clone().map_err(|name| {
+        let reply = Box::new(missing_cluster(&name));
+        asked.record.cluster = Some(name);
+        reply
+    })?;
     name_cluster(&mut asked.record, &cluster);
     let view = asked.message.view(&call.parts);
     let hashed = hash(&cluster.policy, &view, asked.leg.client.ip(), worker.random());
     extra.extend(hashed.set_cookie.map(|cookie| (Arc::from("set-cookie"), cookie)));
-    let outgoing = prepare(&decision, target, &view, &circumstances(&asked));
+    let outgoing = prepare(decision, target, &view, &circumstances(asked));
     let mirrors: SmallVec<[Arc<Cluster>; 1]> = rule
         .mirrors
         .iter()
         .filter(|mirror| drawn(mirror.share, &mut random))
         .filter_map(|mirror| mirror.cluster.as_ref().ok().cloned())
         .collect();
-    let protocol = protocol_to(&cluster, asked.downstream.http2, asked.upgrade);
     let http2 = asked.downstream.http2;
-    leave(&mut asked, &mut call, extra);
-    asked.protocol = protocol;
+    leave(asked, call, extra);
+    asked.protocol = protocol_to(&cluster, http2, asked.upgrade);
     if outgoing.is_empty() {
         call.plain = asked.message.of_unchanged();
     }
-    asked.change(&mut call, outgoing);
+    asked.change(call, outgoing);
     let plan =
         forward::Plan { cluster, hash: hashed.value, timeout: rule.timeout, retry: rule.retry.clone() };
-    let upload = asked.upload(&mut call, plan.retry.attempts > 0);
+    let upload = asked.upload(call, plan.retry.attempts > 0);
     for cluster in mirrors {
         let protocol = protocol_to(&cluster, http2, asked.upgrade);
-        mirror::send((&asked, &call), &upload, Mirrored { cluster, protocol, timeout: plan.timeout });
+        mirror::send((asked, call), &upload, Mirrored { cluster, protocol, timeout: plan.timeout });
     }
-    forward::forward(asked, call, upload, plan).await
+    Ok((plan, upload))
 }
 
 fn name_cluster(record: &mut Record, cluster: &Arc<Cluster>) {

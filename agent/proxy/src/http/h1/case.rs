@@ -29,11 +29,16 @@ impl<'a> Cased<'a> {
     }
 
     /// Writes a name; those of which nothing is known in lower case.
+    #[inline]
     pub(super) fn write(&mut self, name: &HeaderName, out: &mut Vec<u8>) {
         let name = name.as_str().as_bytes();
         if self.names.is_empty() {
             return out.extend_from_slice(name);
         }
+        self.write_cased(name, out);
+    }
+
+    fn write_cased(&mut self, name: &[u8], out: &mut Vec<u8>) {
         let same = |at: &usize| self.names.get(*at).is_some_and(|known| known.eq_ignore_ascii_case(name));
         let found = (self.next..self.names.len()).chain(0..self.next).find(same);
         let known = found.and_then(|at| self.names.get(at));
