@@ -246,8 +246,8 @@ fn service_vips(
     for vip in service.vips.iter().filter(owned) {
         for port in service.ports.iter() {
             let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready);
-            let same_family = ready.filter(|endpoint| endpoint.addr.is_ipv4() == vip.is_ipv4());
-            let endpoints: Vec<SocketAddr> = same_family.map(|endpoint| endpoint.addr).collect();
+            let same_family = ready.filter(|endpoint| endpoint.addr().is_ipv4() == vip.is_ipv4());
+            let endpoints: Vec<SocketAddr> = same_family.map(|endpoint| endpoint.addr()).collect();
             if endpoints.iter().any(|endpoint| reachable.contains(endpoint)) {
                 found.push(KernelService { vip: SocketAddr::new(*vip, port.port), endpoints });
             }

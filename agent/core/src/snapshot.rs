@@ -230,13 +230,25 @@ pub struct JwtPolicy {
     pub rule: JwtRule,
 }
 
-/// One address behind a Service port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One address behind a Service port. A cluster has several for each of its pods: a `SocketAddr` would take twice as much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Pod (or other) address and target port.
-    pub addr: SocketAddr,
+    ip: IpAddr,
+    port: u16,
     /// Whether it takes new connections.
     pub ready: bool,
+}
+
+impl Endpoint {
+    /// An endpoint at an address (of IPv6 without scope or flow).
+    pub fn new(addr: SocketAddr, ready: bool) -> Self {
+        Self { ip: addr.ip(), port: addr.port(), ready }
+    }
+
+    /// Pod (or other) address and target port.
+    pub fn addr(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
+    }
 }
 
 /// A port of a Service with its endpoints.

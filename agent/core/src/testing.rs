@@ -139,11 +139,11 @@ pub(crate) fn pattern(text: &str) -> StringMatch {
 }
 
 pub(crate) fn any<T>(values: impl IntoIterator<Item = T>) -> Match<T> {
-    Match { any: values.into_iter().collect(), not: Vec::new() }
+    Match { any: values.into_iter().collect(), not: Box::default() }
 }
 
 pub(crate) fn not<T>(values: impl IntoIterator<Item = T>) -> Match<T> {
-    Match { any: Vec::new(), not: values.into_iter().collect() }
+    Match { any: Box::default(), not: values.into_iter().collect() }
 }
 
 pub(crate) fn from(source: Source) -> Rule {
@@ -279,7 +279,7 @@ fn render_service(service: &crate::snapshot::CompiledService) -> String {
         let name = port.name.as_deref().unwrap_or("-");
         text += &format!("\n    port {} {name} {:?}:", port.port, port.protocol);
         for endpoint in port.endpoints.iter() {
-            text += &format!(" {}{}", endpoint.addr, if endpoint.ready { "" } else { "!" });
+            text += &format!(" {}{}", endpoint.addr(), if endpoint.ready { "" } else { "!" });
         }
     }
     text

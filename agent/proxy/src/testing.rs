@@ -96,7 +96,7 @@ fn rules() -> Vec<Change> {
         tls: Vec::new(),
         tcp: Vec::new(),
     });
-    let namespaces = Match { any: vec![NamespaceMatch("shop".into())], not: Vec::new() };
+    let namespaces = Match { any: [NamespaceMatch("shop".into())].into(), not: Box::default() };
     let from = vec![Source { namespaces, ..Source::default() }];
     let allow = Rule { from, to: vec![paths(["/1k", "/bench"])], ..Rule::default() };
     let deny = Rule { to: vec![paths(["/admin"])], ..Rule::default() };
@@ -118,5 +118,5 @@ fn rules() -> Vec<Change> {
 /// Paths that begin so.
 fn paths<const N: usize>(prefixes: [&str; N]) -> Operation {
     let any = prefixes.into_iter().map(|prefix| PathMatch::Text(StringMatch::Prefix(prefix.into())));
-    Operation { paths: Match { any: any.collect(), not: Vec::new() }, ..Operation::default() }
+    Operation { paths: Match { any: any.collect(), not: Box::default() }, ..Operation::default() }
 }

@@ -209,7 +209,7 @@ impl ServiceDump {
             endpoints: port
                 .endpoints
                 .iter()
-                .map(|endpoint| EndpointDump { address: endpoint.addr.to_string(), ready: endpoint.ready })
+                .map(|endpoint| EndpointDump { address: endpoint.addr().to_string(), ready: endpoint.ready })
                 .collect(),
         });
         Self {

@@ -13,10 +13,10 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use weft_core::Problem;
 use weft_core::analyze::ObjectSet;
 use weft_core::problem::{Code, Origin};
-use weft_core::resource::{Change, Kind, ObjectRef, ResourceKey};
+use weft_core::resource::{Change, Kind, NamespacedName, ObjectRef, ResourceKey};
 
 use super::notice::Noticed;
-use super::state::{Claim, Entry, FileState, Page, Standing, length};
+use super::state::{Claim, Entry, FileState, Others, Page, Standing, hash_of, length};
 use super::tree::{FileKey, Signature, Tree};
 use crate::codes;
 use crate::decode::documents::{self, Document, Format};
@@ -64,6 +64,7 @@ struct Reading {
     /// Number of the first entry of the new version.
     begin: u32,
     pages: Vec<Page>,
+    others: BTreeMap<u32, Others>,
     problems: Vec<(u32, Problem)>,
     by_hash: HashMap<u64, usize>,
     /// A document has no name: it may be any of the objects that are missing.
@@ -150,7 +151,7 @@ impl Files {
             // An object that was lost counts as rejected: most files need no closer look.
             self.counts.get(number).filter(|counts| counts.rejected > 0)?;
             let file = self.files.get(number)?;
-            let lost = |entry: &Entry| entry.standing == Standing::Lost && keys.contains(&entry.key);
+            let lost = |entry: &Entry| entry.standing == Standing::Lost && keys.contains(&entry.key());
             file.entries.iter().any(lost).then(|| (key.clone(), file.path.clone()))
         };
         let heirs: Vec<_> = self.numbers.iter().filter_map(heirs).collect();
@@ -216,6 +217,7 @@ impl Files {
             name: name.into(),
             signature: None,
             pages: Vec::new(),
+            others: BTreeMap::new(),
             entries: Vec::new(),
             base: 0,
             problems: Vec::new(),
@@ -279,6 +281,7 @@ impl Files {
                 file: number,
                 begin: 0,
                 pages: Vec::new(),
+                others: BTreeMap::new(),
                 problems: Vec::new(),
                 by_hash: HashMap::new(),
                 broken: false,
@@ -290,6 +293,7 @@ impl Files {
             begin: file.base.wrapping_add(length(&file.entries)),
             by_hash: pages.iter().enumerate().map(|(at, page)| (page.hash, at)).collect(),
             pages,
+            others: std::mem::take(&mut file.others),
             problems: std::mem::take(&mut file.problems),
             broken: false,
         }
@@ -316,11 +320,14 @@ impl Files {
         let problems = reading.problems.get(from..).unwrap_or_default().iter();
         let problems = problems.take_while(|(page, _)| *page as usize == at);
         file.problems.extend(problems.map(|(_, problem)| (new_page, problem.clone())));
+        if let Some(others) = u32::try_from(at).ok().and_then(|at| reading.others.get(&at)) {
+            file.others.insert(new_page, *others);
+            // A document without a name hides what else it may be, changed or not.
+            reading.broken |= others.nameless > 0;
+        }
         for number in numbers {
             self.carry_entry(reading.file, number, new_page);
         }
-        // A document without a name hides what else it may be, changed or not.
-        reading.broken |= page.nameless > 0;
         true
     }
 
@@ -328,7 +335,7 @@ impl Files {
         let Some(file) = self.files.get_mut(&number) else { return };
         let Some(entry) = file.entry(old).cloned() else { return };
         let new = file.base.wrapping_add(length(&file.entries));
-        let (hash, standing) = (self.hasher.hash_one(&entry.key), entry.standing);
+        let (hash, standing) = (entry.hash(&self.hasher), entry.standing);
         file.entries.push(Entry { document: page, ..entry });
         if standing != Standing::Lost
             && let Some(claim) =
@@ -343,7 +350,7 @@ impl Files {
         let Some(entry) = self.files.get(&reading.file).and_then(|file| file.entry(number)) else {
             return false;
         };
-        let claim = self.claim_of(&entry.key);
+        let claim = self.claim_of(entry.kind, &entry.name);
         match entry.standing {
             Standing::Accepted | Standing::Rejected => {
                 claim == Some(Claim { file: reading.file, entry: number })
@@ -355,9 +362,10 @@ impl Files {
         }
     }
 
-    fn claim_of(&self, key: &ResourceKey) -> Option<Claim> {
-        let is_it = |claim: &Claim| self.entry(*claim).is_some_and(|entry| entry.key == *key);
-        self.claims.find(self.hasher.hash_one(key), is_it).copied()
+    fn claim_of(&self, kind: Kind, name: &NamespacedName) -> Option<Claim> {
+        let is_it =
+            |claim: &Claim| self.entry(*claim).is_some_and(|entry| entry.kind == kind && entry.name == *name);
+        self.claims.find(hash_of(&self.hasher, kind, name), is_it).copied()
     }
 
     fn entry(&self, claim: Claim) -> Option<&Entry> {
@@ -377,47 +385,44 @@ impl Files {
         let at = length(&file.pages);
         let first = file.base.wrapping_add(length(&file.entries));
         self.decoder.document(document, &origin, decoded);
-        let mut page = Page {
-            hash,
-            number: document.number,
-            line: document.line,
-            first,
-            entries: 0,
-            ignored: 0,
-            refused: 0,
-            nameless: 0,
-        };
+        let mut page = Page { hash, number: document.number, line: document.line, first, entries: 0 };
+        let mut others = Others::default();
         for Decoded { outcome, problems } in decoded.drain(..) {
             if let Some(file) = self.files.get_mut(&reading.file) {
                 file.problems.extend(problems.into_iter().map(|problem| (at, problem)));
             }
             match outcome {
-                Outcome::Ignored => page.ignored += 1,
-                Outcome::Refused => page.refused += 1,
-                Outcome::Rejected(None) => page.nameless += 1,
+                Outcome::Ignored => others.ignored += 1,
+                Outcome::Refused => others.refused += 1,
+                Outcome::Rejected(None) => others.nameless += 1,
                 Outcome::Rejected(Some(key)) => {
                     page.entries += 1;
-                    self.claim(reading, Entry { key, document: at, standing: Standing::Rejected });
+                    let ResourceKey { kind, name } = key;
+                    self.claim(reading, Entry { name, document: at, kind, standing: Standing::Rejected });
                 }
                 Outcome::Accepted(resource) => {
                     page.entries += 1;
-                    let entry = Entry { key: resource.key(), document: at, standing: Standing::Accepted };
+                    let ResourceKey { kind, name } = resource.key();
+                    let entry = Entry { name, document: at, kind, standing: Standing::Accepted };
                     if self.claim(reading, entry) {
                         emit(Change::Upsert(resource));
                     }
                 }
             }
         }
-        reading.broken |= page.nameless > 0;
+        reading.broken |= others.nameless > 0;
         if let Some(file) = self.files.get_mut(&reading.file) {
             file.pages.push(page);
+            if others != Others::default() {
+                file.others.insert(at, others);
+            }
         }
     }
 
     /// Adds an entry; false if the object belongs to an earlier document.
     fn claim(&mut self, reading: &Reading, entry: Entry) -> bool {
-        let hash = self.hasher.hash_one(&entry.key);
-        let current = self.claim_of(&entry.key);
+        let hash = entry.hash(&self.hasher);
+        let current = self.claim_of(entry.kind, &entry.name);
         let wins = match current {
             None => true,
             Some(claim) if claim.file == reading.file => {
@@ -425,7 +430,7 @@ impl Files {
             }
             Some(claim) => self.order(reading.file) < self.order(claim.file),
         };
-        let kind = entry.key.kind;
+        let kind = entry.kind;
         let Some(file) = self.files.get_mut(&reading.file) else { return false };
         let new = Claim { file: reading.file, entry: file.base.wrapping_add(length(&file.entries)) };
         let standing = if wins { entry.standing } else { Standing::Lost };
@@ -446,7 +451,7 @@ impl Files {
             None => {
                 claims.insert_unique(hash, new, |claim| {
                     let entry = files.get(&claim.file).and_then(|file| file.entry(claim.entry));
-                    entry.map_or(0, |entry| hasher.hash_one(&entry.key))
+                    entry.map_or(0, |entry| entry.hash(hasher))
                 });
                 *self.kinds.entry(kind).or_default() += 1;
             }
@@ -480,7 +485,7 @@ impl Files {
             else {
                 continue;
             };
-            let hash = self.hasher.hash_one(&entry.key);
+            let hash = entry.hash(&self.hasher);
             let Ok(found) = self.claims.find_entry(hash, |other| *other == claim) else { continue };
             if reading.broken {
                 let Some(file) = self.files.get_mut(&number) else { continue };
@@ -490,11 +495,11 @@ impl Files {
                 continue;
             }
             found.remove();
-            if let Some(count) = self.kinds.get_mut(&entry.key.kind) {
+            if let Some(count) = self.kinds.get_mut(&entry.kind) {
                 *count -= 1;
             }
-            orphans.insert(entry.key.clone());
-            emit(Change::Delete(entry.key));
+            orphans.insert(entry.key());
+            emit(Change::Delete(entry.key()));
         }
         if let Some(file) = self.files.get_mut(&number) {
             file.entries.drain(..(old as usize).min(file.entries.len()));
@@ -536,7 +541,7 @@ impl Files {
 
     fn duplicate(&self, file: &FileState, entry: &Entry) -> Problem {
         let Code { code, name, severity } = codes::DUPLICATE_OBJECT;
-        let first = self.claim_of(&entry.key).and_then(|claim| {
+        let first = self.claim_of(entry.kind, &entry.name).and_then(|claim| {
             let file = self.files.get(&claim.file)?;
             let page = file.pages.get(file.entry(claim.entry)?.document as usize)?;
             Some(format!("{}, document {}, line {}", file.name, page.number, page.line))
@@ -548,9 +553,9 @@ impl Files {
             code,
             name,
             object: Some(ObjectRef {
-                kind: entry.key.kind.as_str().into(),
-                namespace: entry.key.name.namespace.clone(),
-                name: entry.key.name.name.clone(),
+                kind: entry.kind.as_str().into(),
+                namespace: entry.name.namespace.clone(),
+                name: entry.name.name.clone(),
             }),
             field: String::new(),
             origin: page.map(|page| Origin {

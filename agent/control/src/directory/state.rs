@@ -1,10 +1,12 @@
 //! What is remembered of a file.
 
+use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use weft_core::Problem;
-use weft_core::resource::ResourceKey;
+use weft_core::resource::{Kind, NamespacedName, ResourceKey};
 
 use super::tree::{FileKey, Signature};
 use crate::decode::ObjectCounts;
@@ -22,12 +24,29 @@ pub(super) enum Standing {
     Kept,
 }
 
-/// An object that a file names.
+/// An object that a file names. There is one for each object of the cluster: every byte counts.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) key: ResourceKey,
+    pub(super) name: NamespacedName,
     pub(super) document: u32,
+    pub(super) kind: Kind,
     pub(super) standing: Standing,
+}
+
+impl Entry {
+    pub(super) fn key(&self) -> ResourceKey {
+        ResourceKey { kind: self.kind, name: self.name.clone() }
+    }
+
+    /// The hash by which its claim is found.
+    pub(super) fn hash(&self, hasher: &impl BuildHasher) -> u64 {
+        hash_of(hasher, self.kind, &self.name)
+    }
+}
+
+/// As [`Entry::hash`], of an object.
+pub(super) fn hash_of(hasher: &impl BuildHasher, kind: Kind, name: &NamespacedName) -> u64 {
+    hasher.hash_one((kind, name))
 }
 
 /// A document: how it is recognised, and which entries are its own.
@@ -38,6 +57,11 @@ pub(super) struct Page {
     pub(super) line: u32,
     pub(super) first: u32,
     pub(super) entries: u32,
+}
+
+/// What else a document has, in numbers; nearly all documents have nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Others {
     pub(super) ignored: u32,
     /// Invalid objects of kinds that the mesh has no use for: nothing of the mesh's hides behind them.
     pub(super) refused: u32,
@@ -52,6 +76,8 @@ pub(super) struct FileState {
     pub(super) name: Arc<str>,
     pub(super) signature: Option<Signature>,
     pub(super) pages: Vec<Page>,
+    /// By the number of the page.
+    pub(super) others: BTreeMap<u32, Others>,
     pub(super) entries: Vec<Entry>,
     /// Number of the first of `entries`. Numbers only grow, so that claims stay valid while a file is read again.
     pub(super) base: u32,
@@ -67,9 +93,9 @@ impl FileState {
 
     pub(super) fn counts(&self) -> ObjectCounts {
         let mut counts = ObjectCounts::default();
-        for page in &self.pages {
-            counts.ignored += page.ignored as usize;
-            counts.rejected += (page.nameless + page.refused) as usize;
+        for others in self.others.values() {
+            counts.ignored += others.ignored as usize;
+            counts.rejected += (others.nameless + others.refused) as usize;
         }
         for entry in &self.entries {
             match entry.standing {

@@ -213,7 +213,7 @@ fn names_one(backends: &BTreeSet<SocketAddr>, ips: &[IpAddr]) -> bool {
 }
 
 fn backends(service: &CompiledService) -> BTreeSet<SocketAddr> {
-    service.ports.iter().flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.addr)).collect()
+    service.ports.iter().flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.addr())).collect()
 }
 
 /// The oldest Service owns a virtual address that several claim.
@@ -304,8 +304,8 @@ fn endpoints(
         endpoints.iter_mut().for_each(|endpoint| endpoint.ready = true);
     }
     // A ready entry wins over another one for the same address.
-    endpoints.sort_unstable_by_key(|endpoint| (endpoint.addr, !endpoint.ready));
-    endpoints.dedup_by_key(|endpoint| endpoint.addr);
+    endpoints.sort_unstable_by_key(|endpoint| (endpoint.addr(), !endpoint.ready));
+    endpoints.dedup_by_key(|endpoint| endpoint.addr());
     endpoints
 }
 
@@ -316,9 +316,8 @@ fn slice_endpoints(slices: &Slices, port: &ServicePort) -> Vec<Endpoint> {
         let numbers = slice.ports.iter().filter(|(of, _)| **of == *name);
         for (_, number) in numbers {
             let addresses = slice.addresses.iter();
-            endpoints.extend(
-                addresses.map(|(ip, ready)| Endpoint { addr: SocketAddr::new(*ip, *number), ready: *ready }),
-            );
+            endpoints
+                .extend(addresses.map(|(ip, ready)| Endpoint::new(SocketAddr::new(*ip, *number), *ready)));
         }
     }
     endpoints
@@ -331,9 +330,8 @@ fn pod_endpoints(state: &NamespaceState, record: &ServiceRecord, port: &ServiceP
     for pod in pods {
         if let Some(number) = target_port(&pod.template.ports, port) {
             let ready = pod.workload.ready;
-            endpoints.extend(
-                pod.workload.ips.iter().map(|ip| Endpoint { addr: SocketAddr::new(*ip, number), ready }),
-            );
+            endpoints
+                .extend(pod.workload.ips.iter().map(|ip| Endpoint::new(SocketAddr::new(*ip, number), ready)));
         }
     }
     endpoints
@@ -364,7 +362,7 @@ pub(super) fn declared_by_endpoints(
     ips: &[IpAddr],
 ) -> impl Iterator<Item = (u16, PortProtocol)> {
     service.ports.iter().flat_map(move |port| {
-        let own = port.endpoints.iter().filter(|endpoint| ips.contains(&endpoint.addr.ip()));
-        own.map(|endpoint| (endpoint.addr.port(), port.protocol))
+        let own = port.endpoints.iter().filter(|endpoint| ips.contains(&endpoint.addr().ip()));
+        own.map(|endpoint| (endpoint.addr().port(), port.protocol))
     })
 }

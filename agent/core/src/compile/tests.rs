@@ -167,7 +167,7 @@ fn metric_labels_follow_m5_and_m6() {
 fn endpoints(snapshot: &Snapshot) -> Vec<String> {
     let service = snapshot.service(&key("shop/web")).unwrap();
     let text = |endpoint: &crate::snapshot::Endpoint| {
-        format!("{}{}", endpoint.addr, if endpoint.ready { "" } else { "!" })
+        format!("{}{}", endpoint.addr(), if endpoint.ready { "" } else { "!" })
     };
     service.ports[0].endpoints.iter().map(text).collect()
 }

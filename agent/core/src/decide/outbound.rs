@@ -129,8 +129,8 @@ fn to_service(
     let destination = Destination::Service { service: service.clone(), port: at };
     // A client of one address family may have no route in the other.
     let dialable = |addr: &SocketAddr| addr.is_ipv4() == original.is_ipv4();
-    let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready && dialable(&endpoint.addr));
-    let candidates: Vec<_> = ready.map(|endpoint| candidate(snapshot, source, endpoint.addr)).collect();
+    let ready = port.endpoints.iter().filter(|endpoint| endpoint.ready && dialable(&endpoint.addr()));
+    let candidates: Vec<_> = ready.map(|endpoint| candidate(snapshot, source, endpoint.addr())).collect();
     if candidates.is_empty() {
         let reason = format!("port {number} of Service {} has no ready endpoint", service.key);
         return OutboundDecision::Unreachable { destination, reason, flag: "UH" };

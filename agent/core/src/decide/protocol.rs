@@ -26,7 +26,7 @@ pub fn outbound(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> Por
 /// A port of a Service. On one that it does not have nobody answers, whatever is spoken.
 pub fn of_service(snapshot: &Snapshot, service: &CompiledService, port: u16) -> PortProtocol {
     let Some(port) = service.port(port) else { return PortProtocol::Tcp };
-    let endpoint = port.endpoints.first().map(|endpoint| endpoint.addr.ip());
+    let endpoint = port.endpoints.first().map(|endpoint| endpoint.addr().ip());
     let hint = endpoint.and_then(|ip| local(snapshot, ip)?.traffic);
     with_hint(port.protocol, hint)
 }

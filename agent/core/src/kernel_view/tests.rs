@@ -241,8 +241,8 @@ fn check(
                 service.vips.iter().filter(|vip| snapshot.service_by_vip(vip).unwrap().key == service.key)
             {
                 let direct = port.endpoints.iter().any(|endpoint| {
-                    let family = endpoint.addr.is_ipv4() == vip.is_ipv4();
-                    endpoint.ready && family && reachable.contains(&endpoint.addr)
+                    let family = endpoint.addr().is_ipv4() == vip.is_ipv4();
+                    endpoint.ready && family && reachable.contains(&endpoint.addr())
                 });
                 let vip = SocketAddr::new(*vip, port.port);
                 prop_assert_eq!(view.services.iter().any(|service| service.vip == vip), direct && !is_ruled);

@@ -50,14 +50,14 @@ pub enum StringMatch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Match<T> {
     /// `x`: one of these.
-    pub any: Vec<T>,
+    pub any: Box<[T]>,
     /// `notX`: none of these.
-    pub not: Vec<T>,
+    pub not: Box<[T]>,
 }
 
 impl<T> Default for Match<T> {
     fn default() -> Self {
-        Self { any: Vec::new(), not: Vec::new() }
+        Self { any: Box::default(), not: Box::default() }
     }
 }
 

@@ -51,7 +51,7 @@ fn addresses(target: &Target) -> Vec<IpAddr> {
         To::Address(ip) => vec![*ip],
         To::Service(service) if service.vips.is_empty() => {
             let endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
-            endpoints.map(|endpoint| endpoint.addr.ip()).collect()
+            endpoints.map(|endpoint| endpoint.addr().ip()).collect()
         }
         To::Service(service) => service.vips.iter().copied().collect(),
         To::Stranger(_) => Vec::new(),

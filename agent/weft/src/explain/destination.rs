@@ -63,7 +63,7 @@ impl Inquiry<'_> {
             ..DestinationView::default()
         };
         let unready = cluster.endpoints.iter().filter(|endpoint| !endpoint.ready);
-        let unready = unready.map(|endpoint| endpoint.addr).collect();
+        let unready = unready.map(|endpoint| endpoint.addr()).collect();
         let mut destination = self.endpoints(view, &candidates, unready, exchange);
         destination.view.tls = tls(&cluster.policy, &destination.hops).into();
         destination.choice = Some(if destination.hops.is_empty() {

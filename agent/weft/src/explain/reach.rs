@@ -32,7 +32,7 @@ fn pods_of(service: &CompiledService, port: u16, steps: &mut Vec<String>) -> Vec
     ));
     let endpoints = service.ports.iter().flat_map(|port| port.endpoints.iter());
     let ready = endpoints.filter(|endpoint| endpoint.ready);
-    let mut ips: Vec<IpAddr> = ready.map(|endpoint| endpoint.addr.ip()).collect();
+    let mut ips: Vec<IpAddr> = ready.map(|endpoint| endpoint.addr().ip()).collect();
     ips.sort();
     ips.dedup();
     if ips.is_empty() {
@@ -117,7 +117,7 @@ impl Reach {
 fn unready(service: Option<&Arc<CompiledService>>, number: u16) -> Vec<SocketAddr> {
     let endpoints = service.and_then(|service| service.port(number)).map(|port| &*port.endpoints);
     let unready = endpoints.unwrap_or_default().iter().filter(|endpoint| !endpoint.ready);
-    unready.map(|endpoint| endpoint.addr).collect()
+    unready.map(|endpoint| endpoint.addr()).collect()
 }
 
 /// Ruling 17: who chooses the endpoint, and how.

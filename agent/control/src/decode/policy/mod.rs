@@ -179,6 +179,8 @@ impl Reader<'_, '_> {
         });
         let first = if plain.is_empty() { bound.next() } else { None };
         split.extend(bound);
+        // There may be ten thousand of them, mostly with one source each.
+        plain.shrink_to_fit();
         rules.push(first.unwrap_or(Rule { from: plain, to, when }));
     }
 
@@ -450,7 +452,7 @@ fn matched<T>(
     mut read: impl FnMut(&str) -> Result<T, Invalid>,
 ) -> Match<T> {
     Match {
-        any: each(&any.1.items, &at.field(any.0), report, &mut read),
-        not: each(&not.1.items, &at.field(not.0), report, &mut read),
+        any: each(&any.1.items, &at.field(any.0), report, &mut read).into(),
+        not: each(&not.1.items, &at.field(not.0), report, &mut read).into(),
     }
 }

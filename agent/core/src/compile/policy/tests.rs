@@ -326,7 +326,7 @@ fn values<T: std::fmt::Debug + Clone + 'static>(
     prop_oneof![
         4 => Just(Match::default()),
         3 => list(3).prop_map(any),
-        1 => (list(2), list(2)).prop_map(|(any, not)| Match { any, not }),
+        1 => (list(2), list(2)).prop_map(|(any, not)| Match { any: any.into(), not: not.into() }),
     ]
     .boxed()
 }

@@ -67,5 +67,5 @@ impl Divided {
 
 fn addresses(service: Option<&CompiledService>) -> BTreeSet<IpAddr> {
     let ports = service.into_iter().flat_map(|service| service.ports.iter());
-    ports.flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.addr.ip())).collect()
+    ports.flat_map(|port| port.endpoints.iter().map(|endpoint| endpoint.addr().ip())).collect()
 }

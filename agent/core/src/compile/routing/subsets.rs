@@ -51,7 +51,7 @@ fn select<'p>(
     labels_of: &impl Fn(&IpAddr) -> Option<&'p Labels>,
 ) -> Arc<[Endpoint]> {
     let selects = |endpoint: &&Endpoint| {
-        labels_of(&endpoint.addr.ip()).is_some_and(|labels| selector.is_subset_of(labels))
+        labels_of(&endpoint.addr().ip()).is_some_and(|labels| selector.is_subset_of(labels))
     };
     if selector.is_empty() || endpoints.iter().all(|endpoint| selects(&endpoint)) {
         return endpoints.clone();

@@ -24,14 +24,14 @@ pub fn cluster_candidates(
     }
     // A client of one address family may have no route in the other.
     let dialable = |addr: &SocketAddr| addr.is_ipv4() == original.is_ipv4();
-    let ready = cluster.endpoints.iter().filter(|endpoint| endpoint.ready && dialable(&endpoint.addr));
+    let ready = cluster.endpoints.iter().filter(|endpoint| endpoint.ready && dialable(&endpoint.addr()));
     ready
-        .filter_map(|endpoint| under_policy(tls, outbound::candidate(snapshot, source, endpoint.addr)))
+        .filter_map(|endpoint| under_policy(tls, outbound::candidate(snapshot, source, endpoint.addr())))
         .collect()
 }
 
 fn dialled_headless(cluster: &Cluster, original: SocketAddr) -> bool {
-    let endpoint = || cluster.endpoints.binary_search_by_key(&original, |endpoint| endpoint.addr);
+    let endpoint = || cluster.endpoints.binary_search_by_key(&original, |endpoint| endpoint.addr());
     cluster.service.vips.is_empty() && endpoint().is_ok()
 }
 

@@ -97,7 +97,7 @@ fn port_of_endpoint(service: &CompiledService, address: SocketAddr) -> Option<us
     service
         .ports
         .iter()
-        .position(|port| port.endpoints.binary_search_by_key(&address, |endpoint| endpoint.addr).is_ok())
+        .position(|port| port.endpoints.binary_search_by_key(&address, |endpoint| endpoint.addr()).is_ok())
 }
 
 fn by_address(snapshot: &Snapshot, client: &str, ip: IpAddr, original: SocketAddr) -> Option<Named> {

@@ -91,7 +91,7 @@ fn laid_out(resources: Vec<Resource>) -> Option<Vec<(u32, u32, Vec<u8>)>> {
     let decision = ask("web.default", "/").route(&snapshot);
     let cluster = cluster_at(&decision, 0);
     let client = snapshot.workload(&key("default/client")).unwrap();
-    let endpoints: Vec<_> = cluster.endpoints.iter().map(|endpoint| endpoint.addr).collect();
+    let endpoints: Vec<_> = cluster.endpoints.iter().map(|endpoint| endpoint.addr()).collect();
     let layout = layout(&snapshot, client, cluster, &endpoints)?;
     let last = |index: &u32| match endpoints[*index as usize] {
         SocketAddr::V4(addr) => addr.ip().octets()[3],

@@ -266,7 +266,7 @@ pub(crate) fn cluster_at(decision: &RouteDecision, at: usize) -> &Arc<Cluster> {
 }
 
 fn addresses(cluster: &Cluster) -> Vec<String> {
-    cluster.endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect()
+    cluster.endpoints.iter().map(|endpoint| endpoint.addr().to_string()).collect()
 }
 
 fn applied(compiler: &mut Compiler, changes: impl IntoIterator<Item = Change>) -> Arc<Snapshot> {

@@ -29,7 +29,8 @@ pub(super) fn policy(name_: &str, action: PolicyAction, provider: Option<&str>, 
 
 /// A rule for paths that begin so.
 pub(super) fn of_path(path: &str) -> Rule {
-    let paths = Match { any: vec![PathMatch::Text(StringMatch::Prefix(path.into()))], not: Vec::new() };
+    let paths =
+        Match { any: [PathMatch::Text(StringMatch::Prefix(path.into()))].into(), not: Box::default() };
     let operation = Operation { paths, ..Operation::default() };
     Rule { to: vec![operation], ..Rule::default() }
 }

@@ -34,7 +34,7 @@ fn with_token(signed: [&str; 2]) -> Request<Body> {
 
 /// Lets in who has a token of `testing` for `me`.
 fn only_me() -> Change {
-    let principals = Match { any: vec![StringMatch::Exact("testing/me".into())], not: Vec::new() };
+    let principals = Match { any: [StringMatch::Exact("testing/me".into())].into(), not: Box::default() };
     let source = Source { request_principals: principals, ..Source::default() };
     let rule = Rule { from: vec![source], ..Rule::default() };
     policy("only-me", PolicyAction::Allow, None, rule)

@@ -324,8 +324,8 @@ impl LocalCluster {
             return view.clone();
         }
         // A client of one address family may have no route in the other.
-        let may_be_chosen = |endpoint: &&Endpoint| endpoint.ready && endpoint.addr.is_ipv4() == ipv4;
-        let ready = cluster.endpoints.iter().filter(may_be_chosen).map(|endpoint| endpoint.addr);
+        let may_be_chosen = |endpoint: &&Endpoint| endpoint.ready && endpoint.addr().is_ipv4() == ipv4;
+        let ready = cluster.endpoints.iter().filter(may_be_chosen).map(|endpoint| endpoint.addr());
         let old: HashMap<_, _> =
             view.iter().flat_map(|view| &view.hosts).map(|local| (local.host.addr, local.clone())).collect();
         let local = |host: Arc<Host>| match old.get(&host.addr) {

@@ -132,7 +132,7 @@ impl ClusterState {
 
     /// The state of the endpoints that may be chosen; `all` are those of the cluster, sorted by address.
     pub(super) fn hosts(&self, ready: impl Iterator<Item = SocketAddr>, all: &[Endpoint]) -> Vec<Arc<Host>> {
-        let exists = |addr: &SocketAddr| all.binary_search_by(|endpoint| endpoint.addr.cmp(addr)).is_ok();
+        let exists = |addr: &SocketAddr| all.binary_search_by(|endpoint| endpoint.addr().cmp(addr)).is_ok();
         let mut known = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let hosts: Vec<_> =
             ready.map(|addr| known.entry(addr).or_insert_with(|| Host::new(addr)).clone()).collect();
@@ -152,7 +152,7 @@ impl ClusterState {
     /// An endpoint that is ready anew begins anew, as it does where an endpoint that is not ready is none (D-9).
     fn note_beginnings(&self, known: &HashMap<SocketAddr, Arc<Host>>, ready: &[Arc<Host>], all: &[Endpoint]) {
         let away = all.iter().filter(|endpoint| !endpoint.ready);
-        for host in away.filter_map(|endpoint| known.get(&endpoint.addr)) {
+        for host in away.filter_map(|endpoint| known.get(&endpoint.addr())) {
             host.since.store(AWAY, Ordering::Relaxed);
         }
         let now = u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(AWAY - 1);

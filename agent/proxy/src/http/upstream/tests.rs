@@ -155,8 +155,8 @@ fn ejecting(outlier: OutlierDetection) -> ClusterPolicy {
 }
 
 fn cluster(endpoints: &[SocketAddr], policy: ClusterPolicy) -> Arc<Cluster> {
-    let mut endpoints: Vec<_> = endpoints.iter().map(|addr| Endpoint { addr: *addr, ready: true }).collect();
-    endpoints.sort_by_key(|endpoint| endpoint.addr);
+    let mut endpoints: Vec<_> = endpoints.iter().map(|addr| Endpoint::new(*addr, true)).collect();
+    endpoints.sort_by_key(|endpoint| endpoint.addr());
     let endpoints: Arc<[Endpoint]> = endpoints.into();
     let port =
         CompiledPort { port: 80, name: None, protocol: PortProtocol::Http, endpoints: endpoints.clone() };

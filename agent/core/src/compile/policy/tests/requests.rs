@@ -144,7 +144,7 @@ fn some<T: std::fmt::Debug + Clone + 'static>(texts: Vec<T>) -> impl Strategy<Va
     let list = move |least: usize| prop::collection::vec(one.clone(), least..3);
     prop_oneof![
         4 => list(1).prop_map(any),
-        1 => (list(0), list(1)).prop_map(|(any, not)| Match { any, not }),
+        1 => (list(0), list(1)).prop_map(|(any, not)| Match { any: any.into(), not: not.into() }),
     ]
 }
 

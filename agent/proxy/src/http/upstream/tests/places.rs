@@ -141,9 +141,9 @@ fn endpoints_are_as_old_as_the_time_that_they_are_ready() {
         let state: Arc<ClusterState> = client.state(&cluster(&[], policy()));
         let addr = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
         let hosts = |ready: &[bool]| {
-            let all = (1..).zip(ready).map(|(last, ready)| Endpoint { addr: addr(last), ready: *ready });
+            let all = (1..).zip(ready).map(|(last, ready)| Endpoint::new(addr(last), *ready));
             let all: Vec<_> = all.collect();
-            let ready = all.iter().filter(|endpoint| endpoint.ready).map(|endpoint| endpoint.addr);
+            let ready = all.iter().filter(|endpoint| endpoint.ready).map(|endpoint| endpoint.addr());
             state.hosts(ready.collect::<Vec<_>>().into_iter(), &all)
         };
         let ages = |hosts: &[Arc<super::super::state::Host>]| {
