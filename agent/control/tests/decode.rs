@@ -312,6 +312,7 @@ fn settings_of_the_mesh_are_applied_or_named() {
     let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{decoded:?}") };
     let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
     assert!(mesh.access_log, "`envoy` is standard output (L-1)");
+    assert_eq!(mesh.http.detection_timeout.unwrap().as_secs(), 1);
     let pool = mesh.http.pool;
     assert_eq!((pool.connect_timeout.unwrap().as_secs(), pool.h2_upgrade), (3, Some(true)));
     let keepalive = pool.tcp_keepalive.unwrap();
@@ -327,7 +328,6 @@ fn settings_of_the_mesh_are_applied_or_named() {
         "discoverySelectors",
         "enableAutoMtls",
         "meshMTLS",
-        "protocolDetectionTimeout",
     ];
     assert_eq!(told, names.map(|name| format!("data.mesh.{name}")));
     let elsewhere = mesh_config("defaultProviders: {accessLogging: [collector], metrics: [collector]}");
@@ -335,9 +335,17 @@ fn settings_of_the_mesh_are_applied_or_named() {
     assert_eq!(told, ["accessLogging", "metrics"].map(|name| format!("data.mesh.defaultProviders.{name}")));
     let Outcome::Accepted(resource) = &elsewhere[0].outcome else { panic!("{elsewhere:?}") };
     assert!(matches!(&**resource, weft_core::resource::Resource::MeshConfig(mesh) if !mesh.access_log));
-    for wrong in
-        ["connectTimeout: 0s", "connectTimeout: soon", "h2UpgradePolicy: MAYBE", "tcpKeepalive: {time: x}"]
-    {
+    let endless = mesh_config("protocolDetectionTimeout: 0s");
+    let Outcome::Accepted(resource) = &endless[0].outcome else { panic!("{endless:?}") };
+    let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    assert!(mesh.http.detection_timeout.unwrap().is_zero());
+    for wrong in [
+        "protocolDetectionTimeout: 1us",
+        "connectTimeout: 0s",
+        "connectTimeout: soon",
+        "h2UpgradePolicy: MAYBE",
+        "tcpKeepalive: {time: x}",
+    ] {
         let decoded = mesh_config(wrong);
         assert!(matches!(decoded[0].outcome, Outcome::Rejected(_)), "{wrong}: {decoded:?}");
     }

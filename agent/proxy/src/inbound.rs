@@ -1,6 +1,7 @@
 //! Plaintext that reaches a pod: ask policy, connect to the application in the client's name, relay.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
@@ -26,7 +27,7 @@ use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::refusal::{Refusal, audit, count_dry_runs, policy_id};
 use crate::registry::{Admission, Registered};
-use crate::relay::{Ahead, End, Pair, relay};
+use crate::relay::{Ahead, End, Pair, relay, unboxed};
 use crate::worker::Worker;
 
 /// An application's side of a connection, ready to relay.
@@ -49,13 +50,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let (ends, pod) = ((accepted.peer, accepted.local), accepted.pod);
     match Box::pin(set_up(worker.clone(), pod, accepted.stream, ends)).await {
         Some(Next::Relay(open)) => {
-            let Open { account, pair, ahead, live, ports } = *open;
+            let Open { account, pair, ahead, live, ports } = unboxed(open);
             let end = relay(pair, ahead, account.meter(), &live).await;
             drop(ports);
             account.finish(end.into_cut());
         }
         Some(Next::Http(http)) => {
-            let Http { transport, arrival, live, port: _port } = *http;
+            let Http { transport, arrival, live, port: _port } = unboxed(http);
             Box::pin(serve_http(worker, transport, Origin::Inbound(arrival), live)).await;
         }
         None => {}
@@ -164,11 +165,11 @@ async fn hear(
         Speaks::Opaque => Heard::Opaque(open_application(worker, pod, local, facts, admission).await?),
         Speaks::Unknown => {
             authenticated(local, facts, &admission)?;
-            let opening = open_application(worker, pod, local, facts, admission);
+            let opening = pin!(open_application(worker, pod, local, facts, admission));
             let spoke = |application: &mut Application, cx: &mut Context<'_>| {
                 application.dialled.stream.poll_read_ready(cx).is_ready()
             };
-            detect::listen(client, opening, spoke).await?
+            detect::listen(client, detect::patience(&snapshot), opening, spoke).await?
         }
     };
     Ok((heard, arrival))

@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,7 +39,7 @@ use crate::net::{self, Dialled};
 use crate::pod::Pod;
 use crate::ports::Lease;
 use crate::registry::{Admission, Registered};
-use crate::relay::{Ahead, Pair, relay};
+use crate::relay::{Ahead, Pair, relay, unboxed};
 use crate::worker::{EndpointLoad, Worker};
 
 /// Endpoints that are tried for one connection.
@@ -69,13 +70,13 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let (ends, pod) = ((accepted.peer, accepted.local), accepted.pod);
     match Box::pin(set_up(worker.clone(), pod, accepted.stream, ends)).await {
         Some(Next::Relay(open)) => {
-            let Open { account, pair, ahead, live, held } = *open;
+            let Open { account, pair, ahead, live, held } = unboxed(open);
             let end = relay(pair, ahead, account.meter(), &live).await;
             drop(held);
             account.finish(end.into_cut());
         }
         Some(Next::Http(http)) => {
-            let (transport, outbound, live) = *http;
+            let (transport, outbound, live) = unboxed(http);
             Box::pin(serve_http(worker, transport, Origin::Outbound(outbound), live)).await;
         }
         None => {}
@@ -219,8 +220,9 @@ async fn hear(
         }
         Speaks::Unknown => {
             let known = Known { opaque: false, sni: None };
-            let opening = establish(worker, pod, (&snapshot, source), known, facts);
-            detect::listen(client, opening, |(way, _), cx| way.upstream.has_spoken(cx)).await
+            let opening = pin!(establish(worker, pod, (&snapshot, source), known, facts));
+            let patience = detect::patience(&snapshot);
+            detect::listen(client, patience, opening, |(way, _), cx| way.upstream.has_spoken(cx)).await
         }
     }
 }
@@ -277,7 +279,7 @@ async fn establish(
             Ok((way, Load::Endpoint(load)))
         }
         OutboundDecision::Passthrough { destination } => {
-            pass_through(worker, pod, &destination, facts).await.map(|way| (way, Load::None))
+            Box::pin(pass_through(worker, pod, &destination, facts)).await.map(|way| (way, Load::None))
         }
         OutboundDecision::Unreachable { destination, reason, flag } => {
             facts.ends.service = Service::of(&destination, true);
@@ -306,7 +308,7 @@ async fn in_cluster(
         let place = if opaque { Some(policy.place(&chosen)?) } else { None };
         let opening = async {
             match &tls {
-                Some(tls) => secured(worker, leg.pod, &chosen.candidate, tls, facts).await,
+                Some(tls) => Box::pin(secured(worker, leg.pod, &chosen.candidate, tls, facts)).await,
                 None => one_endpoint(worker, leg.pod, leg.source, &chosen.candidate, facts).await,
             }
         };
@@ -418,6 +420,7 @@ async fn any_endpoint(
     Err(last)
 }
 
+/// What is no tunnel takes a future of its own: the largest of them would be part of all, and many wait at a time.
 async fn one_endpoint(
     worker: &Rc<Worker>,
     pod: &Arc<Pod>,
@@ -428,7 +431,9 @@ async fn one_endpoint(
     facts.side = Side::Source;
     facts.upstream = Some((candidate.addr, None));
     match &candidate.path {
-        Path::SameNode(local) => same_node(worker, pod, source, local, (candidate.addr, facts)).await,
+        Path::SameNode(local) => {
+            Box::pin(same_node(worker, pod, source, local, (candidate.addr, facts))).await
+        }
         Path::Hbone(destination) => {
             facts.route = Route::Hbone;
             name_plain_destination(facts, Some(destination));
@@ -447,7 +452,7 @@ async fn one_endpoint(
         Path::Plaintext => {
             facts.route = Route::Plaintext;
             name_plain_destination(facts, candidate.workload.as_ref());
-            plain(worker, pod, candidate.addr, facts).await.map_err(Setback::Endpoint)
+            Box::pin(plain(worker, pod, candidate.addr, facts)).await.map_err(Setback::Endpoint)
         }
     }
 }

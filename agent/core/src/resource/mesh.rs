@@ -83,6 +83,9 @@ pub struct MeshHttp {
     pub pool: PoolDefaults,
     /// `defaultTrafficPolicy`: what holds where a DestinationRule leaves a block out (D-21).
     pub traffic_policy: Option<Arc<TrafficPolicy>>,
+    /// `protocolDetectionTimeout`: how long both sides of a connection of which nobody says what it speaks may be
+    /// silent before it counts as something else than HTTP; zero is for ever, and `None` the agent's own.
+    pub detection_timeout: Option<Duration>,
 }
 
 /// `pathNormalization.normalization` (H-10, E44).

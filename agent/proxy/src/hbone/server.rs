@@ -33,7 +33,7 @@ use crate::listener::Accepted;
 use crate::net::{self, Dialled};
 use crate::pod::{Admitted, Handshaking, Pod};
 use crate::registry::{Admission, Registered};
-use crate::relay::{Ahead, H2Stream, Pair, relay};
+use crate::relay::{Ahead, H2Stream, Pair, relay, unboxed};
 use crate::tls;
 use crate::unread::Counted;
 use crate::worker::Worker;
@@ -215,14 +215,14 @@ fn accept(
     worker.spawn(async move {
         match set_up.await {
             Some(Next::Relay(open)) => {
-                let Open { account, pair, ahead, live, ports } = *open;
+                let Open { account, pair, ahead, live, ports } = unboxed(open);
                 let end = relay(pair, ahead, account.meter(), &live).await;
                 drop(counted);
                 drop(ports);
                 account.finish(end.into_cut());
             }
             Some(Next::Http(http)) => {
-                let Http { transport, arrival, live, .. } = *http;
+                let Http { transport, arrival, live, .. } = unboxed(http);
                 Box::pin(serve_http(task, transport, Origin::Inbound(arrival), live)).await;
                 drop(counted);
             }
@@ -295,16 +295,19 @@ async fn begin(
     };
     let snapshot = worker.snapshot();
     let unknown = Speaks::inbound_of(&snapshot, &arrival) == Speaks::Unknown;
+    let patience = detect::patience(&snapshot);
     let heard = match way {
         Way::Http => Ok(Heard::Http(None)),
         Way::Open(application) if !unknown => Ok(Heard::Opaque(application)),
-        Way::Open(application) => detect::listen(&mut client, async { Ok(application) }, spoke).await,
+        Way::Open(application) => {
+            detect::listen(&mut client, patience, async { Ok(application) }, spoke).await
+        }
         Way::Later(admission) => {
-            let opening = async {
+            let opening = pin!(async {
                 let local = inbound::own_workload(&snapshot, &arrival.pod)?;
                 inbound::open_application(worker, &arrival.pod, local, &mut facts, admission).await
-            };
-            detect::listen(&mut client, opening, spoke).await
+            });
+            detect::listen(&mut client, patience, opening, spoke).await
         }
     };
     match (heard, client) {

@@ -15,8 +15,11 @@ use super::inbound::Arrival;
 use super::io::Transport;
 use crate::sniff::{self, Protocol};
 
-/// How long both sides may be silent before the connection counts as something else than HTTP.
+/// How long both sides may be silent before the connection counts as something else than HTTP, unless MeshConfig says
+/// it.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// Longer than any connection lasts.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// A request line that is longer is HTTP nevertheless.
 const LONGEST_LINE: usize = 8 * 1024;
 
@@ -70,6 +73,15 @@ pub(crate) enum Heard<T> {
     Opaque(T),
 }
 
+/// How long [`listen`] may listen.
+pub(crate) fn patience(snapshot: &Snapshot) -> Duration {
+    match snapshot.mesh().http.detection_timeout {
+        None => PATIENCE,
+        Some(Duration::ZERO) => FOR_EVER,
+        Some(limit) => limit.min(FOR_EVER),
+    }
+}
+
 /// Opens a way to the server and listens meanwhile. `server_spoke` says whether the server has sent something.
 ///
 /// # Errors
@@ -77,11 +89,12 @@ pub(crate) enum Heard<T> {
 /// The way cannot be opened, and the client has not begun to speak HTTP.
 pub(crate) async fn listen<T, E>(
     client: &mut Transport,
+    patience: Duration,
     open: impl Future<Output = Result<T, E>>,
     mut server_spoke: impl FnMut(&mut T, &mut Context<'_>) -> bool,
 ) -> Result<Heard<T>, E> {
     let mut open = pin!(open);
-    let mut patience = pin!(tokio::time::sleep(PATIENCE));
+    let mut patience = pin!(tokio::time::sleep(patience));
     let mut way: Option<Result<T, E>> = None;
     let mut client_spoke = false;
     poll_fn(|cx| {

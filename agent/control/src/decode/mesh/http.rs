@@ -40,6 +40,8 @@ pub(super) struct HttpWire<'a> {
     locality_lb_setting: Option<LocalityWire<'a>>,
     #[serde(borrow, default)]
     default_traffic_policy: Option<PolicyWire<'a>>,
+    #[serde(borrow, default)]
+    protocol_detection_timeout: Option<Text<'a>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -158,6 +160,17 @@ pub(super) fn settings(wire: &HttpWire<'_>, at: &Path<'_>, reader: &mut Reader<'
         traffic_policy: wire.default_traffic_policy.as_ref().map(|wire| {
             Arc::new(destination_rule::traffic_policy(wire, &at.field("defaultTrafficPolicy"), reader))
         }),
+        detection_timeout: detection_timeout(wire, at, reader),
+    }
+}
+
+/// Zero switches the limit off, as in Istio.
+fn detection_timeout(wire: &HttpWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> Option<Duration> {
+    let text = wire.protocol_detection_timeout.as_ref();
+    let at = at.field("protocolDetectionTimeout");
+    match reader.any_duration(text, &at)? {
+        0 => Some(Duration::ZERO),
+        _ => reader.duration(text, &at),
     }
 }
 

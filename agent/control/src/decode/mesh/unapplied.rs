@@ -15,8 +15,6 @@ pub(super) struct UnappliedWire {
     #[serde(default)]
     enable_auto_mtls: Option<bool>,
     #[serde(default)]
-    protocol_detection_timeout: Option<IgnoredAny>,
-    #[serde(default)]
     discovery_selectors: Option<IgnoredAny>,
     #[serde(default)]
     default_inbound_http_retry_policy: Option<IgnoredAny>,
@@ -51,11 +49,6 @@ pub(super) fn report(wire: &UnappliedWire, at: &Path<'_>, reader: &mut Reader<'_
     }
     let tunnels = "tunnels speak TLS 1.3 with AES-GCM";
     let fields = [
-        (
-            "protocolDetectionTimeout",
-            &wire.protocol_detection_timeout,
-            "on ports that nobody declares the first side to speak decides, after 100 ms at the latest (X-10)",
-        ),
         ("discoverySelectors", &wire.discovery_selectors, "all namespaces are read"),
         (
             "defaultInboundHttpRetryPolicy",

@@ -1,5 +1,9 @@
 //! What a connection is, and what is refused on it.
 
+use std::time::Duration;
+
+use weft_core::resource::{MeshConfig, MeshHttp, NamespacedName, Resource};
+
 use super::*;
 
 #[test]
@@ -29,6 +33,32 @@ fn an_undeclared_port_is_found_to_speak_http() {
         let answer = mesh.raw(b"GET / HTTP/1.0\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
         assert!(!answer.contains("envoy"), "{answer}");
+    });
+}
+
+/// Who is silent for long speaks something else, unless MeshConfig has more patience.
+#[test]
+fn a_client_may_be_silent_for_as_long_as_the_mesh_says() {
+    run(async {
+        for node in ["a", "b"] {
+            let bed = Bed::new(node);
+            bed.serve_tunnels();
+            let app = App::echo(&bed, false).await;
+            let mut mesh = Mesh::near(bed, &app, PortProtocol::Undeclared);
+            let late = [(None, false), (Some(Duration::from_secs(60)), true), (Some(Duration::ZERO), true)];
+            for (detection_timeout, known) in late {
+                let http = MeshHttp { detection_timeout, ..MeshHttp::default() };
+                let config =
+                    MeshConfig { http, ..MeshConfig::new(NamespacedName::new("istio-system", "istio")) };
+                mesh.bed.change([Change::Upsert(Box::new(Resource::MeshConfig(config)))]);
+                let mut client = mesh.http1().await;
+                // Silence is what this is about: twice as long as the proxy has patience of its own.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let reply = Reply::of(client.send_request(get("/")).await.unwrap()).await;
+                let seen = reply.header("server") == Some("envoy");
+                assert_eq!((reply.status, seen), (200, known), "{node}: {detection_timeout:?}");
+            }
+        }
     });
 }
 
