@@ -92,6 +92,13 @@ pub(crate) enum End {
     Cut(Cut),
 }
 
+/// Takes a value out of its box and frees that. Moved out of it in place, the value would leave the box where it is for
+/// as long as the caller runs: for a connection, as long as it lasts.
+#[expect(clippy::boxed_local, reason = "that is what it is for")]
+pub(crate) fn unboxed<T>(value: Box<T>) -> T {
+    *value
+}
+
 /// One side broke.
 #[derive(Debug)]
 pub(crate) struct Broken;

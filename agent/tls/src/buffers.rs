@@ -1,5 +1,6 @@
 //! Ciphertext buffers of a tunnel: small when quiet, large under load.
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
@@ -18,6 +19,37 @@ const QUIET_BATCHES: u8 = 64;
 
 /// Ranges of plaintext that a quiet connection keeps room for.
 const FEW_RANGES: usize = 32;
+
+/// Buffers that a thread keeps for whichever of its connections has bytes on their way.
+const SPARE: usize = 4;
+
+thread_local! {
+    /// Of [`SMALL`] bytes each. Nobody sees what they held: what is read is what was received or written last.
+    static SPARES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A buffer that holds `size` bytes.
+fn buffer(size: usize) -> Vec<u8> {
+    // While a thread ends its spare ones may be gone already.
+    let spare = || SPARES.try_with(|spares| spares.borrow_mut().pop()).ok().flatten();
+    let small = (size == SMALL).then(spare).flatten();
+    // Fresh zeros come from the allocator: memory that was never written is not touched here either.
+    small.unwrap_or_else(|| vec![0; size])
+}
+
+/// Keeps a small buffer for others.
+fn give_back(buffer: &mut Vec<u8>) {
+    let buffer = std::mem::take(buffer);
+    if buffer.len() == SMALL {
+        // As above.
+        let _ = SPARES.try_with(|spares| {
+            let mut spares = spares.borrow_mut();
+            if spares.len() < SPARE {
+                spares.push(buffer);
+            }
+        });
+    }
+}
 
 /// What came from the socket: at `start` records that were opened where they lie, behind them ciphertext.
 #[derive(Default)]
@@ -116,10 +148,16 @@ impl Incoming {
         }
     }
 
-    /// Gives a large buffer back once reads have become small.
+    /// Bytes that are held, for tests.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Gives the buffer back when nothing is in it; a large one once reads have become small.
     fn ran_dry(&mut self) {
-        if self.buffer.len() > SMALL && self.largest_read <= SMALL && self.start == self.end {
-            *self = Self::default();
+        if self.start == self.end && (self.buffer.len() <= SMALL || self.largest_read <= SMALL) {
+            give_back(&mut self.buffer);
         }
         self.plaintext.shrink_to(FEW_RANGES);
         self.largest_read = 0;
@@ -140,14 +178,14 @@ impl Incoming {
     }
 }
 
-/// Makes room for `size` bytes and keeps the first `used`. Fresh zeros come from the allocator: memory that was never
-/// written is not touched here either.
-fn grow(buffer: &mut Vec<u8>, size: usize, used: usize) {
-    let mut larger = vec![0; size];
-    if let (Some(to), Some(from)) = (larger.get_mut(..used), buffer.get(..used)) {
+/// Makes room for `size` bytes and keeps the first `used`.
+fn grow(held: &mut Vec<u8>, size: usize, used: usize) {
+    let mut larger = buffer(size);
+    if let (Some(to), Some(from)) = (larger.get_mut(..used), held.get(..used)) {
         to.copy_from_slice(from);
     }
-    *buffer = larger;
+    give_back(held);
+    *held = larger;
 }
 
 /// Ciphertext for the socket; `sent..end` is waiting.
@@ -215,6 +253,9 @@ impl Outgoing {
         if self.is_empty() {
             self.sent = 0;
             self.end = 0;
+            if self.buffer.len() == SMALL {
+                give_back(&mut self.buffer);
+            }
         }
     }
 

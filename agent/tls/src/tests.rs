@@ -291,6 +291,24 @@ async fn futures_poll<T>(
 }
 
 #[tokio::test]
+async fn quiet_connections_hold_no_buffers() {
+    let (mut client, mut server) = pair().await;
+    for len in [1, 200 * 1024, 1] {
+        transfer(&mut client, &mut server, len).await;
+        transfer(&mut server, &mut client, len).await;
+    }
+    // A large buffer waits for a while whether more of that comes.
+    for _ in 0..64 {
+        transfer(&mut client, &mut server, 1).await;
+        transfer(&mut server, &mut client, 1).await;
+    }
+    for stream in [&mut client, &mut server] {
+        assert!(futures_poll(|cx| stream.poll_fill(cx).map(drop)).await.is_pending());
+        assert_eq!((stream.incoming.held(), stream.outgoing.held()), (0, 0));
+    }
+}
+
+#[tokio::test]
 async fn only_much_data_takes_large_buffers() {
     let (mut client, server) = pair().await;
     assert!(client.outgoing.held() <= SMALL && server.outgoing.held() <= SMALL);

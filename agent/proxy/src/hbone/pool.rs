@@ -31,6 +31,10 @@ pub(crate) struct Target {
     pub(crate) destination: Arc<Identity>,
 }
 
+/// Streams that begin at once in a new tunnel. Its driver gets its turn after each of them: HTTP/2 makes room for all
+/// messages that wait at a time, for as long as the tunnel lasts.
+const TOGETHER: usize = 16;
+
 /// What a tunnel's driver and its streams share.
 #[derive(Debug)]
 pub(crate) struct Usage {
@@ -233,6 +237,8 @@ impl Pool {
             }
             if attempt.outcome.borrow().is_none() {
                 over.await;
+                // In place of those that were woken go those that come after them.
+                attempt.over.notify_one();
             }
             if let Some(Err(failure)) = attempt.outcome.borrow().as_ref() {
                 return Err(failure.clone());
@@ -251,7 +257,7 @@ impl Pool {
         }
         if let Some(attempt) = attempt {
             *attempt.outcome.borrow_mut() = Some(outcome);
-            attempt.over.notify_waiters();
+            (0..TOGETHER).for_each(|_| attempt.over.notify_one());
         }
     }
 
