@@ -256,7 +256,7 @@ fn probes_of_the_kubelet_reach_the_application() {
 
 /// Lets the agent's last sign of life be long ago.
 fn silence(lab: &Lab) {
-    let data = MapData::from_pin(lab.config.pin_dir.join("v1/maps/META")).unwrap();
+    let data = MapData::from_pin(lab.pins_of_schema().join("maps/META")).unwrap();
     let mut meta: Array<_, Meta> = Map::Array(data).try_into().unwrap();
     let heartbeat_ns = 1;
     let silent = Meta { heartbeat_ns, ..meta.get(&0, 0).unwrap() };

@@ -47,7 +47,7 @@ fn resident_bytes() -> u64 {
 
 /// The kernel's numbers of a pod's maps.
 fn map_ids(lab: &Lab) -> Vec<u32> {
-    let files = pins(&lab.config.pin_dir.join("v1/pods"));
+    let files = pins(&lab.pins_of_schema().join("pods"));
     let maps = files.iter().filter(|path| path.ends_with("STEER") || path.ends_with("LISTENERS"));
     maps.map(|path| MapInfo::from_pin(path).unwrap().id()).collect()
 }

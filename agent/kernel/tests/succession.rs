@@ -68,7 +68,7 @@ fn announcements_of_an_agent_that_crashed_are_gone() {
     let datapath = lab.open();
     datapath.onward().publish(lab.c.at(4000), lab.a.at(80)).unwrap();
     let entries = || {
-        let map = MapData::from_pin(lab.config.pin_dir.join("v1/maps/ONWARD")).unwrap();
+        let map = MapData::from_pin(lab.pins_of_schema().join("maps/ONWARD")).unwrap();
         let map = BpfHashMap::<_, [u8; 36], u64>::try_from(Map::HashMap(map)).unwrap();
         map.keys().count()
     };
@@ -438,7 +438,7 @@ fn pods_that_another_agent_steers_are_refused() {
 fn maps_of_another_shape_are_refused() {
     let lab = Lab::new();
     drop(lab.open());
-    let path = lab.config.pin_dir.join("v1/maps/POLICY");
+    let path = lab.pins_of_schema().join("maps/POLICY");
     fs::remove_file(&path).unwrap();
     let other = BpfHashMap::<_, u64, u64>::create(16, 0).unwrap();
     other.pin(&path).unwrap();
@@ -467,7 +467,7 @@ fn pins_of_a_newer_version_are_refused_and_of_an_older_one_removed() {
 
 /// As if an agent of an older schema had pinned everything.
 fn make_older(lab: &Lab) {
-    fs::rename(lab.config.pin_dir.join("v1"), lab.config.pin_dir.join("v0")).unwrap();
+    fs::rename(lab.pins_of_schema(), lab.config.pin_dir.join("v0")).unwrap();
 }
 
 #[test]

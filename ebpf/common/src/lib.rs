@@ -12,9 +12,9 @@
 pub mod classify;
 
 /// Layout and meaning of everything in this crate; part of the pin path.
-pub const ABI_MAJOR: u32 = 1;
+pub const ABI_MAJOR: u32 = 2;
 /// Additions that programs of the same major ignore.
-pub const ABI_MINOR: u32 = 1;
+pub const ABI_MINOR: u32 = 0;
 
 /// Bit of `SO_MARK` that loops a captured connection to `lo`; the pods' policy rule selects on it.
 pub const CAPTURE_MARK: u32 = 0x1000_0000;

@@ -81,6 +81,11 @@ impl Lab {
         }
     }
 
+    /// Where our agents pin.
+    pub fn pins_of_schema(&self) -> PathBuf {
+        self.config.pin_dir.join(format!("v{}", weft_ebpf_common::ABI_MAJOR))
+    }
+
     /// A data path; this process counts as a process of the pods afterwards.
     pub fn open(&self) -> Datapath {
         let datapath = Datapath::open(self.config.clone()).unwrap();
