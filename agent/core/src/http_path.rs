@@ -24,14 +24,17 @@ pub enum BadPath {
 ///
 /// Targets that cannot be normalised are to be answered with 400.
 pub fn normalise(level: Option<PathNormalization>, target: &str) -> Result<Cow<'_, str>, BadPath> {
-    if target.bytes().any(|byte| byte == b'#') {
+    if is_plain(target) {
+        return Ok(Cow::Borrowed(target));
+    }
+    if target.contains('#') {
         return Err(BadPath::Fragment);
     }
     if target.starts_with('?') {
         // `GET http://host?query`: an empty path is the root (RFC 9110 4.2.3), which the application gets.
         return Ok(Cow::Owned(format!("/{target}")));
     }
-    let (path, query) = match target.bytes().position(|byte| byte == b'?') {
+    let (path, query) = match target.find('?') {
         Some(at) => target.split_at(at),
         None => (target, ""),
     };
@@ -49,6 +52,23 @@ pub fn normalise(level: Option<PathNormalization>, target: &str) -> Result<Cow<'
     }
     out.push_str(query);
     Ok(Cow::Owned(out))
+}
+
+/// Whether no level changes anything, as with most targets: one look at each byte says so.
+fn is_plain(target: &str) -> bool {
+    let (mut before, mut in_query) = (b' ', false);
+    target.starts_with('/')
+        && target.bytes().all(|byte| {
+            in_query |= byte == b'?';
+            let after_slash = std::mem::replace(&mut before, byte) == b'/';
+            match byte {
+                b'#' => false,
+                _ if in_query => true,
+                b'%' | b'\\' => false,
+                b'.' | b'/' => !after_slash,
+                _ => true,
+            }
+        })
 }
 
 /// What a level does beyond resolving dot segments.
@@ -72,16 +92,9 @@ impl Steps {
 
     /// Whether anything in the path could change; most paths are copied nowhere.
     fn change(self, path: &str) -> bool {
-        let mut before = b' ';
-        path.bytes().any(|byte| {
-            let after_slash = std::mem::replace(&mut before, byte) == b'/';
-            match byte {
-                b'%' | b'\\' => true,
-                b'.' => after_slash,
-                b'/' => after_slash && self.merge_slashes,
-                _ => false,
-            }
-        })
+        let pairs = path.as_bytes().windows(2);
+        path.bytes().any(|byte| matches!(byte, b'%' | b'\\'))
+            || pairs.into_iter().any(|pair| pair == b"/." || (self.merge_slashes && pair == b"//"))
     }
 
     /// Decodes what may be decoded and turns `\` into `/`.

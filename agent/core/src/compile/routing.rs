@@ -38,7 +38,7 @@ use crate::snapshot::{CompiledService, Workload};
 use crate::visibility::Visibility;
 
 /// The VirtualServices of one host, the oldest first.
-type HostServices = Arc<[Arc<CompiledVirtualService>]>;
+pub(crate) type HostServices = Arc<[Arc<CompiledVirtualService>]>;
 
 /// What decisions on requests read beside Services and workloads.
 #[derive(Debug, Clone)]

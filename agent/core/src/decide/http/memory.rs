@@ -9,8 +9,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::hosts::{self, Named};
-use super::{Caller, Forward};
+use super::{Caller, Forward, owner};
 use crate::Snapshot;
+use crate::compile::routing::HostServices;
 use crate::compile::routing::rules::CompiledRule;
 
 /// Entries; one more takes the place of another.
@@ -35,6 +36,8 @@ pub(super) struct Known {
     pub(super) host: Box<str>,
     /// The Service's port behind it.
     pub(super) named: Option<Named>,
+    /// The VirtualServices for that Service, in the order in which they are asked.
+    pub(super) virtual_services: SmallVec<[HostServices; 1]>,
     /// By the rule; `None` is the Service's default.
     forwards: SmallVec<[(Option<Arc<CompiledRule>>, Forward); 1]>,
 }
@@ -75,12 +78,15 @@ impl Known {
             // Nobody said: the dialled address did.
             true => original.ip().to_string().into(),
         };
+        let named = hosts::find(snapshot, &caller.workload.key.namespace, &host, original);
+        let virtual_services = named.as_ref().map(|named| owner::covering(snapshot, named));
         Self {
             revision: snapshot.revision,
             client: address(caller),
             original: caller.original,
             authority: authority.into(),
-            named: hosts::find(snapshot, &caller.workload.key.namespace, &host, original),
+            named,
+            virtual_services: virtual_services.unwrap_or_default(),
             host,
             forwards: SmallVec::new(),
         }

@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::hosts::{self, Named};
 use super::matching::{Evaluated, Scope, evaluate};
+use super::memory::Known;
 use super::trace::{Ignored, Observer};
+use crate::Snapshot;
+use crate::compile::routing::HostServices;
 use crate::compile::routing::rules::{CompiledRule, CompiledVirtualService};
 use crate::resource::ObjectRef;
 
@@ -18,28 +23,26 @@ pub(super) enum Owned {
 }
 
 /// What the VirtualServices say about a request for a Service, or for a host that no Service has.
-pub(super) fn owner(
-    scope: &Scope<'_>,
-    host: &str,
-    named: Option<&Named>,
-    observer: &mut impl Observer,
-) -> Option<Owned> {
-    match named {
+pub(super) fn owner(scope: &Scope<'_>, known: &Known, observer: &mut impl Observer) -> Option<Owned> {
+    match &known.named {
         // A host that a VirtualService names as it stands is that, also where it is another form of a Service.
-        Some(named) if *host != *named.service.host => {
-            exact(scope, host, observer).or_else(|| of_service(scope, &named.service.host, observer))
-        }
-        Some(named) => of_service(scope, &named.service.host, observer),
-        None => of_stranger(scope, host, observer),
+        Some(named) if *known.host != *named.service.host => exact(scope, &known.host, observer)
+            .or_else(|| of_service(scope, &known.virtual_services, observer)),
+        Some(_) => of_service(scope, &known.virtual_services, observer),
+        None => of_stranger(scope, &known.host, observer),
     }
 }
 
-fn of_service(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
+/// The VirtualServices that cover a Service's host, the most specific host first.
+pub(super) fn covering(snapshot: &Snapshot, named: &Named) -> SmallVec<[HostServices; 1]> {
+    let found = snapshot.routing.virtual_services.covering(&named.service.host);
+    found.iter().map(|found| found.value.clone()).collect()
+}
+
+fn of_service(scope: &Scope<'_>, services: &[HostServices], observer: &mut impl Observer) -> Option<Owned> {
     let mut owned = None;
-    for found in scope.snapshot.routing.virtual_services.covering(host) {
-        for service in found.value.iter() {
-            consider(scope, service, None, &mut owned, observer);
-        }
+    for service in services.iter().flat_map(|services| services.iter()) {
+        consider(scope, service, None, &mut owned, observer);
     }
     owned
 }

@@ -54,7 +54,7 @@ fn decide(
     let scope = Scope { snapshot, caller, request, path: fields::path(request.target), port };
     let owned = match &known.named {
         Some(named) if named.endpoint => None,
-        Some(_) | None => owner(&scope, &known.host, known.named.as_ref(), observer),
+        Some(_) | None => owner(&scope, known, observer),
     };
     match owned {
         Some(Owned::Rule(rule, matched)) => by_rule(&scope, known, Applied { rule, matched }),
