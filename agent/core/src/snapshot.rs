@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use crate::access_format::AccessFormat;
 use crate::compile::policy::PolicySet;
 use crate::compile::routing::Routing;
-use crate::compile::sharded::{IpMap, Named, Registry};
+use crate::compile::sharded::{Addressed, IpMap, Named, Registry};
 use crate::locality::Localities;
 use crate::resource::request_authentication::JwtRule;
 use crate::resource::{
@@ -113,6 +113,12 @@ impl Workload {
 impl Named for Workload {
     fn name(&self) -> &NamespacedName {
         &self.key
+    }
+}
+
+impl Addressed for Workload {
+    fn addresses(&self) -> &[IpAddr] {
+        &self.ips
     }
 }
 
@@ -293,6 +299,12 @@ impl CompiledService {
 impl Named for CompiledService {
     fn name(&self) -> &NamespacedName {
         &self.key
+    }
+}
+
+impl Addressed for CompiledService {
+    fn addresses(&self) -> &[IpAddr] {
+        &self.vips
     }
 }
 

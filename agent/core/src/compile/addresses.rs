@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::sharded::{IpMap, Named};
+use super::sharded::{Addressed, IpMap, Named};
 use crate::resource::NamespacedName;
 
 /// Addresses with one owner each. Where several objects claim one, the lowest rank owns it, then the first name.
 #[derive(Debug)]
-pub(super) struct Addresses<V> {
+pub(super) struct Addresses<V: Addressed> {
     pub(super) owners: IpMap<V>,
     /// All claims to the addresses that have more than one.
     contested: HashMap<IpAddr, BTreeMap<(i64, NamespacedName), Arc<V>>>,
@@ -17,13 +17,13 @@ pub(super) struct Addresses<V> {
     pub(super) unreported: bool,
 }
 
-impl<V> Default for Addresses<V> {
+impl<V: Addressed> Default for Addresses<V> {
     fn default() -> Self {
         Self { owners: IpMap::default(), contested: HashMap::new(), unreported: false }
     }
 }
 
-impl<V: Named> Addresses<V> {
+impl<V: Named + Addressed> Addresses<V> {
     /// Adds a claim or brings it up to date; `rank_of` answers the rank of the present owner.
     pub(super) fn claim(&mut self, ip: IpAddr, value: &Arc<V>, rank: i64, rank_of: impl Fn(&V) -> i64) {
         let key = value.name();

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash, Hasher};
+use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -181,31 +182,117 @@ impl<V: Named> Registry<V> {
     }
 }
 
-/// Values by address. One map for each family: an entry with an `IpAddr` would be twice as large.
-#[derive(Debug, Clone)]
-pub(crate) struct IpMap<V> {
-    v4: Sharded<Ipv4Addr, Arc<V>>,
-    v6: Sharded<Ipv6Addr, Arc<V>>,
+/// A value that carries its own addresses.
+pub(crate) trait Addressed {
+    /// All of them.
+    fn addresses(&self) -> &[IpAddr];
 }
 
-impl<V> Default for IpMap<V> {
-    fn default() -> Self {
-        Self { v4: Sharded::default(), v6: Sharded::default() }
+/// The address of one family, if there is one and no other.
+fn only<'a, A: 'a>(mut addresses: impl Iterator<Item = &'a A>) -> Option<&'a A> {
+    let first = addresses.next();
+    first.filter(|_| addresses.next().is_none())
+}
+
+/// The only IPv4 address of a value.
+fn only_v4(value: &impl Addressed) -> Option<&Ipv4Addr> {
+    only(value.addresses().iter().filter_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }))
+}
+
+/// The only IPv6 address of a value.
+fn only_v6(value: &impl Addressed) -> Option<&Ipv6Addr> {
+    only(value.addresses().iter().filter_map(|ip| match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(ip),
+    }))
+}
+
+/// A shared value that stands for its only address of one family.
+#[derive(Debug)]
+struct ByAddress<V, A>(Arc<V>, PhantomData<A>);
+
+impl<V, A> Clone for ByAddress<V, A> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone(), PhantomData)
     }
 }
 
-impl<V> IpMap<V> {
+impl<V: Addressed> Borrow<Ipv4Addr> for ByAddress<V, Ipv4Addr> {
+    fn borrow(&self) -> &Ipv4Addr {
+        only_v4(&*self.0).unwrap_or(&Ipv4Addr::UNSPECIFIED)
+    }
+}
+
+impl<V: Addressed> Borrow<Ipv6Addr> for ByAddress<V, Ipv6Addr> {
+    fn borrow(&self) -> &Ipv6Addr {
+        only_v6(&*self.0).unwrap_or(&Ipv6Addr::UNSPECIFIED)
+    }
+}
+
+impl<V, A: Hash> Hash for ByAddress<V, A>
+where
+    Self: Borrow<A>,
+{
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.borrow().hash(state);
+    }
+}
+
+impl<V, A: Eq> PartialEq for ByAddress<V, A>
+where
+    Self: Borrow<A>,
+{
+    fn eq(&self, other: &Self) -> bool {
+        self.borrow() == other.borrow()
+    }
+}
+
+impl<V, A: Eq> Eq for ByAddress<V, A> where Self: Borrow<A> {}
+
+/// Values by address. Nearly all have one address of each family: these are stored without it.
+#[derive(Debug)]
+pub(crate) struct IpMap<V: Addressed> {
+    v4: Sharded<ByAddress<V, Ipv4Addr>, ()>,
+    v6: Sharded<ByAddress<V, Ipv6Addr>, ()>,
+    /// Those filed under one of several addresses of a family.
+    others: Sharded<IpAddr, Arc<V>>,
+}
+
+impl<V: Addressed> Clone for IpMap<V> {
+    fn clone(&self) -> Self {
+        Self { v4: self.v4.clone(), v6: self.v6.clone(), others: self.others.clone() }
+    }
+}
+
+impl<V: Addressed> Default for IpMap<V> {
+    fn default() -> Self {
+        Self { v4: Sharded::default(), v6: Sharded::default(), others: Sharded::default() }
+    }
+}
+
+impl<V: Addressed> IpMap<V> {
     pub(crate) fn get(&self, ip: &IpAddr) -> Option<&Arc<V>> {
-        match ip {
-            IpAddr::V4(ip) => self.v4.get(ip),
-            IpAddr::V6(ip) => self.v6.get(ip),
-        }
+        let found = match ip {
+            IpAddr::V4(ip) => self.v4.get_key_value(ip).map(|(value, ())| &value.0),
+            IpAddr::V6(ip) => self.v6.get_key_value(ip).map(|(value, ())| &value.0),
+        };
+        found.or_else(|| if self.others.is_empty() { None } else { self.others.get(ip) })
     }
 
     pub(crate) fn insert(&mut self, ip: IpAddr, value: Arc<V>) {
+        // Inserting alone would keep the former value where that is the key.
+        self.remove(&ip);
         match ip {
-            IpAddr::V4(ip) => self.v4.insert(ip, value),
-            IpAddr::V6(ip) => self.v6.insert(ip, value),
+            IpAddr::V4(ip) if only_v4(&*value) == Some(&ip) => {
+                self.v4.insert(ByAddress(value, PhantomData), ());
+            }
+            IpAddr::V6(ip) if only_v6(&*value) == Some(&ip) => {
+                self.v6.insert(ByAddress(value, PhantomData), ());
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => self.others.insert(ip, value),
         }
     }
 
@@ -214,12 +301,14 @@ impl<V> IpMap<V> {
             IpAddr::V4(ip) => self.v4.remove(ip),
             IpAddr::V6(ip) => self.v6.remove(ip),
         }
+        self.others.remove(ip);
     }
 
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (IpAddr, &Arc<V>)> {
-        let v4 = self.v4.iter().map(|(ip, value)| (IpAddr::V4(*ip), value));
-        v4.chain(self.v6.iter().map(|(ip, value)| (IpAddr::V6(*ip), value)))
+        let v4 = self.v4.iter().map(|(value, ())| (IpAddr::V4(*value.borrow()), &value.0));
+        let v6 = self.v6.iter().map(|(value, ())| (IpAddr::V6(*value.borrow()), &value.0));
+        v4.chain(v6).chain(self.others.iter().map(|(ip, value)| (*ip, value)))
     }
 }
 
@@ -282,6 +371,49 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[derive(Debug)]
+    struct Host(Vec<IpAddr>);
+
+    impl Addressed for Host {
+        fn addresses(&self) -> &[IpAddr] {
+            &self.0
+        }
+    }
+
+    #[test]
+    fn values_are_found_by_each_of_their_addresses() {
+        let host = |ips: &[&str]| Arc::new(Host(ips.iter().map(|ip| ip.parse().unwrap()).collect()));
+        let dual = host(&["10.0.0.1", "fd00::1"]);
+        let many = host(&["10.0.0.2", "10.0.0.3", "fd00::2"]);
+        let heir = host(&["10.0.0.1", "10.0.0.2"]);
+        let mut map = IpMap::default();
+        for value in [&dual, &many] {
+            value.0.iter().for_each(|ip| map.insert(*ip, value.clone()));
+        }
+        let owners = |map: &IpMap<Host>, ips: &[&str]| -> Vec<Option<Vec<IpAddr>>> {
+            ips.iter().map(|ip| map.get(&ip.parse().unwrap()).map(|value| value.0.clone())).collect()
+        };
+        let asked = ["10.0.0.1", "fd00::1", "10.0.0.2", "10.0.0.3", "fd00::2", "10.0.0.4", "0.0.0.0", "::"];
+        let (one, two) = (Some(dual.0.clone()), Some(many.0.clone()));
+        let both = [one.clone(), one.clone(), two.clone(), two.clone(), two.clone(), None, None, None];
+        assert_eq!(owners(&map, &asked), both);
+        assert_eq!(map.iter().count(), 5);
+        // An address passes to a value that is stored in the other way, and back.
+        let before = map.clone();
+        heir.0.iter().for_each(|ip| map.insert(*ip, heir.clone()));
+        let third = Some(heir.0.clone());
+        let changed = [third.clone(), one, third, two.clone(), two, None, None, None];
+        assert_eq!(owners(&map, &asked), changed);
+        assert_eq!((owners(&before, &asked), map.iter().count()), (both.to_vec(), 5));
+        map.insert(dual.0[0], dual.clone());
+        map.insert(many.0[0], many.clone());
+        assert_eq!(owners(&map, &asked), both);
+        for ip in asked {
+            map.remove(&ip.parse().unwrap());
+        }
+        assert_eq!((owners(&map, &asked), map.iter().count()), (vec![None; 8], 0));
     }
 
     #[test]
