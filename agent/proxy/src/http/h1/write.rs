@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode, request, response};
 use hyper::body::Body as HttpBody;
 
 use super::super::body::Body;
+use super::super::headers::decimal;
 use super::Broken;
 use super::case::{Case, Cased};
 use super::decoder::Framing;
@@ -85,7 +86,7 @@ impl Lengths {
             Some(Framing::Length(length)) => {
                 cased.write(&CONTENT_LENGTH, out);
                 out.extend_from_slice(b": ");
-                decimal(length, out);
+                decimal(length, |digits| out.extend_from_slice(digits));
                 out.extend_from_slice(b"\r\n");
             }
             Some(Framing::Chunked) => {
@@ -95,21 +96,6 @@ impl Lengths {
             Some(Framing::UntilClose) | None => {}
         }
     }
-}
-
-/// A number by hand: every message has one, and `write!` costs several times as much.
-fn decimal(value: u64, out: &mut Vec<u8>) {
-    // 20 digits are the most that there can be.
-    let (mut digits, mut rest, mut from) = ([b'0'; 20], value, 20);
-    for digit in digits.iter_mut().rev() {
-        *digit += u8::try_from(rest % 10).unwrap_or_default();
-        rest /= 10;
-        from -= 1;
-        if rest == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(digits.get(from..).unwrap_or_default());
 }
 
 fn field(name: &HeaderName, value: &[u8], cased: &mut Cased<'_>, out: &mut Vec<u8>) {
