@@ -4,18 +4,16 @@ use std::time::Duration;
 
 use weft_kernel::program;
 
-/// Most of the start is over by then, and after as long again all of it, also in a large cluster on a slow machine.
+/// After this long, nothing of the start is under way any more.
 const STARTED: Duration = Duration::from_secs(1);
 
 /// Gives back, a moment from now, the parts of the program that only the start has needed.
 pub(crate) fn give_back_start() {
     tokio::spawn(async {
-        for _ in 0..2 {
-            tokio::time::sleep(STARTED).await;
-            let given = tokio::task::spawn_blocking(program::release_pages).await;
-            if let Ok(Err(error)) = given {
-                tracing::debug!(%error, "the program's pages cannot be given back");
-            }
+        tokio::time::sleep(STARTED).await;
+        let given = tokio::task::spawn_blocking(program::release_pages).await;
+        if let Ok(Err(error)) = given {
+            tracing::debug!(%error, "the program's pages cannot be given back");
         }
     });
 }
