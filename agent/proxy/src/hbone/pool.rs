@@ -329,4 +329,30 @@ mod tests {
             }
         });
     }
+
+    #[test]
+    fn all_who_wait_for_an_attempt_hear_of_its_end() {
+        run(async {
+            let pool = Rc::new(Pool::default());
+            let target = Target {
+                pod: name("client"),
+                source: Arc::new(identity("client")),
+                peer: "10.0.0.1".parse().unwrap(),
+                destination: Arc::new(identity("server")),
+            };
+            let attempts = Cell::new(0);
+            let start = |dialling: Dialling| {
+                attempts.set(attempts.get() + 1);
+                tokio::task::spawn_local(async move {
+                    tokio::task::yield_now().await;
+                    drop(dialling);
+                });
+            };
+            let waiting = (0..3 * TOGETHER + 1).map(|_| pool.checkout(&target, start));
+            let ends = futures_util::future::join_all(waiting);
+            let ends = tokio::time::timeout(std::time::Duration::from_secs(20), ends).await.unwrap();
+            assert!(ends.iter().all(Result::is_err));
+            assert_eq!(attempts.get(), 1);
+        });
+    }
 }
