@@ -38,8 +38,12 @@ pub(super) struct Notice {
 
 impl Notice {
     pub(super) fn new(wake: Sender<Wake>) -> Self {
-        // A thread that is gone needs no waking.
-        let watcher = notify::recommended_watcher(move |event| drop(wake.send(Wake::Event(event))));
+        let watcher = notify::recommended_watcher(move |event| {
+            if !says_nothing(&event) {
+                // A thread that is gone needs no waking.
+                drop(wake.send(Wake::Event(event)));
+            }
+        });
         let (watcher, polling) = match watcher {
             Ok(watcher) => (Some(watcher), None),
             Err(error) => (None, Some(error.to_string())),
@@ -106,6 +110,22 @@ pub(super) struct Noticed {
     pub(super) structure: bool,
     /// Anything: compare times and sizes.
     pub(super) everything: bool,
+}
+
+/// Whether nobody has to wake up for an event: a file is being written to, or was opened, most often by ourselves.
+fn says_nothing(event: &notify::Result<notify::Event>) -> bool {
+    event.as_ref().is_ok_and(|event| {
+        let idle = match event.kind {
+            EventKind::Access(access) => access != AccessKind::Close(AccessMode::Write),
+            EventKind::Modify(ModifyKind::Data(_)) => true,
+            EventKind::Any
+            | EventKind::Create(_)
+            | EventKind::Modify(_)
+            | EventKind::Remove(_)
+            | EventKind::Other => false,
+        };
+        idle && !event.need_rescan()
+    })
 }
 
 impl Noticed {
