@@ -19,6 +19,8 @@ use super::rows::names;
 const COLD_PER_ROUND: usize = 7;
 /// Connections that are held before the memory is first looked at, and then.
 const HELD: (usize, usize) = (500, 2500);
+/// The agents' allocator gives back within a second what it has no use for (`dirty_decay_ms`).
+const GIVEN_BACK: Duration = Duration::from_secs(2);
 
 const MEMORY: [(&str, Where); 2] =
     [("same-node.memory-per-conn", Where::SameNode), ("cross-node.memory-per-conn", Where::CrossNode)];
@@ -136,8 +138,9 @@ fn hold(bed: &Bed, target: &str, count: usize) -> Result<weft_lab::Process> {
     Ok(held)
 }
 
-/// Bytes of each agent, with its maps.
+/// Bytes of each agent, with its maps, once what opening the connections took was given back: they are idle.
 fn memory(bed: &Bed) -> Result<Vec<u64>> {
+    std::thread::sleep(GIVEN_BACK);
     bed.agents.iter().map(|agent| Ok(anonymous_bytes(agent.pid())? + map_bytes(agent.pid())?)).collect()
 }
 
