@@ -19,6 +19,9 @@ use crate::custom::WantedHeaders;
 use crate::format::{self, Fields};
 use crate::lines::{BATCH_BYTES, Lines};
 
+/// How long a few lines wait for more.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// How lines look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccessLogFormat {
@@ -270,7 +273,7 @@ impl AccessLog {
             settings: ArcSwap::new(Settings::new(AccessLogFormat::Text)),
             wants_headers: AtomicBool::new(false),
         });
-        Self { lines: Lines::to("access-log", output), shared }
+        Self { lines: Lines::to("access-log", output, GATHER), shared }
     }
 
     /// Writes only failures and what is audited, or everything, in a format. Takes effect at once.

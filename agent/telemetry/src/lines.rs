@@ -17,8 +17,6 @@ pub(crate) const QUEUE_BYTES: usize = 8 << 20;
 /// Lines that are written with one system call, and their bytes: fewer lines where these are reached.
 pub(crate) const BATCH: usize = 64;
 pub(crate) const BATCH_BYTES: usize = 64 << 10;
-/// How long fewer wait for more.
-const GATHER: Duration = Duration::from_millis(10);
 
 /// Lines that are written together.
 #[derive(Debug, Default)]
@@ -111,8 +109,8 @@ impl fmt::Debug for Lines {
 }
 
 impl Lines {
-    /// Starts the thread `name`, which writes to an output.
-    pub fn to(name: &str, output: Box<dyn Write + Send>) -> Self {
+    /// Starts the thread `name`, which writes to an output. A few lines wait so long for more to be written with.
+    pub fn to(name: &str, output: Box<dyn Write + Send>, gather: Duration) -> Self {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
@@ -120,7 +118,8 @@ impl Lines {
             lost: AtomicU64::new(0),
         });
         let theirs = shared.clone();
-        let started = std::thread::Builder::new().name(name.into()).spawn(move || write_all(&theirs, output));
+        let started =
+            std::thread::Builder::new().name(name.into()).spawn(move || write_all(&theirs, output, gather));
         if let Err(error) = started {
             tracing::error!(%error, "{name} has no thread to write it: its lines are lost");
             shared.lock().closed = true;
@@ -164,9 +163,9 @@ impl Lines {
 }
 
 /// The writer's thread.
-fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
+fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>, limit: Duration) {
     let mut written = String::new();
-    while let Some(Batch { text, lines }) = take(shared, written) {
+    while let Some(Batch { text, lines }) = take(shared, written, limit) {
         if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
             shared.lost.fetch_add(lines as u64, Ordering::Relaxed);
         }
@@ -175,7 +174,7 @@ fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>) {
 }
 
 /// Waits for lines and takes a batch; none means the end. The memory of what was `written` before is used again.
-fn take(shared: &Shared, mut written: String) -> Option<Batch> {
+fn take(shared: &Shared, mut written: String, limit: Duration) -> Option<Batch> {
     written.clear();
     written.shrink_to(2 * BATCH_BYTES);
     let mut queue = shared.lock();
@@ -186,18 +185,18 @@ fn take(shared: &Shared, mut written: String) -> Option<Batch> {
     }
     let idle = |queue: &mut Queue| queue.lines == 0 && !queue.closed;
     queue = shared.changed.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
-    queue = gather(shared, queue);
+    queue = gather(shared, queue, limit);
     let batch = queue.next();
     queue.writing = batch.is_some();
     batch
 }
 
 /// Lets lines come together before the first one is written. Waking a thread costs the connection that does it more than
-/// writing its line: with this it happens a hundred times a second at most.
-fn gather<'a>(shared: &Shared, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+/// writing its line: with ten milliseconds it happens a hundred times a second at most.
+fn gather<'a>(shared: &Shared, mut queue: MutexGuard<'a, Queue>, limit: Duration) -> MutexGuard<'a, Queue> {
     // Nobody need wake us meanwhile but for the end and a batch that is whole.
     queue.writing = true;
     let few = |queue: &mut Queue| queue.lines < BATCH && !queue.closed;
-    let waited = shared.changed.wait_timeout_while(queue, GATHER, few);
+    let waited = shared.changed.wait_timeout_while(queue, limit, few);
     waited.unwrap_or_else(PoisonError::into_inner).0
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -37,7 +38,7 @@ impl LogLevel {
     #[cfg(test)]
     pub(crate) fn detached() -> Self {
         let (_, handle) = reload::Layer::new(EnvFilter::default());
-        Self { handle, lines: Lines::to("log", Box::new(io::sink())) }
+        Self { handle, lines: Lines::to("log", Box::new(io::sink()), Duration::ZERO) }
     }
 
     /// Lines that were lost because nobody read them.
@@ -94,12 +95,26 @@ impl Drop for LastWords {
     }
 }
 
-/// Starts logging, until the second value goes.
+/// Starts an agent's log, until the second value goes.
 pub(crate) fn start(directives: &str, format: LogFormat) -> anyhow::Result<(LogLevel, LastWords)> {
+    let lines = Lines::to("log", Box::new(io::stderr()), Duration::ZERO);
+    let handle = install(directives, format, BoxMakeWriter::new(StandardError(lines.clone())))?;
+    Ok((LogLevel { handle, lines: lines.clone() }, LastWords(lines)))
+}
+
+/// Starts a controller's log. Who has something to say waits until it is written: an audit loses nothing, and no traffic
+/// depends on it.
+pub(crate) fn start_lossless(directives: &str, format: LogFormat) -> anyhow::Result<()> {
+    install(directives, format, BoxMakeWriter::new(io::stderr)).map(drop)
+}
+
+fn install(
+    directives: &str,
+    format: LogFormat,
+    writer: BoxMakeWriter,
+) -> anyhow::Result<reload::Handle<EnvFilter, Registry>> {
     let (filter, handle) = reload::Layer::new(parse(directives)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = Lines::to("log", Box::new(io::stderr()));
-    let writer = StandardError(lines.clone());
     match format {
         LogFormat::Text => {
             let ansi = io::IsTerminal::is_terminal(&io::stderr());
@@ -110,7 +125,7 @@ pub(crate) fn start(directives: &str, format: LogFormat) -> anyhow::Result<(LogL
         }
     }
     .context("logging was started twice")?;
-    Ok((LogLevel { handle, lines: lines.clone() }, LastWords(lines)))
+    Ok(handle)
 }
 
 /// Libraries that say more than they should. Kube logs every failed try as an error; what that means is told by those

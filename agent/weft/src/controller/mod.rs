@@ -58,7 +58,7 @@ pub(crate) struct Options {
 
 /// Runs until a signal asks for the end.
 pub(crate) fn run(options: Options) -> anyhow::Result<()> {
-    let (_, _last_words) = logging::start(&options.log_level, options.log_format)?;
+    logging::start_lossless(&options.log_level, options.log_format)?;
     // No node has this name: nothing is compiled as local.
     let source = options.source.start("", Purpose::Controller)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

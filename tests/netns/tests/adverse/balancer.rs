@@ -12,7 +12,7 @@ use weft_ebpf_common::classify::{from_octets, mapped};
 use weft_ebpf_common::{Addr, EndpointInfo, ServiceKey};
 use weft_netns_tests::puppet::Role;
 use weft_netns_tests::yaml::{from_account, peer_authentication, policy};
-use weft_netns_tests::{Family, Mesh, usual_spec};
+use weft_netns_tests::{Family, Mesh, eventually, usual_spec};
 
 use crate::{PATHS, PUPPET};
 
@@ -97,7 +97,9 @@ fn a_load_balancer_that_was_there_before_the_agent_changes_nothing() {
     assert!(translated(&balancer) >= 9, "it runs first, so the agent sees what it chose");
     let found = earlier(&mesh);
     assert!(found.contains("balance4 at connect4") && found.contains("balance6 at connect6"), "{found}");
-    assert!(mesh.agent("a").process().stderr().contains("others see the connections of pods first"));
+    eventually("the agent says so", || {
+        mesh.agent("a").process().stderr().contains("others see the connections of pods first")
+    });
 }
 
 #[test]

@@ -157,7 +157,9 @@ fn a_successor_that_fails_changes_nothing() {
         site.mesh.connect_by(&mut client, &to, Path::Direct);
     }
     load.end();
-    assert!(site.mesh.agent("a").process().stderr().contains("this one goes on"));
+    eventually("the agent says that it goes on", || {
+        site.mesh.agent("a").process().stderr().contains("this one goes on")
+    });
     assert!(!outcomes(&new).iter().any(|outcome| outcome != "ok"), "{:?}", outcomes(&new));
     let old = site.mesh.replace_agent("a", &AgentOptions::default());
     site.mesh.connect_by(&mut client, &to, Path::Direct);
