@@ -57,8 +57,9 @@ impl<'a> HttpSubject<'a> {
     }
 
     pub(super) fn request_principals(&self, values: &Match<StringMatch>) -> bool {
+        let claims = self.authentication.claims.first().filter(|_| self.principal().is_some());
         holds(values, |pattern| {
-            self.principal().is_some_and(|principal| string(pattern, principal.as_bytes()))
+            claims.is_some_and(|claims| request_principal(pattern, &claims.issuer, &claims.subject))
         })
     }
 
@@ -96,6 +97,23 @@ impl<'a> HttpSubject<'a> {
             _ => return headers.get_all(name).iter().map(|value| value.as_bytes()).collect(),
         };
         SmallVec::from_iter([pseudo.as_bytes()])
+    }
+}
+
+/// Issuer and subject are compared apart (RA-9): the last `/` of what a policy says parts them, for an issuer may be a
+/// URL. Without a `/`, `x*` is about the issuer, `*x` about the subject, and `x` asks for no subject, which none has.
+fn request_principal(pattern: &StringMatch, issuer: &str, subject: &str) -> bool {
+    match pattern {
+        StringMatch::Present => true,
+        StringMatch::Exact(text) => text.rsplit_once('/') == Some((issuer, subject)),
+        StringMatch::Prefix(text) => match text.rsplit_once('/') {
+            Some((of, beginning)) => of == issuer && subject.starts_with(beginning),
+            None => issuer.starts_with(&**text),
+        },
+        StringMatch::Suffix(text) => match text.rsplit_once('/') {
+            Some((end, of)) => of == subject && issuer.ends_with(end),
+            None => subject.ends_with(&**text),
+        },
     }
 }
 
@@ -165,6 +183,37 @@ mod tests {
         assert_eq!(of(&["1.1.1.1"], 1), "10.0.0.9");
         assert_eq!(of(&["1.1.1.1, nobody"], 0), "10.0.0.9");
         assert_eq!(of(&["::ffff:1.2.3.4"], 0), "1.2.3.4");
+    }
+
+    #[test]
+    fn issuer_and_subject_are_compared_apart() {
+        let exact = |text: &str| StringMatch::Exact(text.into());
+        let prefix = |text: &str| StringMatch::Prefix(text.into());
+        let suffix = |text: &str| StringMatch::Suffix(text.into());
+        for (pattern, issuer, subject, expected) in [
+            (exact("me/x"), "me", "x", true),
+            (exact("https://me.example/x"), "https://me.example", "x", true),
+            (exact("me/a/b"), "me", "a/b", false),
+            (exact("me/a/b"), "me/a", "b", true),
+            (exact("me"), "me", "x", false),
+            (prefix("me/"), "me", "a/b", true),
+            (prefix("me/a"), "me", "ab", true),
+            (prefix("me/a/"), "me", "a/b", false),
+            (prefix("m"), "me", "x", true),
+            (prefix("https://m"), "https://me", "x", false),
+            (suffix("/x"), "me", "x", true),
+            (suffix("e/x"), "me", "x", true),
+            (suffix("/x"), "me", "xx", false),
+            (suffix("x"), "me", "a/xx", true),
+            (suffix("me"), "me", "x", false),
+            (StringMatch::Present, "me", "x", true),
+        ] {
+            assert_eq!(
+                request_principal(&pattern, issuer, subject),
+                expected,
+                "{pattern:?} {issuer} {subject}"
+            );
+        }
     }
 
     #[test]

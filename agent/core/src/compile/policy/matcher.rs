@@ -15,16 +15,11 @@ use crate::resource::{
     Condition, Match, NamespaceMatch, Operation, PolicyAction, Rule, ServiceAccountMatch, Source, StringMatch,
 };
 
-/// Before the principal of a stranger whose trust domain has the name of the pointer. No principal has this character.
-const STRANGER: char = '\u{0}';
-
 /// The names under which policies may speak of this mesh's trust domain (AP-16).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TrustDomains {
     /// The trust domain and its aliases: what a peer's certificate may say.
     own: Vec<Arc<str>>,
-    /// What policies may write for any of them: `own` and the pointer `cluster.local`.
-    written: Vec<Arc<str>>,
 }
 
 impl TrustDomains {
@@ -35,30 +30,61 @@ impl TrustDomains {
                 own.push(alias.clone());
             }
         }
-        let mut written = own.clone();
-        if !own.iter().any(|name| &**name == names::DEFAULT_TRUST_DOMAIN) {
-            written.push(names::DEFAULT_TRUST_DOMAIN.into());
-        }
-        Self { own, written }
+        Self { own }
     }
 
-    /// The principal under every name that a policy may use for it.
+    fn is_own(&self, name: &str) -> bool {
+        self.own.iter().any(|own| **own == *name)
+    }
+
+    /// The principal, before it under every other name that a policy may use for a peer of the own domain: whatever
+    /// pattern holds of the peer holds of one of these texts.
     ///
     /// Expanding the connection instead of the policies keeps policies as they were written.
     fn principals(&self, identity: &Identity) -> SmallVec<[String; 1]> {
-        if !self.own.iter().any(|name| &**name == identity.trust_domain()) {
-            let principal = identity.principal();
-            // Whoever writes `cluster.local` means the own domain, never a stranger that is called so. A stranger's
-            // name is found by what begins with a wildcard alone.
-            let is_pointer = identity.trust_domain() == names::DEFAULT_TRUST_DOMAIN;
-            return SmallVec::from_iter([if is_pointer {
-                format!("{STRANGER}{principal}")
-            } else {
-                principal
-            }]);
+        let actual = identity.principal();
+        if !self.is_own(identity.trust_domain()) {
+            return SmallVec::from_iter([actual]);
         }
         let (namespace, account) = (identity.namespace(), identity.service_account());
-        self.written.iter().map(|name| format!("{name}/ns/{namespace}/sa/{account}")).collect()
+        let written = self.own.iter().map(|name| &**name).chain([names::DEFAULT_TRUST_DOMAIN]);
+        let others = written.filter(|name| *name != identity.trust_domain());
+        let others = others.map(|name| format!("{name}/ns/{namespace}/sa/{account}"));
+        others.chain([actual]).collect()
+    }
+
+    /// Whether a pattern holds of a peer with this principal, which begins with its trust domain.
+    ///
+    /// Only a pattern that spells all five parts of a principal says something about the trust domain. The own one,
+    /// an alias or the pointer `cluster.local` then stands for each of the own names, and for nobody else; a wildcard
+    /// that one of them fits stands for each of them besides.
+    fn principal(&self, pattern: &StringMatch, identity: &Identity, principal: &str) -> bool {
+        let as_written = string(pattern, principal.as_bytes());
+        let (StringMatch::Exact(text) | StringMatch::Prefix(text) | StringMatch::Suffix(text)) = pattern
+        else {
+            return as_written;
+        };
+        let Some((domain, rest)) = text.split_once('/').filter(|(_, rest)| rest.matches('/').count() == 3)
+        else {
+            return as_written;
+        };
+        let own = self.is_own(identity.trust_domain());
+        let of_peer = principal.get(identity.trust_domain().len() + 1..).unwrap_or_default();
+        match pattern {
+            StringMatch::Suffix(_) => {
+                let fits = !domain.is_empty() && self.own.iter().any(|own| own.ends_with(domain));
+                as_written || (fits && own && of_peer == rest)
+            }
+            _ if !self.is_own(domain) && domain != names::DEFAULT_TRUST_DOMAIN => as_written,
+            StringMatch::Prefix(_) => own && of_peer.starts_with(rest),
+            StringMatch::Exact(_) | StringMatch::Present => own && of_peer == rest,
+        }
+    }
+
+    /// AP-16 for `trustDomains`: one of the own names stands for all of them.
+    fn trust_domain(&self, pattern: &StringMatch, domain: &str) -> bool {
+        let alias = |text: &str| self.is_own(text) && self.is_own(domain);
+        string(pattern, domain.as_bytes()) || matches!(pattern, StringMatch::Exact(text) if alias(text))
     }
 }
 
@@ -157,7 +183,7 @@ impl<'a> Subject<'a> {
             Condition::SourcePrincipal(values) => holds(values, |pattern| self.principal(pattern)),
             Condition::SourceServiceAccount(values) => holds(values, |account| self.service_account(account)),
             Condition::SourceTrustDomain(values) => holds(values, |pattern| {
-                identity.is_some_and(|id| string(pattern, id.trust_domain().as_bytes()))
+                identity.is_some_and(|id| self.trust_domains.trust_domain(pattern, id.trust_domain()))
             }),
             Condition::DestinationIp(blocks) => {
                 holds(blocks, |block| block.contains(&self.connection.destination.ip()))
@@ -177,7 +203,8 @@ impl<'a> Subject<'a> {
     }
 
     fn principal(&self, pattern: &StringMatch) -> bool {
-        self.principals().iter().any(|principal| string(pattern, principal.as_bytes()))
+        let peer = self.connection.identity.zip(self.principals().last());
+        peer.is_some_and(|(identity, principal)| self.trust_domains.principal(pattern, identity, principal))
     }
 
     fn namespace(&self, pattern: &NamespaceMatch) -> bool {
@@ -297,13 +324,56 @@ mod tests {
     fn aliases_are_names_of_the_own_trust_domain() {
         let domains = TrustDomains::new(&"corp".into(), &["old".into(), "corp".into()]);
         let principals = |td: &str| domains.principals(&Identity::new(td, "a", "b")).to_vec();
-        let all = ["corp/ns/a/sa/b", "old/ns/a/sa/b", "cluster.local/ns/a/sa/b"];
-        assert_eq!(principals("corp"), all);
-        assert_eq!(principals("old"), all);
+        assert_eq!(principals("corp"), ["old/ns/a/sa/b", "cluster.local/ns/a/sa/b", "corp/ns/a/sa/b"]);
+        assert_eq!(principals("old"), ["corp/ns/a/sa/b", "cluster.local/ns/a/sa/b", "old/ns/a/sa/b"]);
         assert_eq!(principals("foreign"), ["foreign/ns/a/sa/b"]);
-        let [stranger] = &*principals("cluster.local") else { panic!("a stranger has one name") };
-        assert!(stranger.ends_with("/ns/a/sa/b") && !stranger.starts_with("cluster.local"));
+        assert_eq!(principals("cluster.local"), ["cluster.local/ns/a/sa/b"]);
         let plain = TrustDomains::new(&"cluster.local".into(), &[]);
         assert_eq!(plain.principals(&Identity::new("cluster.local", "a", "b")).len(), 1);
+    }
+
+    #[test]
+    fn a_whole_principal_of_the_own_domain_stands_for_its_aliases() {
+        let domains = TrustDomains::new(&"corp".into(), &["old".into()]);
+        for (text, expected) in [
+            // Whether it holds of peers of corp, old, cluster.local (a stranger here) and foreign.
+            ("corp/ns/a/sa/b", [true, true, false, false]),
+            ("old/ns/a/sa/b", [true, true, false, false]),
+            ("cluster.local/ns/a/sa/b", [true, true, false, false]),
+            ("foreign/ns/a/sa/b", [false, false, false, true]),
+            ("corp/ns/a/sa/c", [false; 4]),
+            ("corp/ns/a/sa/*", [true, true, false, false]),
+            ("corp/ns/a/sa/c*", [false; 4]),
+            ("corp/ns/a/*", [true, false, false, false]),
+            ("cluster.local/ns/a/*", [false, false, true, false]),
+            ("co*", [true, false, false, false]),
+            ("*ld/ns/a/sa/b", [true, true, false, false]),
+            ("*reign/ns/a/sa/b", [false, false, false, true]),
+            ("*/ns/a/sa/b", [true; 4]),
+            ("*/sa/b", [true; 4]),
+            ("*", [true; 4]),
+        ] {
+            let found = ["corp", "old", "cluster.local", "foreign"].map(|domain| {
+                let identity = Identity::new(domain, "a", "b");
+                domains.principal(&crate::testing::pattern(text), &identity, &identity.principal())
+            });
+            assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_own_trust_domain_stands_for_its_aliases() {
+        let domains = TrustDomains::new(&"corp".into(), &["old".into()]);
+        for (text, expected) in [
+            ("corp", [true, true, false]),
+            ("old", [true, true, false]),
+            ("cluster.local", [false, false, true]),
+            ("c*", [true, false, true]),
+            ("*", [true; 3]),
+        ] {
+            let pattern = crate::testing::pattern(text);
+            let found = ["corp", "old", "cluster.local"].map(|domain| domains.trust_domain(&pattern, domain));
+            assert_eq!(found, expected, "{text}");
+        }
     }
 }

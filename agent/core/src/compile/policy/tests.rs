@@ -181,16 +181,43 @@ fn field<T>(values: &Match<T>, matches: impl Fn(&T) -> bool) -> bool {
     positive && values.not.iter().all(|value| !matches(value))
 }
 
-/// Own trust domain and alias are one; `cluster.local` is the own one here.
-fn principal_matches(pattern: &StringMatch, identity: Option<&Identity>) -> bool {
-    let Some(identity) = identity else { return false };
-    let own = ["cluster.local", "old.example"];
-    let rest = format!("/ns/{}/sa/{}", identity.namespace(), identity.service_account());
-    if own.contains(&identity.trust_domain()) {
-        own.iter().any(|domain| text_matches(pattern, &format!("{domain}{rest}")))
-    } else {
-        text_matches(pattern, &format!("{}{rest}", identity.trust_domain()))
+const OWN_DOMAINS: [&str; 2] = ["cluster.local", "old.example"];
+
+/// As a policy writes it.
+fn written(pattern: &StringMatch) -> String {
+    match pattern {
+        StringMatch::Exact(text) => text.to_string(),
+        StringMatch::Prefix(text) => format!("{text}*"),
+        StringMatch::Suffix(text) => format!("*{text}"),
+        StringMatch::Present => "*".into(),
     }
+}
+
+/// Own trust domain and alias are one, in principals of five parts; `cluster.local` is the own one here.
+fn principal_matches(written_as: &StringMatch, identity: Option<&Identity>) -> bool {
+    let Some(identity) = identity else { return false };
+    let actual = identity.principal();
+    let written = written(written_as);
+    let fits = |domain: &str, own: &str| domain.strip_prefix('*').is_some_and(|end| own.ends_with(end));
+    match written.split_once('/') {
+        Some((domain, rest))
+            if rest.split('/').count() == 4
+                && domain != "*"
+                && OWN_DOMAINS.iter().any(|own| domain == *own || fits(domain, own)) =>
+        {
+            OWN_DOMAINS.iter().any(|own| {
+                let replaced = format!("{own}/{rest}");
+                let text = if fits(domain, own) { &written } else { &replaced };
+                text_matches(&pattern(text), &actual)
+            })
+        }
+        _ => text_matches(written_as, &actual),
+    }
+}
+
+fn trust_domain_matches(pattern: &StringMatch, domain: &str) -> bool {
+    let own = |name: &str| OWN_DOMAINS.contains(&name);
+    text_matches(pattern, domain) || (own(&written(pattern)) && own(domain))
 }
 
 /// What is decided: a connection, or a request on it.
@@ -237,7 +264,7 @@ fn rule_matches(action: PolicyAction, rule: &Rule, asked: Asked<'_>) -> bool {
         Condition::SourcePrincipal(m) => principal(m),
         Condition::SourceServiceAccount(m) => account(m),
         Condition::SourceTrustDomain(m) => {
-            field(m, |p| id.is_some_and(|id| text_matches(p, id.trust_domain())))
+            field(m, |p| id.is_some_and(|id| trust_domain_matches(p, id.trust_domain())))
         }
         Condition::DestinationIp(m) => field(m, |net| net.contains(&connection.destination.ip())),
         Condition::DestinationPort(m) => port(m),

@@ -39,7 +39,21 @@ impl Facts {
     }
 
     pub(super) fn principal(&self, values: &Match<StringMatch>) -> bool {
-        field(values, |p| self.token.as_ref().is_some_and(|(principal, _)| text_matches(p, principal)))
+        let Some((issuer, subject)) = self.token.as_ref().and_then(|(name, _)| name.split_once('/')) else {
+            return values.any.is_empty();
+        };
+        let both = |of: &str, wanted: &str| {
+            text_matches(&pattern(of), issuer) && text_matches(&pattern(wanted), subject)
+        };
+        field(values, |p| {
+            let written = super::written(p);
+            match written.rsplit_once('/') {
+                Some((of, wanted)) => both(of, wanted),
+                None if written.starts_with('*') => both("*", &written),
+                None if written.ends_with('*') => both(&written, "*"),
+                None => false,
+            }
+        })
     }
 
     pub(super) fn operation(&self, operation: &Operation) -> bool {
@@ -157,7 +171,7 @@ fn path(text: &str) -> PathMatch {
 }
 
 pub(super) fn principals() -> impl Strategy<Value = Match<StringMatch>> {
-    patterns(&["me/x", "me/*", "*/x", "*", "you/y"])
+    patterns(&["me/x", "me/*", "*/x", "*", "you/y", "me", "m*", "*x", "*e/x", "me/x*"])
 }
 
 pub(super) fn operation() -> impl Strategy<Value = Operation> {
