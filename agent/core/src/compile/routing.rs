@@ -37,7 +37,7 @@ use crate::resource::{DestinationRule, Kind, Labels, NamespacedName, VirtualServ
 use crate::snapshot::{CompiledService, Workload};
 use crate::visibility::Visibility;
 
-/// The VirtualServices of one host, the oldest first.
+/// The VirtualServices of one host: those for some namespaces first, then by age.
 pub(crate) type HostServices = Arc<[Arc<CompiledVirtualService>]>;
 
 /// What decisions on requests read beside Services and workloads.
@@ -164,7 +164,11 @@ impl RoutingState {
             let others = index.get(&host).into_iter().flat_map(|list| list.iter());
             let mut list: Vec<_> = others.filter(|known| known.source.meta.key != *key).cloned().collect();
             list.extend(new.clone().filter(|new| new.source.hosts.contains(&host)));
-            list.sort_by(|a, b| a.source.meta.precedence().cmp(&b.source.meta.precedence()));
+            let public = |service: &CompiledVirtualService| service.visibility == Visibility::Everywhere;
+            list.sort_by(|a, b| {
+                let by_age = || a.source.meta.precedence().cmp(&b.source.meta.precedence());
+                public(a).cmp(&public(b)).then_with(by_age)
+            });
             index.set(&host, (!list.is_empty()).then(|| list.into()));
         }
     }

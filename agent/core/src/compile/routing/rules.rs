@@ -53,6 +53,19 @@ pub(crate) struct CompiledRule {
     pub(crate) headers: Arc<HeaderOperations>,
 }
 
+/// The VirtualServices of one host in the order in which a client's namespace has them: its own private ones, those that
+/// others export to it, and those for everybody, each by age.
+pub(crate) fn in_order<'s>(
+    services: &'s [Arc<CompiledVirtualService>],
+    client: &str,
+) -> impl Iterator<Item = &'s Arc<CompiledVirtualService>> {
+    let private = move |service: &&Arc<CompiledVirtualService>| {
+        *service.object.namespace == *client && service.visibility != Visibility::Everywhere
+    };
+    let others = services.iter().filter(move |service| !private(service));
+    services.iter().filter(private).chain(others)
+}
+
 /// What a rule does.
 #[derive(Debug)]
 pub(crate) enum CompiledAction {

@@ -26,10 +26,9 @@ pub(super) struct Named {
     pub(super) endpoint: bool,
 }
 
-/// The host of an authority as it is compared: in lower case, without port and final dot.
+/// The host of an authority as it is compared: in lower case and without port.
 pub(super) fn normal(authority: &str) -> Cow<'_, str> {
     let host = fields::host(authority);
-    let host = host.strip_suffix('.').unwrap_or(host);
     match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
         true => host.to_ascii_lowercase().into(),
         false => host.into(),
@@ -52,6 +51,15 @@ pub(super) fn find(snapshot: &Snapshot, namespace: &str, host: &str, original: S
     with_port(service, original)
 }
 
+/// The Service whose address was dialled, on a port of which nobody says what it speaks: a listener of its own serves it,
+/// whatever the Host.
+pub(super) fn of_undeclared_port(snapshot: &Snapshot, client: &str, original: SocketAddr) -> Option<Named> {
+    let service = snapshot.visible_by_vip(&original.ip(), client)?;
+    let port = service.ports.iter().position(|port| port.port == original.port())?;
+    let undeclared = service.ports.get(port)?.protocol == PortProtocol::Undeclared;
+    undeclared.then(|| Named { service: service.clone(), port, endpoint: false })
+}
+
 /// Names begin with a letter as a rule: that is seen sooner than that they are no address.
 fn may_be_address(host: &str) -> bool {
     host.starts_with(|first: char| first.is_ascii_digit()) || host.bytes().any(|byte| byte == b':')
@@ -59,7 +67,8 @@ fn may_be_address(host: &str) -> bool {
 
 fn by_name<'s>(snapshot: &'s Snapshot, namespace: &str, host: &str) -> Option<&'s Arc<CompiledService>> {
     let services = &snapshot.routing.services;
-    if let Some(service) = services.get(host) {
+    // A full name may end with the root's dot, no other form of it.
+    if let Some(service) = services.get(host.strip_suffix('.').unwrap_or(host)) {
         return snapshot.concrete_for(service, namespace);
     }
     let mut labels = host.split('.');
@@ -142,8 +151,8 @@ pub(super) fn meets_service(snapshot: &Snapshot, client: &str, suffix: &str) -> 
     }
 }
 
-/// Whether a VirtualService acts on hosts that no Service has, on one port: on those of the Services that it names
-/// as well, as far as clients of namespace `client` see them, else on 80 (V-1).
+/// Whether a VirtualService acts on hosts that no Service has, on one port: on 80, and on those of the Services that it
+/// names as well, as far as clients of namespace `client` see them (V-1).
 pub(super) fn serves_port(
     snapshot: &Snapshot,
     client: &str,
@@ -152,12 +161,8 @@ pub(super) fn serves_port(
 ) -> bool {
     let named = service.source.hosts.iter().filter_map(|host| snapshot.routing.services.get(&**host));
     let named = named.filter(|service| service.visibility.reaches(client));
-    let ports = named.flat_map(|service| service.ports.iter()).filter(|port| may_be_http(port.protocol));
-    let mut ports = ports.map(|port| port.port).peekable();
-    if ports.peek().is_none() {
-        return port == HTTP_PORT;
-    }
-    ports.any(|number| number == port)
+    let mut ports = named.flat_map(|service| service.ports.iter()).filter(|port| may_be_http(port.protocol));
+    port == HTTP_PORT || ports.any(|known| known.port == port)
 }
 
 fn may_be_http(protocol: PortProtocol) -> bool {

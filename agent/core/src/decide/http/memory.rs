@@ -36,8 +36,8 @@ pub(super) struct Known {
     pub(super) host: Box<str>,
     /// The Service's port behind it.
     pub(super) named: Option<Named>,
-    /// The VirtualServices for that Service, in the order in which they are asked.
-    pub(super) virtual_services: SmallVec<[HostServices; 1]>,
+    /// The VirtualServices for that Service, the most specific first; whether they name its host itself.
+    pub(super) virtual_services: SmallVec<[(bool, HostServices); 1]>,
     /// By the rule; `None` is the Service's default.
     forwards: SmallVec<[(Option<Arc<CompiledRule>>, Forward); 1]>,
 }
@@ -73,12 +73,15 @@ impl Known {
     /// Finds it out.
     pub(super) fn new(snapshot: &Snapshot, caller: &Caller<'_>, authority: &str) -> Self {
         let original = SocketAddr::new(caller.original.ip().to_canonical(), caller.original.port());
+        let client = &caller.workload.key.namespace;
         let host: Box<str> = match authority.is_empty() {
             false => hosts::normal(authority).into(),
             // Nobody said: the dialled address did.
             true => original.ip().to_string().into(),
         };
-        let named = hosts::find(snapshot, &caller.workload.key.namespace, &host, original);
+        let undeclared = hosts::of_undeclared_port(snapshot, client, original);
+        let host = undeclared.as_ref().map_or(host, |named| (*named.service.host).into());
+        let named = undeclared.or_else(|| hosts::find(snapshot, client, &host, original));
         let virtual_services = named.as_ref().map(|named| owner::covering(snapshot, named));
         Self {
             revision: snapshot.revision,

@@ -10,7 +10,7 @@ use super::memory::Known;
 use super::trace::{Ignored, Observer};
 use crate::Snapshot;
 use crate::compile::routing::HostServices;
-use crate::compile::routing::rules::{CompiledRule, CompiledVirtualService};
+use crate::compile::routing::rules::{CompiledRule, CompiledVirtualService, in_order};
 use crate::resource::ObjectRef;
 
 /// What the owner says.
@@ -26,30 +26,40 @@ pub(super) enum Owned {
 pub(super) fn owner(scope: &Scope<'_>, known: &Known, observer: &mut impl Observer) -> Option<Owned> {
     match &known.named {
         // A host that a VirtualService names as it stands is that, also where it is another form of a Service.
-        Some(named) if *known.host != *named.service.host => exact(scope, &known.host, observer)
-            .or_else(|| of_service(scope, &known.virtual_services, observer)),
-        Some(_) => of_service(scope, &known.virtual_services, observer),
+        Some(named) if *known.host != *named.service.host => {
+            exact(scope, &known.host, observer).or_else(|| of_service(scope, known, observer))
+        }
+        Some(_) => of_service(scope, known, observer),
         None => of_stranger(scope, &known.host, observer),
     }
 }
 
-/// The VirtualServices that cover a Service's host, the most specific host first.
-pub(super) fn covering(snapshot: &Snapshot, named: &Named) -> SmallVec<[HostServices; 1]> {
+/// The VirtualServices that cover a Service's host, the most specific host first, each with whether they name it itself.
+pub(super) fn covering(snapshot: &Snapshot, named: &Named) -> SmallVec<[(bool, HostServices); 1]> {
     let found = snapshot.routing.virtual_services.covering(&named.service.host);
-    found.iter().map(|found| found.value.clone()).collect()
+    found.iter().map(|found| (found.suffix.is_none(), found.value.clone())).collect()
 }
 
-fn of_service(scope: &Scope<'_>, services: &[HostServices], observer: &mut impl Observer) -> Option<Owned> {
+/// Those that name the host itself are asked one after the other. Of wildcards only the first one of the most specific
+/// counts, and only where nobody names the host; if it has nothing for this client, the Service's default stays.
+fn of_service(scope: &Scope<'_>, known: &Known, observer: &mut impl Observer) -> Option<Owned> {
     let mut owned = None;
-    for service in services.iter().flat_map(|services| services.iter()) {
-        consider(scope, service, None, &mut owned, observer);
+    let mut taken = false;
+    for (exact, services) in &known.virtual_services {
+        for service in in_order(services, client(scope)) {
+            let mine = unavailable(scope, service).is_none();
+            consider(scope, service, taken.then_some(Ignored::NotOwner), &mut owned, observer);
+            taken |= mine && !exact;
+        }
+        taken |= services.iter().any(|service| unavailable(scope, service).is_none());
     }
     owned
 }
 
 fn exact(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
     let mut owned = None;
-    for service in scope.snapshot.routing.virtual_services.get(host)?.iter() {
+    let services = scope.snapshot.routing.virtual_services.get(host)?;
+    for service in in_order(services, client(scope)) {
         let refused = other_port(scope, service);
         consider(scope, service, refused, &mut owned, observer);
     }
@@ -57,12 +67,11 @@ fn exact(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<
 }
 
 fn of_stranger(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> Option<Owned> {
-    let client = &*scope.caller.workload.key.namespace;
     let mut owned = None;
     for found in scope.snapshot.routing.virtual_services.covering(host) {
         let for_services =
-            found.suffix.is_some_and(|suffix| hosts::meets_service(scope.snapshot, client, suffix));
-        for service in found.value.iter() {
+            found.suffix.is_some_and(|suffix| hosts::meets_service(scope.snapshot, client(scope), suffix));
+        for service in in_order(found.value, client(scope)) {
             let refused = for_services.then_some(Ignored::ForServices).or_else(|| other_port(scope, service));
             consider(scope, service, refused, &mut owned, observer);
         }
@@ -70,9 +79,13 @@ fn of_stranger(scope: &Scope<'_>, host: &str, observer: &mut impl Observer) -> O
     owned
 }
 
+/// The namespace of the client.
+fn client<'a>(scope: &Scope<'a>) -> &'a str {
+    &scope.caller.workload.key.namespace
+}
+
 fn other_port(scope: &Scope<'_>, service: &CompiledVirtualService) -> Option<Ignored> {
-    let client = &*scope.caller.workload.key.namespace;
-    let serves = hosts::serves_port(scope.snapshot, client, service, scope.port);
+    let serves = hosts::serves_port(scope.snapshot, client(scope), service, scope.port);
     (!serves).then_some(Ignored::OtherPort)
 }
 

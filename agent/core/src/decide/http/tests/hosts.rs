@@ -40,6 +40,28 @@ fn a_short_name_is_of_the_clients_namespace() {
     assert_eq!(ask("d.other", "/").goes(&snapshot), "80||d.other");
 }
 
+/// only the full name may end with the root's dot, and hosts of no Service have no other form at all.
+#[test]
+fn a_final_dot_is_for_full_names() {
+    let snapshot = with([vs("default/x", &["out.example.com"], vec![answers(201, vec![])])]);
+    for host in ["b.", "b.default.", "b.default.svc.", "out.example.com."] {
+        assert_eq!(ask(host, "/").goes(&snapshot), "passthrough", "{host}");
+    }
+}
+
+/// nobody says what the port speaks, so it has a listener of its own.
+#[test]
+fn a_port_that_declares_nothing_serves_every_host() {
+    let open =
+        service("default/open", &["10.96.0.7"], "app=b", &[port("any", 81, 8080, PortProtocol::Undeclared)]);
+    let snapshot = with([Resource::Service(open.clone())]);
+    for host in ["open", "b", "nowhere.example.com", "192.0.2.9:77", ""] {
+        assert_eq!(ask(host, "/").dials("10.96.0.7:81").goes(&snapshot), "81||open.default", "{host}");
+    }
+    let snapshot = with([Resource::Service(open), vs("default/x", &["open"], vec![answers(201, vec![])])]);
+    assert_eq!(ask("x.example.com", "/").dials("10.96.0.7:81").goes(&snapshot), "201 direct_response");
+}
+
 /// V-10: the port is the listener's, not that of Host.
 #[test]
 fn a_service_without_the_dialled_port_is_not_named() {
@@ -108,7 +130,7 @@ fn a_virtual_service_names_its_hosts_exactly() {
     assert_eq!(ask("b", "/").goes(&snapshot), "80||b.default");
 }
 
-/// V-1: on all ports of a Service; hosts that no Service has on port 80, or on those of the Services named with it.
+/// V-1: on all ports of a Service; hosts that no Service has on port 80, and on those of the Services named with it.
 #[test]
 fn a_virtual_service_acts_on_the_ports_of_its_services() {
     let acts = vec![answers(201, vec![])];
@@ -120,7 +142,8 @@ fn a_virtual_service_acts_on_the_ports_of_its_services() {
     assert_eq!(ask("out.example.com", "/").goes(&snapshot), "201 direct_response");
     assert_eq!(ask("out.example.com", "/").dials("192.0.2.1:8000").goes(&snapshot), "passthrough");
     let snapshot = with([vs("default/x", &["out.example.com", "two"], acts)]);
-    assert_eq!(ask("out.example.com", "/").goes(&snapshot), "passthrough");
+    assert_eq!(ask("out.example.com", "/").goes(&snapshot), "201 direct_response");
+    assert_eq!(ask("out.example.com", "/").dials("192.0.2.1:8002").goes(&snapshot), "passthrough");
     assert_eq!(ask("out.example.com", "/").dials("192.0.2.1:8001").goes(&snapshot), "201 direct_response");
 }
 
@@ -136,6 +159,23 @@ fn the_most_specific_host_wins() {
     assert_eq!(ask("b", "/").goes(&snapshot), "203 direct_response");
     assert_eq!(ask("c", "/").goes(&snapshot), "202 direct_response");
     assert_eq!(ask("d.other", "/").goes(&snapshot), "201 direct_response");
+}
+
+/// what names the Service, or else the most specific wildcard, is alone with it, also where it has nothing to say.
+#[test]
+fn a_wildcard_does_not_stand_in_for_another_one() {
+    let silent = || vec![answers(201, vec![HttpMatch { port: Some(81), ..HttpMatch::default() }])];
+    let wide = || vs("default/w1", &["*.cluster.local"], vec![answers(202, vec![])]);
+    for host in ["b", "*.default.svc.cluster.local"] {
+        let snapshot = with([vs("default/x", &[host], silent()), wide()]);
+        assert_eq!(ask("b", "/").goes(&snapshot), "80||b.default", "{host}");
+    }
+    let hidden = VirtualService {
+        export_to: vec![ExportTo::Namespace("other".into())],
+        ..virtual_service("default/x", &["b"], silent())
+    };
+    let snapshot = with([Resource::VirtualService(hidden), wide()]);
+    assert_eq!(ask("b", "/").goes(&snapshot), "202 direct_response", "it is not there for this client");
 }
 
 /// a wildcard for Services is not one for hosts without.
@@ -168,6 +208,29 @@ fn the_oldest_owns_a_host() {
     same.meta.created = Some(1);
     let snapshot = with([Resource::VirtualService(same), Resource::VirtualService(young)]);
     assert_eq!(ask("b", "/").goes(&snapshot), "202 direct_response");
+}
+
+/// what is for some namespaces only comes before what is for everybody, the client's own first.
+#[test]
+fn private_ones_own_a_host_before_public_ones() {
+    let object = |name: &str, created: i64, to: &[&str], status: u16| {
+        let mut object =
+            virtual_service(name, &["b.default.svc.cluster.local"], vec![answers(status, vec![])]);
+        object.meta.created = Some(created);
+        object.export_to = to.iter().map(|name| ExportTo::Namespace((*name).into())).collect();
+        Resource::VirtualService(object)
+    };
+    let snapshot = with([
+        object("default/public", 1, &[], 201),
+        object("other/exported", 2, &["default", "other"], 202),
+        object("default/private", 3, &["default"], 203),
+    ]);
+    assert_eq!(ask("b.default", "/").goes(&snapshot), "203 direct_response");
+    assert_eq!(ask("b.default", "/").from("other/client").goes(&snapshot), "202 direct_response");
+    let snapshot =
+        with([object("default/public", 1, &[], 201), object("other/exported", 2, &["default"], 202)]);
+    assert_eq!(ask("b.default", "/").goes(&snapshot), "202 direct_response");
+    assert_eq!(ask("b.default", "/").from("other/client").goes(&snapshot), "201 direct_response");
 }
 
 /// X-5, V-11: one without a rule for this client and port does not own the host.

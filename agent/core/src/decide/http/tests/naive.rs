@@ -191,14 +191,24 @@ fn interpret(objects: &[VirtualService], ask: &Ask) -> String {
         .filter(|object| object.export_to.iter().all(|to| *to == ExportTo::Namespace(namespace.into())))
         .flat_map(|object| object.hosts.iter().filter(|host| covers(host)).map(move |host| (host, object)))
         .collect();
+    let audience = |object: &VirtualService| match object.export_to.is_empty() {
+        true => 2,
+        false => u8::from(*object.meta.key.namespace != *namespace),
+    };
     candidates.sort_by_key(|(host, object)| {
         (
             host.starts_with('*'),
             std::cmp::Reverse(host.len()),
+            audience(object),
             object.meta.created,
             object.meta.key.name.clone(),
         )
     });
+    // A Service has those that name it, or else the first of the most specific wildcard alone.
+    if service.is_some() {
+        let naming = candidates.iter().filter(|(host, _)| !host.starts_with('*')).count();
+        candidates.truncate(naming.max(1));
+    }
     for (_, object) in candidates {
         let acting = object.http.iter().any(|rule| {
             rule.matches.is_empty() || rule.matches.iter().any(|entry| serves_client(entry, namespace))
