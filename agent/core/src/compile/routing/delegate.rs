@@ -180,7 +180,8 @@ fn merge_labels(root: &Labels, own: &Labels) -> Labels {
     own.iter_shared().chain(root.iter_shared().filter(|(key, _)| own.get(key).is_none())).cloned().collect()
 }
 
-/// Whether every request that `own` matches could be one that `root` matches, field by field.
+/// Whether every request that `own` matches could be one that `root` matches, field by field. A root for one namespace
+/// wants it said again.
 fn within(root: &HttpMatch, own: &HttpMatch) -> bool {
     let text = |root: &Option<TextMatch>, own: &Option<TextMatch>| match (root, own) {
         (Some(root), Some(own)) => text_within(root, own),
@@ -197,7 +198,9 @@ fn within(root: &HttpMatch, own: &HttpMatch) -> bool {
         .source_labels
         .iter()
         .all(|(key, value)| own.source_labels.get(key).is_none_or(|own| own == value));
-    let same_gateways = root.gateways.is_empty() || own.gateways.is_empty() || root.gateways == own.gateways;
+    let gateways = root.gateways.is_empty()
+        || own.gateways.len() <= root.gateways.len()
+            && own.gateways.iter().all(|gateway| root.gateways.contains(gateway));
     text(&root.uri, &own.uri)
         && text(&root.scheme, &own.scheme)
         && text(&root.method, &own.method)
@@ -207,22 +210,20 @@ fn within(root: &HttpMatch, own: &HttpMatch) -> bool {
         && fields(&root.query_params, &own.query_params)
         && root.ignore_uri_case == own.ignore_uri_case
         && (root.port.is_none() || own.port.is_none() || root.port == own.port)
-        && (root.source_namespace.is_none()
-            || own.source_namespace.is_none()
-            || root.source_namespace == own.source_namespace)
+        && (root.source_namespace.is_none() || root.source_namespace == own.source_namespace)
         && same_labels
-        && same_gateways
+        && gateways
 }
 
-/// Expressions are not compared: only the same one lies within itself.
+/// What is not compared lies outside, even of itself: expressions, and the question whether something is there.
 fn text_within(root: &TextMatch, own: &TextMatch) -> bool {
     match (root, own) {
-        (TextMatch::Present, _) => true,
-        (TextMatch::Exact(root), TextMatch::Exact(own)) => root == own,
-        (TextMatch::Prefix(root), TextMatch::Exact(own) | TextMatch::Prefix(own)) => own.starts_with(&**root),
-        (TextMatch::Regex(root), TextMatch::Regex(own)) => root == own,
-        (TextMatch::Exact(_), TextMatch::Prefix(_) | TextMatch::Regex(_) | TextMatch::Present)
-        | (TextMatch::Prefix(_), TextMatch::Regex(_) | TextMatch::Present)
-        | (TextMatch::Regex(_), TextMatch::Exact(_) | TextMatch::Prefix(_) | TextMatch::Present) => false,
+        (TextMatch::Exact(root), TextMatch::Exact(own)) => root == own && !root.is_empty(),
+        (TextMatch::Prefix(root), TextMatch::Exact(own) | TextMatch::Prefix(own)) => {
+            !root.is_empty() && !own.is_empty() && own.starts_with(&**root)
+        }
+        (TextMatch::Exact(_), TextMatch::Prefix(_))
+        | (TextMatch::Present | TextMatch::Regex(_), _)
+        | (_, TextMatch::Present | TextMatch::Regex(_)) => false,
     }
 }

@@ -4,9 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Snapshot;
-use crate::decide::http::tests::{answers, ask, exact, prefix, rule, uri, virtual_service, vs, with, world};
+use crate::decide::http::tests::{
+    answers, ask, exact, prefix, regex, rule, uri, virtual_service, vs, with, world,
+};
 use crate::resource::destination_rule::{Balancing, LoadBalancer, PolicyBlocks, Subset, TrafficPolicy};
-use crate::resource::virtual_service::{ExportTo, HttpMatch, HttpRule, Retries};
+use crate::resource::virtual_service::{ExportTo, HttpMatch, HttpRule, Retries, TextMatch};
 use crate::resource::{Change, Resource, ResourceKey};
 use crate::testing::{compiler, key, labels, meta, pod, upsert};
 
@@ -167,6 +169,45 @@ fn a_delegates_matches_lie_within_the_roots() {
     let without = with([root(), vs("other/part", &[], vec![answers(201, vec![])])]);
     assert_eq!(ask("b", "/product/x").goes(&without), "201 direct_response");
     assert_eq!(ask("b", "/x").goes(&without), "404 no_route");
+}
+
+/// V-29: field by field. What cannot be compared lies outside.
+#[test]
+fn what_lies_within_a_root() {
+    let header = |text: Option<TextMatch>| HttpMatch {
+        headers: text.map(|text| ("x".into(), text)).into_iter().collect(),
+        ..HttpMatch::default()
+    };
+    let namespace = |name: &str| HttpMatch { source_namespace: Some(name.into()), ..HttpMatch::default() };
+    let gateways = |names: &[&str]| HttpMatch {
+        gateways: names.iter().map(|name| (*name).into()).collect(),
+        ..HttpMatch::default()
+    };
+    let present = || header(Some(TextMatch::Present));
+    for (root, own, expected) in [
+        (uri(prefix("/a")), uri(prefix("/a/b")), true),
+        (uri(prefix("/a/b")), uri(prefix("/a")), false),
+        (uri(prefix("/a")), uri(exact("/a")), true),
+        (uri(exact("/a")), uri(prefix("/a")), false),
+        (uri(regex("/a.*")), uri(regex("/a.*")), false),
+        (uri(regex("/a.*")), header(exact("1")), true),
+        (present(), header(exact("1")), false),
+        (present(), present(), false),
+        (header(exact("1")), present(), false),
+        (header(exact("1")), header(exact("1")), true),
+        (namespace("default"), namespace("default"), true),
+        (namespace("default"), uri(prefix("/")), false),
+        (uri(prefix("/")), namespace("default"), true),
+        (gateways(&["gw", "mesh"]), gateways(&["mesh"]), true),
+        (gateways(&["gw", "mesh"]), gateways(&["mesh", "gw"]), true),
+        (gateways(&["mesh"]), gateways(&["gw", "mesh"]), false),
+        (gateways(&["mesh"]), gateways(&[]), true),
+    ] {
+        let text = format!("{root:?} {own:?}");
+        let part = vs("other/part", &[], vec![answers(201, vec![own])]);
+        let snapshot = with([delegating("default/root", "other/part", root_rule(vec![root])), part]);
+        assert_eq!(codes(&snapshot).is_empty(), expected, "{text}");
+    }
 }
 
 /// V-29: the delegate's fields win, the root's fill the rest.
