@@ -20,6 +20,8 @@ pub(crate) type HostRules = Arc<[Arc<CompiledDestinationRule>]>;
 #[derive(Debug)]
 pub(crate) struct CompiledDestinationRule {
     visibility: Visibility,
+    /// Who of its own namespace, and of others, it is for at all (D-20).
+    reach: RuleReach,
     selector: Option<Labels>,
     top: Policies,
     subsets: FastMap<Arc<str>, CompiledSubset>,
@@ -92,8 +94,32 @@ pub(crate) struct Client<'a> {
     pub(crate) labels: &'a Labels,
 }
 
+/// Whose rules a DestinationRule is among, whatever the namespaces that `exportTo` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RuleReach {
+    /// Those of clients in its own namespace: unless `exportTo` names others only.
+    local: bool,
+    /// Those of clients elsewhere: unless it is private or has a selector (D-3).
+    exported: bool,
+}
+
+impl RuleReach {
+    fn of(rule: &DestinationRule, visibility: &Visibility) -> Self {
+        let own = &rule.meta.key.namespace;
+        let private = |namespaces: &[Arc<str>]| matches!(namespaces, [only] if only == own);
+        Self {
+            // What the mesh says counts for others only.
+            local: rule.workload_selector.is_some() || rule.export_to.is_empty() || visibility.reaches(own),
+            exported: rule.workload_selector.is_none()
+                && !matches!(visibility, Visibility::Namespaces(namespaces) if private(namespaces)),
+        }
+    }
+}
+
 /// The rule that a client has for a host of a Service in `service`: its own namespace's before the Service's before
-/// the root namespace's; in the first of them that has any, the most specific host (D-1).
+/// the root namespace's (D-1). In each only the most specific host counts, also where its rules are for other clients:
+/// in the client's own namespace that ends the search. Clients in the root namespace have their private rules first
+/// only, for what stands there is meant for everybody.
 pub(crate) fn find<'a>(
     index: &'a RuleIndex,
     client: Client<'_>,
@@ -104,22 +130,23 @@ pub(crate) fn find<'a>(
     if covering.is_empty() {
         return None;
     }
-    let in_namespace = |namespace: &str| {
-        covering.iter().find_map(|found| {
-            let rules = found.value.get(namespace)?;
-            rules.iter().find(|rule| applies(rule, client, namespace))
-        })
+    let most_specific = |namespace: &str, counts: &dyn Fn(&CompiledDestinationRule) -> bool| {
+        let rules = covering.iter().filter_map(|found| found.value.get(namespace));
+        rules.map(|rules| &rules[..]).find(|rules| rules.iter().any(|rule| counts(rule)))
     };
-    [client.namespace, service, root].into_iter().find_map(in_namespace)
-}
-
-fn applies(rule: &CompiledDestinationRule, client: Client<'_>, namespace: &str) -> bool {
-    // Rules with a selector are never exported; others of the client's own namespace are its own (D-3).
-    let own = client.namespace == namespace;
-    match &rule.selector {
-        Some(selector) => own && selector.is_subset_of(client.labels),
-        None => own || rule.visibility.reaches(client.namespace),
+    let in_root = client.namespace == root;
+    let own = |rule: &CompiledDestinationRule| rule.reach.local && !(in_root && rule.reach.exported);
+    if let Some(rules) = most_specific(client.namespace, &own) {
+        let selects = |rule: &CompiledDestinationRule| {
+            rule.selector.as_ref().is_none_or(|selector| selector.is_subset_of(client.labels))
+        };
+        return rules.iter().find(|rule| own(rule) && selects(rule));
     }
+    let exported = |rule: &CompiledDestinationRule| rule.reach.exported;
+    [service, root].into_iter().find_map(|namespace| {
+        let mut rules = most_specific(namespace, &exported)?.iter();
+        rules.find(|rule| exported(rule) && rule.visibility.reaches(client.namespace))
+    })
 }
 
 /// What the mesh says where objects say nothing.
@@ -193,8 +220,10 @@ fn compile_group(
             });
         }
     }
+    let reach = members.first().map(|rule| RuleReach::of(rule, &visibility));
     CompiledDestinationRule {
         visibility,
+        reach: reach.unwrap_or(RuleReach { local: false, exported: false }),
         selector: members.first().and_then(|rule| rule.workload_selector.clone()),
         top: policies(&top, object.as_ref(), base),
         subsets,

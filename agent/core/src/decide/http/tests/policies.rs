@@ -113,6 +113,47 @@ fn a_selector_chooses_clients_of_its_namespace() {
     assert_eq!(policy_for(&all, "other/client").1, LoadBalancer::RoundRobin, "never exported");
 }
 
+/// D-1, D-3: what stands in the client's namespace for other clients still ends the search there.
+#[test]
+fn a_selector_of_others_hides_rules_elsewhere() {
+    let mut selecting = destination_rule("other/s", B, balancing(LoadBalancer::Random));
+    selecting.workload_selector = Some(labels("app=nobody"));
+    let own = destination_rule("default/r", B, balancing(LoadBalancer::RoundRobin));
+    let all = [selecting, own];
+    assert_eq!(policy_for(&all, "other/client"), (None, LoadBalancer::LeastRequest));
+    assert_eq!(policy_for(&all, "default/client").1, LoadBalancer::RoundRobin);
+}
+
+/// D-20: a rule for other namespaces only is not one of its own.
+#[test]
+fn a_rule_for_others_is_not_for_its_own_namespace() {
+    let mut lent = destination_rule("default/r", B, balancing(LoadBalancer::Random));
+    lent.export_to = vec![ExportTo::Namespace("other".into())];
+    assert_eq!(policy_for(&[lent.clone()], "default/client").0, None);
+    assert_eq!(policy_for(&[lent], "other/client").0.as_deref(), Some("default/r"));
+}
+
+/// D-1: the root's rules are for everybody, so its own clients meet the Service's first.
+#[test]
+fn clients_in_the_root_namespace_have_the_services_rules() {
+    let client = || Resource::Pod(pod("weft-system/client", &["10.0.0.102"], "app=client"));
+    let named = |resources: Vec<DestinationRule>| {
+        let snapshot = with(rules(resources).into_iter().chain([client()]));
+        let decision = ask("b.default", "/").from("weft-system/client").route(&snapshot);
+        cluster_at(&decision, 0).policy.object.as_ref().map(|object| object.namespace.to_string())
+    };
+    let mut root = destination_rule("weft-system/r", "*.local", balancing(LoadBalancer::Random));
+    let own = destination_rule("default/r", B, balancing(LoadBalancer::RoundRobin));
+    assert_eq!(named(vec![root.clone(), own.clone()]).as_deref(), Some("default"));
+    assert_eq!(named(vec![root.clone()]).as_deref(), Some("weft-system"));
+    root.export_to = vec![ExportTo::Own];
+    assert_eq!(
+        named(vec![root, own]).as_deref(),
+        Some("weft-system"),
+        "a private one is for its clients alone"
+    );
+}
+
 /// D-4, D-5, D-7: subset's port, subset, port, top.
 #[test]
 fn blocks_of_ports_and_subsets() {
