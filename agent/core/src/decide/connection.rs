@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 
 use super::http::{Caller, Field, Observer, RuleRef, Target, Trace, cluster_of};
 use crate::Snapshot;
-use crate::compile::routing::rules::{CompiledVirtualService, includes_mesh};
+use crate::compile::routing::rules::{CompiledVirtualService, in_order, includes_mesh};
+use crate::resource::PortProtocol;
 use crate::resource::virtual_service::{ConnectionMatch, DestinationRef, TlsMatch};
 use crate::snapshot::CompiledService;
 
@@ -54,10 +55,11 @@ fn decide(
     let Some(service) = snapshot.visible_by_vip(&original.ip(), namespace) else { return nothing };
     let Some(at) = service.ports.iter().position(|port| port.port == original.port()) else { return nothing };
     let sni = sni.map(str::to_ascii_lowercase);
-    let connection = Connection { caller, original, sni: sni.as_deref() };
+    let protocol = service.ports.get(at).map_or(PortProtocol::Undeclared, |port| port.protocol);
+    let connection = Connection { caller, original, sni: sni.as_deref(), protocol };
     for found in snapshot.routing.virtual_services.covering(&service.host) {
-        let mut visible =
-            found.value.iter().filter(|rules| rules.mesh && rules.visibility.reaches(namespace));
+        let mut visible = in_order(found.value, namespace)
+            .filter(|rules| rules.mesh && rules.visibility.reaches(namespace));
         let matched = visible.find_map(|rules| first_match(&connection, rules, observer));
         if let Some((rule, routes)) = matched {
             let targets = targets(snapshot, caller, routes);
@@ -74,6 +76,8 @@ struct Connection<'a> {
     caller: &'a Caller<'a>,
     original: SocketAddr,
     sni: Option<&'a str>,
+    /// What the Service declares the port to speak.
+    protocol: PortProtocol,
 }
 
 type Routes = [(DestinationRef, u32)];
@@ -91,7 +95,9 @@ fn first_match<'v>(
         name: None,
         root: None,
     };
-    if connection.sni.is_some() {
+    // TLS rules are for ports that speak TLS, and TCP rules for the others; where nobody says, both are asked.
+    if connection.sni.is_some() && matches!(connection.protocol, PortProtocol::Tls | PortProtocol::Undeclared)
+    {
         for (at, rule) in service.source.tls.iter().enumerate() {
             for (own, entry) in rule.matches.iter().enumerate() {
                 match connection.tls_mismatch(entry) {
@@ -101,7 +107,8 @@ fn first_match<'v>(
             }
         }
     }
-    for (at, rule) in service.source.tcp.iter().enumerate() {
+    let tcp = if connection.protocol == PortProtocol::Tls { &[] } else { &service.source.tcp[..] };
+    for (at, rule) in tcp.iter().enumerate() {
         if rule.matches.is_empty() {
             return Some((reference("tcp", at, None), &rule.routes));
         }

@@ -27,7 +27,11 @@ use crate::testing::*;
 /// Namespaces `default` and `other` with Services and pods, and a client in each.
 pub(crate) fn world() -> Vec<Resource> {
     let web = |vip: &str, name: &str, app: &str| {
-        let ports = [port("http", 80, 8080, PortProtocol::Http), port("tcp", 9090, 9090, PortProtocol::Tcp)];
+        let ports = [
+            port("http", 80, 8080, PortProtocol::Http),
+            port("tcp", 9090, 9090, PortProtocol::Tcp),
+            port("https", 443, 8443, PortProtocol::Tls),
+        ];
         Resource::Service(service(name, &[vip], &format!("app={app}"), &ports))
     };
     let mut resources = vec![

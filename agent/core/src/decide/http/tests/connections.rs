@@ -71,10 +71,24 @@ fn tls_rules_match_by_name_first_by_declaration() {
         vec![named(&["*.example.com"], "a"), named(&["x.example.com", "b.default.svc.cluster.local"], "c")],
         vec![],
     )]);
-    assert_eq!(goes(&snapshot, "10.96.0.2:80", Some("X.example.com")), "80||a.default*1");
-    assert_eq!(goes(&snapshot, "10.96.0.2:80", Some("b.default.svc.cluster.local")), "80||c.default*1");
-    assert_eq!(goes(&snapshot, "10.96.0.2:80", Some("example.com")), "80||b.default*1");
-    assert_eq!(goes(&snapshot, "10.96.0.2:80", None), "80||b.default*1", "no name, no TLS rule");
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", Some("X.example.com")), "443||a.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", Some("b.default.svc.cluster.local")), "443||c.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", Some("example.com")), "443||b.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", None), "443||b.default*1", "no name, no TLS rule");
+}
+
+/// V-30, V-31.
+#[test]
+fn tls_rules_are_for_tls_ports_and_tcp_rules_for_others() {
+    let named = TlsRule {
+        matches: vec![TlsMatch { sni_hosts: vec!["b".into()], connection: ConnectionMatch::default() }],
+        routes: routes(&[("a", 0)]),
+    };
+    let snapshot = with([object(vec![named], vec![tcp(vec![], &[("c", 0)])])]);
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", Some("b")), "443||a.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", Some("x")), "443||b.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:443", None), "443||b.default*1");
+    assert_eq!(goes(&snapshot, "10.96.0.2:9090", Some("b")), "9090||c.default*1");
 }
 
 #[test]
