@@ -35,7 +35,9 @@ pub fn cors(policy: &CorsPolicy, request: &Request<'_>) -> Cors {
     };
     let asked = request.headers.get(http::header::ACCESS_CONTROL_REQUEST_METHOD);
     let preflight = request.method == "OPTIONS" && asked.is_some_and(|method| !method.is_empty());
-    let allowed = policy.origins.iter().any(|pattern| pattern.matches(origin.as_bytes()));
+    // What covers `*` itself is for every origin.
+    let allows = |pattern: &Pattern| pattern.matches(b"*") || pattern.matches(origin.as_bytes());
+    let allowed = policy.origins.iter().any(allows);
     if !allowed {
         let ignored = preflight && policy.written.ignore_unmatched_preflights;
         return if ignored { Cors::Preflight(answer(Vec::new())) } else { Cors::None };

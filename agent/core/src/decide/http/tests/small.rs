@@ -125,6 +125,26 @@ fn preflights_of_allowed_origins_are_answered() {
     assert_eq!((reply.status, reply.headers.len()), (200, 0));
 }
 
+/// V-28: what covers `*` itself allows every origin, and the answer names the one that asked.
+#[test]
+fn a_star_allows_every_origin() {
+    let asked = ask("b", "/").header("origin", "https://any.example");
+    for (origin, allowed) in [
+        (TextMatch::Exact("*".into()), true),
+        (TextMatch::Regex(".*".into()), true),
+        (TextMatch::Exact("*.example".into()), false),
+    ] {
+        let policy = WrittenCors { allow_origins: vec![origin.clone()], ..policy() };
+        let found = match cors_of(policy, &asked) {
+            Cors::Headers(headers) => {
+                pairs(&headers).contains(&("access-control-allow-origin", "https://any.example"))
+            }
+            Cors::Preflight(_) | Cors::None => false,
+        };
+        assert_eq!(found, allowed, "{origin:?}");
+    }
+}
+
 /// E38.
 #[test]
 fn simple_requests_of_allowed_origins_get_headers() {
