@@ -31,6 +31,8 @@ pub(super) struct Admission {
     pub(super) response: Option<ResponseView>,
     /// The headers as the application receives them; `None` where the server's side changes nothing.
     pub(super) headers: Option<HeaderMap>,
+    /// The path and query as the application receives them; `None` where no token leaves the query.
+    pub(super) target: Option<String>,
     /// The decision in words.
     pub(super) sentences: Vec<String>,
 }
@@ -67,6 +69,7 @@ fn admission(decision: &InboundDecision, sentences: Vec<String>) -> Admission {
         authorization: authorization_view(&decision.authorization),
         response: None,
         headers: None,
+        target: None,
         sentences,
     }
 }
@@ -189,6 +192,7 @@ pub(super) fn request(
         request_authentication: Some(tokens),
         response: decision.refusal().map(|refusal| reply::view(&refusal, false)),
         headers: (headers != *request.headers).then_some(headers),
+        target: authentication.target,
         ..admission(&decision, sentences)
     }
 }

@@ -95,6 +95,13 @@ fn a_token_opens_what_policy_gives_to_its_principal() {
 }
 
 #[test]
+fn a_token_of_the_query_does_not_reach_the_application() {
+    let answer = ask(&[MESH, TOKENS], &format!("http://web/items/7?access_token={GOOD}&page=2"), None);
+    assert_eq!(answer.verdict, "allow", "{:#?}", answer.steps);
+    assert_eq!(answer.request.unwrap().path.as_deref(), Some("/items/7?page=2"));
+}
+
+#[test]
 fn refusals_say_by_whom_and_why() {
     for (to, token, outcome, status, by, error) in [
         ("http://web/items/7", None, "missing", 403, "authorization", None),

@@ -221,7 +221,7 @@ fn request_view(request: &AskedRequest, hop: Option<&Hop>) -> RequestView {
     RequestView {
         method: request.method.clone(),
         authority: Some(request.authority.clone()),
-        path: Some(request.target.clone()),
+        path: Some(hop.and_then(|hop| hop.target.as_ref()).unwrap_or(&request.target).clone()),
         headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Hop {
     pub(super) response: Option<ResponseView>,
     /// What the application receives, where the server's side changes headers.
     pub(super) headers: Option<HeaderMap>,
+    /// The same of path and query.
+    pub(super) target: Option<String>,
     sentences: Vec<String>,
 }
 
@@ -109,6 +111,7 @@ impl Inquiry<'_> {
             authorization: AuthorizationView::default(),
             response: None,
             headers: None,
+            target: None,
             sentences: vec![how],
         };
         self.admit(candidate, request, &mut hop);
@@ -204,6 +207,7 @@ impl Inquiry<'_> {
         let grpc = request.is_some_and(AskedRequest::is_grpc);
         hop.response = admission.response.map(|response| reply::in_terms_of_client(response, grpc));
         hop.headers = admission.headers;
+        hop.target = admission.target;
     }
 }
 

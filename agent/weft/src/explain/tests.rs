@@ -239,3 +239,26 @@ fn a_service_that_is_not_exported_is_a_stranger() {
         }
     }
 }
+
+/// X-13: an endpoint that is no pod is dialled as it stands, and belongs to its Service all the same.
+#[test]
+fn endpoints_of_headless_services_need_not_be_pods() {
+    let elsewhere = "
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: bank}
+spec: {clusterIP: None, clusterIPs: [None], ports: [{name: tcp-pg, port: 5433}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, namespace: bank, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{name: tcp-pg, port: 5433}]
+endpoints: [{addresses: [192.0.2.7], conditions: {ready: true}}]
+";
+    let answer = ask(&[MESH, elsewhere], "shop/cart", "db.bank:5433").unwrap();
+    let [destination] = &answer.destinations[..] else { panic!("{:?}", answer.destinations) };
+    assert_eq!((answer.verdict.as_str(), destination.port), ("passthrough", 5433));
+    assert_eq!(destination.host, "db.bank.svc.cluster.local");
+    assert!(ask(&[MESH], "shop/cart", "192.0.2.7:5433").unwrap().destinations.is_empty());
+}
