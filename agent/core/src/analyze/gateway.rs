@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::objects::{Gateway, ObjectSet, Pairs, Pod, ServerTls};
+use super::objects::{Gateway, ObjectSet, Pairs, Pod, Server, ServerTls};
 use super::workloads::selects;
 use super::{Findings, codes, listed, shown};
 
@@ -46,8 +46,9 @@ fn ports(set: &ObjectSet, gateway: &Gateway, pods: &[&Pod], findings: &mut Findi
             known.extend([port.port, port.target.parse().unwrap_or(port.port)]);
         }
     }
-    for (at, server) in gateway.servers.iter().enumerate().filter(|(_, server)| !known.contains(&server.port))
-    {
+    // Validation tells of a server without port.
+    let unknown = |server: &Server| server.port != 0 && !known.contains(&server.port);
+    for (at, server) in gateway.servers.iter().enumerate().filter(|(_, server)| unknown(server)) {
         let field = format!("spec.servers[{at}].port.number");
         let message = format!(
             "No Service in front of the pods with the labels {} leads to port {}, so it cannot be reached \

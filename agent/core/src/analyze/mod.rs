@@ -47,6 +47,9 @@ pub fn analyze(set: &ObjectSet) -> Vec<Problem> {
     findings.problems
 }
 
+/// Namespaces in which Kubernetes keeps what is its own: nobody is told about objects there.
+const OF_KUBERNETES: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+
 /// Collects what is found.
 #[derive(Debug, Default)]
 struct Findings {
@@ -55,7 +58,7 @@ struct Findings {
 }
 
 impl Findings {
-    /// A finding about a field of an object; the same one twice counts once.
+    /// A finding about a field of a user's object; the same one twice counts once.
     fn add(
         &mut self,
         code: Code,
@@ -63,6 +66,9 @@ impl Findings {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
+        if OF_KUBERNETES.contains(&head.namespace.as_str()) {
+            return;
+        }
         let object = ObjectRef {
             kind: head.kind.into(),
             namespace: head.namespace.as_str().into(),

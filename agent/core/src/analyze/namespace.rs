@@ -2,16 +2,18 @@
 
 use super::objects::{Head, ObjectSet};
 use super::workloads::REVISION;
-use super::{Findings, codes, workloads};
+use super::{Findings, OF_KUBERNETES, codes, workloads};
 use crate::names;
 
-/// Namespaces of Kubernetes and of meshes themselves: nobody takes them into a mesh.
-const SYSTEM: [&str; 5] =
-    ["kube-system", "kube-public", "kube-node-lease", names::ISTIO_NAMESPACE, names::WEFT_NAMESPACE];
+/// Namespaces of meshes themselves: as those of Kubernetes, nobody takes them into a mesh.
+const OF_MESHES: [&str; 2] = [names::ISTIO_NAMESPACE, names::WEFT_NAMESPACE];
 
 /// Checks all Namespaces.
 pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
-    let of_users = |namespace: &&Head| !SYSTEM.contains(&namespace.name.as_str());
+    let of_users = |namespace: &&Head| {
+        let name = namespace.name.as_str();
+        !OF_KUBERNETES.contains(&name) && !OF_MESHES.contains(&name)
+    };
     for namespace in set.namespaces.iter().filter(of_users) {
         contradictions(namespace, findings);
         outside(set, namespace, findings);

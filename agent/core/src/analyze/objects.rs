@@ -59,7 +59,10 @@ pub enum Object {
     VirtualService(VirtualService),
     DestinationRule(DestinationRule),
     AuthorizationPolicy(AuthorizationPolicy),
-    RequestAuthentication(Head, Pairs),
+    /// With its selector, if it has one and no targets.
+    RequestAuthentication(Head, Option<Pairs>),
+    /// With its selector, if it has one and no targets.
+    WasmPlugin(Head, Option<Pairs>),
     Mesh(Mesh),
 }
 
@@ -382,7 +385,8 @@ pub struct ObjectSet {
     pub(super) virtual_services: Vec<VirtualService>,
     pub(super) destination_rules: Vec<DestinationRule>,
     pub(super) authorization_policies: Vec<AuthorizationPolicy>,
-    pub(super) request_authentications: Vec<(Head, Pairs)>,
+    pub(super) request_authentications: Vec<(Head, Option<Pairs>)>,
+    pub(super) wasm_plugins: Vec<(Head, Option<Pairs>)>,
     pub(super) mesh: Option<Mesh>,
     known: BTreeSet<(&'static str, bool, String)>,
     /// Positions of pods, of Services and of the Namespace itself, by namespace.
@@ -437,6 +441,7 @@ impl ObjectSet {
             Object::RequestAuthentication(head, selector) => {
                 self.request_authentications.push((head, selector));
             }
+            Object::WasmPlugin(head, selector) => self.wasm_plugins.push((head, selector)),
             Object::Mesh(mesh) => {
                 self.mesh.get_or_insert(mesh);
             }
@@ -459,6 +464,7 @@ impl ObjectSet {
         self.destination_rules = Vec::new();
         self.authorization_policies = Vec::new();
         self.request_authentications = Vec::new();
+        self.wasm_plugins = Vec::new();
         self.known.retain(|(kind, of_gateway_api, _)| {
             *of_gateway_api || matches!(*kind, "Namespace" | "Deployment" | "Service" | "Secret")
         });
@@ -497,7 +503,8 @@ impl Object {
     fn head(&self) -> Option<&Head> {
         Some(match self {
             Self::Namespace(head) | Self::Node(head) => head,
-            Self::WorkloadEntry(head, _) | Self::RequestAuthentication(head, _) => head,
+            Self::WorkloadEntry(head, _) => head,
+            Self::RequestAuthentication(head, _) | Self::WasmPlugin(head, _) => head,
             Self::Pod(pod) | Self::Deployment(pod) => &pod.head,
             Self::Service(service) => &service.head,
             Self::Secret(secret) => &secret.head,

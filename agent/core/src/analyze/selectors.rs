@@ -13,9 +13,9 @@ pub(super) fn check(set: &ObjectSet, findings: &mut Findings) {
     let telemetries = set.telemetries.iter().filter(|telemetry| !telemetry.has_targets);
     let telemetries =
         telemetries.filter_map(|telemetry| Some((&telemetry.head, telemetry.selector.as_ref()?)));
-    let tokens = set.request_authentications.iter().map(|(head, selector)| (head, selector));
-    let tokens = tokens.filter(|(_, selector)| !selector.is_empty());
-    for (head, selector) in authorizations.chain(telemetries).chain(tokens) {
+    let others = set.request_authentications.iter().chain(&set.wasm_plugins);
+    let others = others.filter_map(|(head, selector)| Some((head, selector.as_ref()?)));
+    for (head, selector) in authorizations.chain(telemetries).chain(others) {
         selected(set, head, selector, findings);
     }
 }

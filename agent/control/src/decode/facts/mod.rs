@@ -70,6 +70,7 @@ fn reader((api_version, kind): (&str, &str)) -> Option<(&'static str, Read)> {
         ("security.istio.io", "RequestAuthentication") => {
             ("RequestAuthentication", policies::request_authentication)
         }
+        ("extensions.istio.io", "WasmPlugin") => ("WasmPlugin", policies::wasm_plugin),
         _ => return None,
     })
 }

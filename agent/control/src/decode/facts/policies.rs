@@ -1,8 +1,8 @@
-//! Telemetry, AuthorizationPolicy, RequestAuthentication.
+//! Telemetry, AuthorizationPolicy, RequestAuthentication, WasmPlugin.
 
 use serde_json::Value;
 use weft_core::analyze::Object;
-use weft_core::analyze::objects::{AuthorizationPolicy, Head, Telemetry};
+use weft_core::analyze::objects::{AuthorizationPolicy, Head, Pairs, Telemetry};
 
 use super::super::validated::value::{flag, get, items, text};
 use super::{has_targets, selector};
@@ -45,6 +45,15 @@ pub(super) fn authorization_policy(head: Head, value: &Value) -> Object {
 }
 
 pub(super) fn request_authentication(head: Head, value: &Value) -> Object {
-    let selector = selector(get(value, "spec"), "selector", "matchLabels").unwrap_or_default();
-    Object::RequestAuthentication(head, selector)
+    Object::RequestAuthentication(head, effective_selector(value))
+}
+
+pub(super) fn wasm_plugin(head: Head, value: &Value) -> Object {
+    Object::WasmPlugin(head, effective_selector(value))
+}
+
+/// Targets take the place of a selector.
+fn effective_selector(value: &Value) -> Option<Pairs> {
+    let spec = get(value, "spec");
+    selector(spec, "selector", "matchLabels").filter(|_| !has_targets(spec))
 }

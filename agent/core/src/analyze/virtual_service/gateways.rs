@@ -95,7 +95,7 @@ fn tokens(set: &ObjectSet, service: &VirtualService, gateway: &Gateway, findings
     for pod in set.pods.iter().filter(|pod| selects(&gateway.selector, &pod.labels)) {
         let verifies = set.request_authentications.iter().any(|(head, selector)| {
             let in_scope = head.namespace == set.root_namespace() || head.namespace == pod.head.namespace;
-            in_scope && selects(selector, &pod.labels)
+            in_scope && selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels))
         });
         if !verifies {
             let message = format!(
