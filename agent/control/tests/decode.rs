@@ -278,6 +278,39 @@ fn services_say_which_endpoints_they_prefer() {
     }
 }
 
+/// The annotations of an object of `security.istio.io` or `networking.istio.io` decide whether it is refused.
+fn refused_with(kind: &str, annotations: &str, spec: &str) -> bool {
+    let group = if kind == "Gateway" { "networking.istio.io" } else { "security.istio.io" };
+    let text = format!(
+        "apiVersion: {group}/v1\nkind: {kind}\nmetadata: {{name: a, annotations: {{{annotations}}}}}\nspec: {spec}\n"
+    );
+    let decoded = common::decode(text.as_bytes(), Format::Yaml);
+    matches!(decoded[0].outcome, Outcome::Rejected(_) | Outcome::Refused)
+}
+
+#[test]
+fn x16_nobody_sets_annotations_of_istio_itself() {
+    for kind in ["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"] {
+        assert!(!refused_with(kind, "a: b", "{}"), "{kind}");
+        for name in ["webhook-always-reject", "parents", "parent-namespace"] {
+            assert!(refused_with(kind, &format!("internal.istio.io/{name}: a"), "{}"), "{kind} {name}");
+        }
+    }
+}
+
+/// A Gateway that stands for one of the Gateway API may have hosts that are nobody's.
+#[test]
+fn gateways_of_the_gateway_api_have_wider_rules() {
+    let of = |host: &str| {
+        format!("{{servers: [{{port: {{number: 80, name: a, protocol: HTTP}}, hosts: ['{host}']}}]}}")
+    };
+    let made = "internal.istio.io/gateway-semantics: gateway";
+    assert!(refused_with("Gateway", "a: b", &of("~/a.b")));
+    assert!(refused_with("Gateway", "internal.istio.io/gateway-semantics: other", &of("~/a.b")));
+    assert!(!refused_with("Gateway", made, &of("~/a.b")));
+    assert!(refused_with("Gateway", made, &of("~/a..b")) && refused_with("Gateway", made, &of("~/")));
+}
+
 /// Each line is a verdict, a kind and a `spec`: Istio's admission (schema and webhook) decides so.
 #[test]
 fn corners_are_judged_as_by_istio() {

@@ -198,6 +198,16 @@ impl<'de: 'a, 'a> de::DeserializeSeed<'de> for KeySeed<'a> {
     }
 }
 
+/// A map of a custom resource: the API server leaves out entries that are `null`.
+pub(crate) fn without_nulls<'de: 'a, 'a, D, V>(deserializer: D) -> Result<Pairs<'a, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    let pairs = Pairs::<Option<V>>::deserialize(deserializer)?;
+    Ok(Pairs(pairs.0.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()))
+}
+
 /// A list that remembers whether it was written at all: `from: []` and `from: null` are written, and match
 /// everything all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]

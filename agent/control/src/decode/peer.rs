@@ -34,9 +34,11 @@ pub(super) fn peer_authentication<'a>(body: Body<'_>, place: Place<'a>, interner
     let wire: ObjectWire<'_, PeerSpec<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::PeerAuthentication, place, interner);
     validate::no_dry_run(&wire.metadata, &mut report);
+    validate::no_reserved_annotations(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();
     let selector = validate::selector(spec.selector.as_ref(), interner, &mut report);
-    if spec.port_level_mtls.as_ref().is_some_and(|ports| ports.0.is_empty()) {
+    let is_written = |(_, mtls): &(Text<'_>, Option<MtlsWire<'_>>)| mtls.is_some();
+    if spec.port_level_mtls.as_ref().is_some_and(|ports| !ports.0.iter().any(is_written)) {
         let fix = "Write the modes of ports, or remove the field.";
         report.reject("spec.portLevelMtls", "The map is empty.", fix);
     }
@@ -60,7 +62,8 @@ fn port_modes(
 ) -> Vec<(u16, Option<MtlsMode>)> {
     let root = Path::Root("spec.portLevelMtls");
     let mut ports: Vec<(u16, Option<MtlsMode>)> = Vec::with_capacity(wires.0.len());
-    for (key, wire) in &wires.0 {
+    // The API server leaves out entries that are `null`.
+    for (key, wire) in wires.0.iter().filter_map(|(key, wire)| Some((key, wire.as_ref()?))) {
         let at = root.field(key.as_str());
         let Some(port) = validate::port(key.as_str()).filter(|_| !key.as_str().starts_with('0')) else {
             let message = format!("`{}` is not a port from 1 to 65535.", key.as_str());
@@ -70,7 +73,7 @@ fn port_modes(
         if ports.iter().any(|(other, _)| *other == port) {
             report.reject(at, format!("Port {port} is listed twice."), "Keep only one of them.");
         }
-        let mode = wire.as_ref().and_then(|wire| mode(wire, &at.field("mode"), report));
+        let mode = mode(wire, &at.field("mode"), report);
         ports.push((port, mode));
     }
     ports.sort_by_key(|(port, _)| *port);

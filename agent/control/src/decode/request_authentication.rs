@@ -97,6 +97,7 @@ pub(super) fn request_authentication<'a>(
     let wire: ObjectWire<'_, SpecWire<'_>> = body.read()?;
     let (meta, mut report) = meta::namespaced(&wire.metadata, Kind::RequestAuthentication, place, interner);
     validate::no_dry_run(&wire.metadata, &mut report);
+    validate::no_reserved_annotations(&wire.metadata, &mut report);
     let spec = wire.spec.unwrap_or_default();
     let targets = Targets { selector: &spec.selector, one: &spec.target_ref, several: &spec.target_refs };
     targets.check(&mut report);
@@ -165,7 +166,7 @@ fn keys(wire: &RuleWire<'_>, at: &Path<'_>, reader: &mut Reader<'_, '_>) -> KeyS
     }
     let uri = wire.jwks_uri.as_ref().and_then(Text::non_empty);
     if let Some(uri) = uri
-        && !matches!(url::scheme(uri), Some(url::Scheme("http" | "https")))
+        && !url::scheme(uri).is_some_and(|scheme| scheme.is_one_of(&["http", "https"]))
     {
         let message = format!("`{uri}` is not a URL of http or https.");
         let fix = "Write for example https://issuer.example/.well-known/jwks.json.";

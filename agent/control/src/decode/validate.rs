@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use weft_core::resource::{Labels, ServiceAccountMatch, StringMatch};
 
-use super::fields::{Pairs, Text};
+use super::fields::{Pairs, Text, without_nulls};
 use super::intern::Interner;
 use super::meta::MetaWire;
 use super::report::{Path, Report};
@@ -17,7 +17,7 @@ use crate::codes;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map with `matchLabels`")]
 pub(super) struct SelectorWire<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "without_nulls")]
     pub(super) match_labels: Pairs<'a>,
 }
 
@@ -85,6 +85,21 @@ pub(super) fn no_dry_run(wire: &MetaWire<'_>, report: &mut Report<'_>) {
     if wire.annotations.get(DRY_RUN).is_some() {
         let message = "Only an AuthorizationPolicy with the action ALLOW or DENY can be tried out.";
         report.reject(DRY_RUN_FIELD, message, "Remove the annotation.");
+    }
+}
+
+/// Annotations that Istio's control plane sets on objects that it makes itself.
+const RESERVED_ANNOTATIONS: [&str; 3] = [
+    "internal.istio.io/webhook-always-reject",
+    "internal.istio.io/parent-namespace",
+    "internal.istio.io/parents",
+];
+
+/// Rejects annotations that nobody else may set.
+pub(super) fn no_reserved_annotations(wire: &MetaWire<'_>, report: &mut Report<'_>) {
+    for name in RESERVED_ANNOTATIONS.into_iter().filter(|name| wire.annotations.get(name).is_some()) {
+        let field = format!("metadata.annotations[{name}]");
+        report.reject(field, "Istio reserves this annotation for itself.", "Remove the annotation.");
     }
 }
 

@@ -24,12 +24,6 @@ use numbers::Unsigned;
 const CLUSTER_SUFFIX: &str = "svc.cluster.local";
 /// The gateway that stands for all pods of the mesh.
 pub(super) const MESH: &str = "mesh";
-/// Annotations that Istio's admission keeps to itself.
-const RESERVED_ANNOTATIONS: [&str; 3] = [
-    "internal.istio.io/webhook-always-reject",
-    "internal.istio.io/parents",
-    "internal.istio.io/parent-namespace",
-];
 
 /// A port of a destination as it is written.
 #[derive(Deserialize)]
@@ -51,10 +45,7 @@ pub(super) struct Reader<'r, 'a> {
 /// What the admission says about annotations.
 pub(super) fn check_annotations(metadata: &MetaWire<'_>, report: &mut Report<'_>) {
     validate::no_dry_run(metadata, report);
-    for name in RESERVED_ANNOTATIONS.into_iter().filter(|name| metadata.annotations.get(name).is_some()) {
-        let field = format!("metadata.annotations[{name}]");
-        report.reject(field, "Istio reserves this annotation for itself.", "Remove the annotation.");
-    }
+    validate::no_reserved_annotations(metadata, report);
 }
 
 /// Text as a field's value is told in a message: long ones are cut.

@@ -40,6 +40,7 @@ pub(super) fn authorization_policy<'a>(
     let spec = wire.spec.unwrap_or_default();
     let action = action(&spec, &mut report);
     let dry_run = dry_run(&wire.metadata, action, &mut report);
+    validate::no_reserved_annotations(&wire.metadata, &mut report);
     let targets = Targets { selector: &spec.selector, one: &spec.target_ref, several: &spec.target_refs };
     targets.check(&mut report);
     check_action(&spec, action, &mut report);

@@ -33,7 +33,8 @@ pub(super) const SPEC: Type =
 
 /// What belongs together.
 pub(super) fn check(object: &Object<'_>, report: &mut Report<'_>) {
-    if !names::is_label(object.name) {
+    let made = is_made_by_istio(object);
+    if !made && !names::is_label(object.name) {
         let message = format!("`{}` is not a name of a Gateway, which has no dots.", object.name);
         report.reject("metadata.name", message, "Use at most 63 letters, digits and `-`.");
     }
@@ -45,7 +46,7 @@ pub(super) fn check(object: &Object<'_>, report: &mut Report<'_>) {
     let mut port_names: Vec<&str> = Vec::new();
     for (index, server) in items(spec, "servers").iter().enumerate() {
         let at = root.index(index);
-        check_server(server, &at, report);
+        check_server(server, made, &at, report);
         let name = text(get(server, "port"), "name");
         if port_names.contains(&name) {
             let message = format!("Another server's port has the name `{name}` already.");
@@ -55,12 +56,19 @@ pub(super) fn check(object: &Object<'_>, report: &mut Report<'_>) {
     }
 }
 
-fn check_server(server: &Value, at: &Path<'_>, report: &mut Report<'_>) {
+/// Whether it stands for a Gateway of the Gateway API, whose rules about names and hosts are wider.
+fn is_made_by_istio(object: &Object<'_>) -> bool {
+    text(get(object.metadata, "annotations"), "internal.istio.io/gateway-semantics") == "gateway"
+}
+
+fn check_server(server: &Value, made: bool, at: &Path<'_>, report: &mut Report<'_>) {
     let hosts = at.field("hosts");
     if items(server, "hosts").is_empty() {
         report.reject(hosts, "The server has no host.", "Add one, or `*` for all.");
     }
     for (index, host) in texts(server, "hosts").enumerate() {
+        // Nobody's namespace: no route is attached.
+        let host = host.strip_prefix("~/").filter(|_| made).unwrap_or(host);
         check_host(host, &hosts.index(index), report);
     }
     check_port(server, at, report);

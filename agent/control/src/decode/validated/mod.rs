@@ -115,13 +115,6 @@ struct MetaOnly<'a> {
 /// What every object has.
 const FRAME: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 
-/// Annotations that only Istio itself may set.
-const INTERNAL_ANNOTATIONS: [&str; 3] = [
-    "internal.istio.io/webhook-always-reject",
-    "internal.istio.io/parents",
-    "internal.istio.io/parent-namespace",
-];
-
 /// Validates an object. `name` is the kind's name.
 pub(super) fn decode(kind: Validated, name: &str, body: Body<'_>, place: Place<'_>) -> Decoded {
     let mut report = Report::new(codes::SCHEMA_VALIDATION, name, meta::rescued_key(body), place);
@@ -156,10 +149,7 @@ fn validate(
     check_name(report, "metadata.namespace", namespace, 63);
     check_name(report, "metadata.name", metadata.name.as_str(), 253);
     super::validate::no_dry_run(&metadata, report);
-    for name in INTERNAL_ANNOTATIONS.into_iter().filter(|name| metadata.annotations.get(name).is_some()) {
-        let field = format!("metadata.annotations[{name}]");
-        report.reject(field, "Only Istio itself sets this annotation.", "Remove the annotation.");
-    }
+    super::validate::no_reserved_annotations(&metadata, report);
     for name in value.as_object().into_iter().flatten().map(|(name, _)| name.as_str()) {
         if !FRAME.contains(&name) {
             let message = format!("There is no field `{}` here.", schema::shortened(name));

@@ -211,12 +211,9 @@ fn map(value: &Value, of: &Type, max: usize, at: &Path<'_>, report: &mut Report<
         let message = format!("The map has {} entries; at most {max} are allowed.", entries.len());
         return report.reject(at, message, "Remove some of them.");
     }
-    for (name, value) in entries {
-        if value.is_null() {
-            report.reject(at.field(name), "The entry has no value.", "Write a value, or remove the entry.");
-        } else {
-            check(value, of, &at.field(name), report);
-        }
+    // The API server leaves out entries that are `null`.
+    for (name, value) in entries.iter().filter(|(_, value)| !value.is_null()) {
+        check(value, of, &at.field(name), report);
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) const WORKLOAD_SELECTOR: Type =
 /// A reference to the object that a policy is attached to.
 pub(super) const TARGET: Type = Type::Object(&[
     may("group", checked(253, group)),
-    must("kind", filled(63)),
+    must("kind", Type::Text(1, 63, Some(kind))),
     must("name", filled(253)),
     may("namespace", TEXT),
 ]);
@@ -131,6 +131,12 @@ fn group(name: &str) -> Option<(String, &'static str)> {
     (!valid).then(|| {
         ("is not an API group".to_owned(), "Write for example `gateway.networking.k8s.io`, in lower case.")
     })
+}
+
+/// A kind begins with a letter.
+fn kind(name: &str) -> Option<(String, &'static str)> {
+    let valid = names::is_label(name) && name.starts_with(|first: char| first.is_ascii_alphabetic());
+    (!valid).then(|| ("is not a kind".to_owned(), "Write for example `Gateway`."))
 }
 
 fn at_least_a_millisecond(text: &str) -> Option<(String, &'static str)> {
@@ -281,6 +287,10 @@ pub(super) fn endpoint(endpoint: &Value, owner: Owner<'_>, at: &Path<'_>, report
         report.reject(at.field("address"), "The endpoint has no address.", "Write an IP address or a host.");
         return;
     }
+    if address.is_empty() {
+        let message = "Without an address the endpoint is reached only through a gateway of its network.";
+        report.add(codes::SCHEMA_WARNING, at.field("address"), message, "Write an IP address or a host.");
+    }
     endpoint_address(address, endpoint, owner, at, report);
     endpoint_ports(endpoint, owner, at, report);
     label_texts(endpoint, "labels", at, report);
@@ -312,7 +322,10 @@ fn endpoint_address(
             let message = format!("A Unix socket serves one port, but the ServiceEntry has {}.", ports.len());
             report.reject(field, message, "Keep exactly one port.");
         }
-    } else if !(address.is_empty() || names::is_address(address) || named && names::host(address).is_ok()) {
+    } else if !(address.is_empty() && !matches!(owner, Owner::Hosts(_))
+        || names::is_address(address)
+        || named && names::host(address).is_ok())
+    {
         let wanted = if named { "an IP address or a host" } else { "an IP address" };
         report.reject(field, format!("`{address}` is not {wanted}."), format!("Write {wanted}."));
     }

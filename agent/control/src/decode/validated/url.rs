@@ -4,6 +4,13 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::decode) struct Scheme<'u>(pub(in crate::decode) &'u str);
 
+impl Scheme<'_> {
+    /// Whether it is one of these (written in lower case): upper and lower case mean the same.
+    pub(in crate::decode) fn is_one_of(self, names: &[&str]) -> bool {
+        names.iter().any(|name| name.eq_ignore_ascii_case(self.0))
+    }
+}
+
 /// The scheme (empty where there is none) of a URL that stands alone; `None` if the text is no such URL.
 pub(in crate::decode) fn scheme(text: &str) -> Option<Scheme<'_>> {
     if text.is_empty() || text.bytes().any(|c| c.is_ascii_control()) {
@@ -103,6 +110,12 @@ mod tests {
         ] {
             assert_eq!(scheme(text), Some(Scheme(wanted)), "{text}");
         }
+    }
+
+    #[test]
+    fn the_case_of_a_scheme_does_not_matter() {
+        assert!(scheme("HttpS://a").unwrap().is_one_of(&["http", "https"]));
+        assert!(!scheme("ftp://a").unwrap().is_one_of(&["http", "https"]));
     }
 
     #[test]

@@ -46,10 +46,11 @@ pub(in crate::decode) fn texts<'v>(value: &'v Value, name: &str) -> impl Iterato
     items(value, name).iter().map(|item| item.as_str().unwrap_or_default())
 }
 
-/// The entries of a map.
+/// The entries of a map that have a value: the API server leaves out those that are `null`.
 pub(in crate::decode) fn entries<'v>(
     value: &'v Value,
     name: &str,
 ) -> impl Iterator<Item = (&'v str, &'v Value)> {
-    get(value, name).as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
+    let all = get(value, name).as_object().into_iter().flatten();
+    all.filter(|(_, value)| !value.is_null()).map(|(name, value)| (name.as_str(), value))
 }

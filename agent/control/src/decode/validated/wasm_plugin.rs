@@ -7,7 +7,7 @@ use super::Object;
 use super::schema::{Check, MANY, SIGNED, TEXT, Type, filled, may, must, short};
 use super::shared::{self, SELECTOR, TARGET, TARGETS};
 use super::url;
-use super::value::{get, has, items, text};
+use super::value::{get, has, items, number, text};
 
 const MATCH: Type = Type::List(
     &Type::Object(&[
@@ -91,11 +91,11 @@ fn digest(text: &str) -> Option<(String, &'static str)> {
 /// A URL, or the name of an image without a scheme.
 fn image_or_url(text: &str) -> Option<(String, &'static str)> {
     const FIX: &str = "Write an image, or a URL with the scheme oci, http, https or file.";
-    let with_scheme = || url::scheme(&format!("http://{text}")).map(|_| "");
-    match url::scheme(text).map(|url::Scheme(scheme)| scheme).or_else(with_scheme) {
+    let with_scheme = || url::scheme(&format!("http://{text}")).map(|_| url::Scheme(""));
+    match url::scheme(text).or_else(with_scheme) {
         None => Some(("is not a URL".to_owned(), FIX)),
-        Some("" | "oci" | "http" | "https" | "file") => None,
-        Some(scheme) => Some((format!("has the scheme `{scheme}`, which is not known"), FIX)),
+        Some(scheme) if scheme.is_one_of(&["", "oci", "http", "https", "file"]) => None,
+        Some(url::Scheme(scheme)) => Some((format!("has the scheme `{scheme}`, which is not known"), FIX)),
     }
 }
 
@@ -104,6 +104,7 @@ pub(super) fn check_plugin(object: &Object<'_>, report: &mut Report<'_>) {
     let root = Path::Root("spec");
     shared::selector(object.spec, "selector", "matchLabels", &root, report);
     shared::attachment(object.spec, "selector", &root, report);
+    traffic(object.spec, report);
     environment(get(object.spec, "vmConfig"), &root.field("vmConfig"), report);
 }
 
@@ -119,8 +120,27 @@ pub(super) fn check_extension(object: &Object<'_>, report: &mut Report<'_>) {
     }
     shared::selector(spec, "selector", "matchLabels", &root, report);
     shared::attachment(spec, "selector", &root, report);
+    traffic(spec, report);
     let at = root.field("wasm");
     environment(get(get(spec, "wasm"), "vmConfig"), &at.field("vmConfig"), report);
+}
+
+/// To which ports it applies; each is named once.
+fn traffic(spec: &Value, report: &mut Report<'_>) {
+    let root = Path::Root("spec.match");
+    for (index, traffic) in items(spec, "match").iter().enumerate() {
+        let at = root.index(index);
+        let at = at.field("ports");
+        let mut known = Vec::new();
+        for (index, port) in items(traffic, "ports").iter().enumerate() {
+            let number = number(port, "number");
+            if known.contains(&number) {
+                let message = format!("Port {number} is listed twice.");
+                report.reject(at.index(index), message, "Keep only one of them.");
+            }
+            known.push(number);
+        }
+    }
 }
 
 fn environment(machine: &Value, at: &Path<'_>, report: &mut Report<'_>) {
