@@ -268,6 +268,24 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
     }
 }
 
+/// A list of texts in a custom resource: the API server leaves out fields that are `null`, but no items.
+pub(crate) fn written_texts<'de: 'a, 'a, D>(deserializer: D) -> Result<List<Text<'a>>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let List { written, listed, items } = List::<WrittenText<'a>>::deserialize(deserializer)?;
+    Ok(List { written, listed, items: items.into_iter().map(|WrittenText(text)| text).collect() })
+}
+
+/// Text that is not `null`.
+struct WrittenText<'a>(Text<'a>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for WrittenText<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor(PhantomData)).map(Self)
+    }
+}
+
 /// A value that is a text of a certain form; empty text and `null` are `None`.
 macro_rules! parsed_text {
     ($(#[$doc:meta])* $name:ident, $inner:ty, $expecting:literal, $parse:expr) => {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::super::fields::{List, Pairs, Text};
+use super::super::fields::{List, Pairs, Text, written_texts};
 use super::super::networking::PortWire;
 use super::super::networking::numbers::{Signed, Size, Unsigned, Whole};
 use super::super::validate::SelectorWire;
@@ -17,7 +17,7 @@ pub(super) struct SpecWire<'a> {
     pub(super) traffic_policy: Option<PolicyWire<'a>>,
     #[serde(borrow, default)]
     pub(super) subsets: List<SubsetWire<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) export_to: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) workload_selector: Option<SelectorWire<'a>>,
@@ -165,7 +165,12 @@ pub(super) struct UtilizationWire<'a> {
     pub(super) weight_update_period: Option<Text<'a>>,
     #[serde(rename = "errorUtilizationPenaltyPercent", default)]
     pub(super) _penalty: Unsigned,
-    #[serde(rename = "metricNamesForComputingUtilization", borrow, default)]
+    #[serde(
+        rename = "metricNamesForComputingUtilization",
+        borrow,
+        default,
+        deserialize_with = "written_texts"
+    )]
     pub(super) _metrics: List<Text<'a>>,
 }
 
@@ -177,7 +182,7 @@ pub(in super::super) struct LocalityWire<'a> {
     pub(super) distribute: List<DistributeWire<'a>>,
     #[serde(borrow, default)]
     pub(super) failover: List<FailoverWire<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) failover_priority: List<Text<'a>>,
     #[serde(default)]
     pub(super) enabled: Option<bool>,
@@ -209,7 +214,7 @@ pub(super) struct FailoverWire<'a> {
 pub(super) struct ZoneWire<'a> {
     #[serde(borrow, default)]
     pub(super) failover: List<FailoverWire<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) failover_priority: List<Text<'a>>,
     #[serde(default)]
     pub(super) enabled: Option<bool>,
@@ -344,7 +349,7 @@ pub(super) struct TlsWire<'a> {
     pub(super) ca_crl: Text<'a>,
     #[serde(borrow, default)]
     pub(super) credential_name: Text<'a>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) subject_alt_names: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) sni: Text<'a>,

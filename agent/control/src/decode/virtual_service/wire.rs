@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::super::fields::{List, Pairs, Text};
+use super::super::fields::{List, Pairs, Text, written_texts};
 use super::super::networking::PortWire;
 use super::super::networking::numbers::{Signed, Unsigned};
 
@@ -10,9 +10,9 @@ use super::super::networking::numbers::{Signed, Unsigned};
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map of fields")]
 pub(super) struct SpecWire<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) hosts: List<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) gateways: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) http: List<HttpWire<'a>>,
@@ -20,7 +20,7 @@ pub(super) struct SpecWire<'a> {
     pub(super) tls: List<TlsWire<'a>>,
     #[serde(borrow, default)]
     pub(super) tcp: List<TcpWire<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) export_to: List<Text<'a>>,
 }
 
@@ -90,7 +90,7 @@ pub(super) struct HttpMatchWire<'a> {
     pub(super) source_labels: Pairs<'a>,
     #[serde(borrow, default)]
     pub(super) source_namespace: Text<'a>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) gateways: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) stat_prefix: Text<'a>,
@@ -150,7 +150,7 @@ pub(super) struct ChangesWire<'a> {
     pub(super) set: Pairs<'a>,
     #[serde(borrow, default)]
     pub(super) add: Pairs<'a>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) remove: List<Text<'a>>,
 }
 
@@ -304,15 +304,15 @@ pub(super) struct MirrorWire<'a> {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map of fields")]
 pub(super) struct CorsWire<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) allow_origin: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) allow_origins: List<TextMatchWire<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) allow_methods: List<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) allow_headers: List<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) expose_headers: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) max_age: Option<Text<'a>>,
@@ -350,15 +350,15 @@ pub(super) struct ConnectionRouteWire<'a> {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map of conditions")]
 pub(super) struct TlsMatchWire<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) sni_hosts: List<Text<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) destination_subnets: List<Text<'a>>,
     #[serde(default)]
     pub(super) port: Unsigned,
     #[serde(borrow, default)]
     pub(super) source_labels: Pairs<'a>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) gateways: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) source_namespace: Text<'a>,
@@ -368,7 +368,7 @@ pub(super) struct TlsMatchWire<'a> {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[serde(expecting = "a map of conditions")]
 pub(super) struct TcpMatchWire<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) destination_subnets: List<Text<'a>>,
     #[serde(default)]
     pub(super) port: Unsigned,
@@ -376,7 +376,7 @@ pub(super) struct TcpMatchWire<'a> {
     pub(super) source_subnet: Text<'a>,
     #[serde(borrow, default)]
     pub(super) source_labels: Pairs<'a>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "written_texts")]
     pub(super) gateways: List<Text<'a>>,
     #[serde(borrow, default)]
     pub(super) source_namespace: Text<'a>,
