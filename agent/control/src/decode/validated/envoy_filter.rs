@@ -134,6 +134,10 @@ pub(super) fn check(object: &Object<'_>, report: &mut Report<'_>) {
     shared::selector(spec, "workloadSelector", "labels", &root, report);
     // What it refers to may be of any kind.
     shared::exclusive(spec, "workloadSelector", &root, report);
+    let targets = root.field("targetRefs");
+    for (index, target) in items(spec, "targetRefs").iter().enumerate() {
+        shared::own_namespace(target, &targets.index(index), report);
+    }
     let root = Path::Root("spec.configPatches");
     for (index, patch) in items(spec, "configPatches").iter().enumerate() {
         check_patch(patch, &root.index(index), report);

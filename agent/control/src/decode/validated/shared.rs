@@ -224,14 +224,19 @@ pub(super) fn exclusive(spec: &Value, selector_name: &str, at: &Path<'_>, report
     }
 }
 
-fn target(reference: &Value, at: &Path<'_>, report: &mut Report<'_>) {
-    if reference.is_null() {
-        return;
-    }
+/// What is referred to stands in the object's own namespace.
+pub(super) fn own_namespace(reference: &Value, at: &Path<'_>, report: &mut Report<'_>) {
     if !text(reference, "namespace").is_empty() {
         let message = "References across namespaces are not possible.";
         report.reject(at.field("namespace"), message, "Remove `namespace`.");
     }
+}
+
+fn target(reference: &Value, at: &Path<'_>, report: &mut Report<'_>) {
+    if reference.is_null() {
+        return;
+    }
+    own_namespace(reference, at, report);
     let (group, kind) = (text(reference, "group"), text(reference, "kind"));
     let possible = match kind {
         "Service" => matches!(group, "" | "core"),
