@@ -278,6 +278,23 @@ fn services_say_which_endpoints_they_prefer() {
     }
 }
 
+/// `kind` of another type is no kind: the one of the List does not stand in for it, however the List arrives.
+#[test]
+fn items_inherit_a_kind_that_is_absent_and_no_other() {
+    for (kind, inherits) in [("null", true), ("''", true), ("5", false), ("[Service]", false)] {
+        let yaml = format!(
+            "apiVersion: v1\nkind: ServiceList\nitems: [{{apiVersion: v1, kind: {kind}, metadata: {{name: a}}}}]\n"
+        );
+        let value: serde_json::Value = serde_saphyr::from_str(&yaml).unwrap();
+        for decoded in [
+            common::decode(yaml.as_bytes(), Format::Yaml),
+            common::decode(value.to_string().as_bytes(), Format::JsonLines),
+        ] {
+            assert_eq!(matches!(decoded[0].outcome, Outcome::Accepted(_)), inherits, "{kind}: {decoded:?}");
+        }
+    }
+}
+
 /// The annotations of an object of `security.istio.io` or `networking.istio.io` decide whether it is refused.
 fn refused_with(kind: &str, annotations: &str, spec: &str) -> bool {
     let group = if kind == "Gateway" { "networking.istio.io" } else { "security.istio.io" };

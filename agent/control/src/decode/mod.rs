@@ -221,12 +221,16 @@ impl Decoder {
 
     /// A parsed object; `inherited` stands in for a missing `apiVersion` and `kind`.
     fn parsed(&mut self, value: &Value, inherited: (&str, &str), place: Place<'_>, out: &mut Vec<Decoded>) {
-        let text = |name: &str| value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let header = (text("apiVersion").unwrap_or(inherited.0), text("kind").unwrap_or(inherited.1));
-        if value.is_object() {
-            self.object(Body::Value(&Parsed::new(value)), header, place, out);
-        } else {
-            out.push(no_object(place));
+        let text = |name: &str, inherited| match value.get(name).unwrap_or(&Value::Null) {
+            Value::Null => Some(inherited),
+            Value::String(text) => Some(if text.is_empty() { inherited } else { text.as_str() }),
+            Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => None,
+        };
+        match (text("apiVersion", inherited.0), text("kind", inherited.1)) {
+            (Some(api_version), Some(kind)) if value.is_object() => {
+                self.object(Body::Value(&Parsed::new(value)), (api_version, kind), place, out);
+            }
+            _ => out.push(no_object(place)),
         }
     }
 
