@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
@@ -42,8 +43,9 @@ pub(crate) fn build() -> Result<()> {
     let linker = find_or_install_linker()?;
     let target_dir = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let build_dir = target_dir.join("ebpf-build");
+    let started = SystemTime::now();
     compile(&compiler, &linker, &root.join("ebpf/programs"), &build_dir)?;
-    publish(&build_dir.join(TARGET).join("release"), &target_dir.join("ebpf"))
+    publish(&build_dir.join(TARGET).join("release"), &target_dir.join("ebpf"), started)
 }
 
 fn workspace_root() -> Result<PathBuf> {
@@ -86,8 +88,8 @@ fn rustflags(linker: &Path) -> String {
 }
 
 /// Copies the objects to where the agent's build looks for them; leaves equal files alone, so that the agent
-/// is not compiled again.
-fn publish(from: &Path, to: &Path) -> Result<()> {
+/// is not compiled again. `as_of` is when the sources were looked at.
+fn publish(from: &Path, to: &Path, as_of: SystemTime) -> Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
     for object in OBJECTS {
         let built = from.join(object);
@@ -101,7 +103,10 @@ fn publish(from: &Path, to: &Path) -> Result<()> {
         fs::write(&fresh, bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
         fs::rename(&fresh, &wanted).with_context(|| format!("cannot write {}", wanted.display()))?;
     }
-    Ok(())
+    // Whether or not the objects changed, they are what their sources make: the agent's build looks at this.
+    let stamp = to.join("stamp");
+    let dated = fs::File::create(&stamp).and_then(|file| file.set_modified(as_of));
+    dated.with_context(|| format!("cannot write {}", stamp.display()))
 }
 
 fn find_or_install_compiler() -> Result<Compiler> {
