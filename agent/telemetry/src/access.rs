@@ -1,6 +1,5 @@
 //! One line for each connection or request, at its end (ruling 18).
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::Write;
@@ -167,14 +166,14 @@ pub struct RequestLog<'a> {
     pub bytes_sent: u64,
     /// From the request's last byte to the answer's head.
     pub upstream_service_time: Option<Duration>,
+    /// The header, as it was sent.
+    pub x_forwarded_for: Option<&'a [u8]>,
     /// The header.
-    pub x_forwarded_for: Option<Cow<'a, str>>,
-    /// The header.
-    pub user_agent: Option<Cow<'a, str>>,
+    pub user_agent: Option<&'a [u8]>,
     /// `x-request-id`.
-    pub request_id: Option<Cow<'a, str>>,
+    pub request_id: Option<&'a [u8]>,
     /// Host or `:authority` as the client sent it.
-    pub authority: Option<Cow<'a, str>>,
+    pub authority: Option<&'a [u8]>,
     /// The endpoint that it went to.
     pub upstream_host: Option<SocketAddr>,
     /// L-4.
@@ -316,7 +315,7 @@ impl AccessLog {
     /// Puts a line into words here and now: it is shorter than what it is made of, and its facts need not be copied.
     fn queue(&self, fields: &Fields<'_>, failure: bool) {
         thread_local! {
-            static LINE: RefCell<String> = const { RefCell::new(String::new()) };
+            static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         LINE.with_borrow_mut(|line| {
             format::line(fields, &self.shared.settings.load().format, line);

@@ -78,12 +78,16 @@ fn pipe() -> (AccessLog, mpsc::Receiver<Vec<u8>>) {
     (AccessLog::to(Box::new(Pipe(sender))), receiver)
 }
 
+/// Their lines.
+fn printed(entries: &[Fields<'_>], format: &AccessLogFormat) -> String {
+    let mut out = Vec::new();
+    entries.iter().for_each(|entry| format::line(entry, format, &mut out));
+    String::from_utf8(out).unwrap()
+}
+
 fn rendered(format: AccessLogFormat) -> String {
-    let mut out = String::new();
-    for entry in [line(), denied(), unidentified()] {
-        format::line(&Fields::of_connection(&entry), &format, &mut out);
-    }
-    out
+    let entries = [line(), denied(), unidentified()];
+    printed(&entries.each_ref().map(Fields::of_connection), &format)
 }
 
 #[test]
@@ -144,12 +148,10 @@ proptest! {
         let entry = ConnectionLog { details: Some(details.clone()), ..denied() };
         let fields = Fields::of_connection(&entry);
         for format in [AccessLogFormat::Text, AccessLogFormat::Json] {
-            let mut out = String::new();
-            format::line(&fields, &format, &mut out);
+            let out = printed(std::slice::from_ref(&fields), &format);
             prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
         }
-        let mut out = String::new();
-        format::line(&fields, &AccessLogFormat::Json, &mut out);
+        let out = printed(&[fields], &AccessLogFormat::Json);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["upstream_transport_failure_reason"].as_str(), Some(details.as_str()));
     }
@@ -172,9 +174,9 @@ pub(crate) fn request() -> RequestLog<'static> {
         bytes_sent: 379,
         upstream_service_time: Some(Duration::from_micros(6_999_500)),
         x_forwarded_for: None,
-        user_agent: Some("curl/8.5.0".into()),
-        request_id: Some("cb3e4a38-0d5a-9e5c-8f8e-7c9b9b7b3f10".into()),
-        authority: Some("reviews:9080".into()),
+        user_agent: Some(b"curl/8.5.0"),
+        request_id: Some(b"cb3e4a38-0d5a-9e5c-8f8e-7c9b9b7b3f10"),
+        authority: Some(b"reviews:9080"),
         upstream_host: Some("10.8.1.9:9080".parse().unwrap()),
         upstream_cluster: Some(LogText::Plain("outbound|9080|v2|reviews.books.svc.cluster.local")),
         upstream_local: Some("10.8.0.5:41234".parse().unwrap()),
@@ -217,14 +219,11 @@ fn rendered_requests(format: AccessLogFormat) -> String {
         flags: "UT",
         response_code_details: Some("response_timeout"),
         upstream_service_time: None,
-        x_forwarded_for: Some("192.0.2.1, \"x\"\n".into()),
+        x_forwarded_for: Some(b"192.0.2.1, \"x\"\n"),
         ..request()
     };
-    let mut out = String::new();
-    for entry in [request(), forbidden(), timeout] {
-        format::line(&Fields::of_request(&entry), &format, &mut out);
-    }
-    out
+    let entries = [request(), forbidden(), timeout];
+    printed(&entries.each_ref().map(Fields::of_request), &format)
 }
 
 #[test]
@@ -235,6 +234,27 @@ fn text_of_requests_is_istios() {
 #[test]
 fn json_of_requests_has_istios_keys_and_ours() {
     insta::assert_snapshot!(rendered_requests(AccessLogFormat::Json));
+}
+
+#[test]
+fn bytes_that_are_no_text_stay_on_their_line() {
+    let entry = RequestLog { user_agent: Some(b"a\xff\"\n"), ..request() };
+    let fields = [Fields::of_request(&entry)];
+    let text = printed(&fields, &AccessLogFormat::Text);
+    assert!(text.contains("\"a\u{fffd}\\\"\\n\"") && text.lines().count() == 1, "{text}");
+    let json = printed(&fields, &AccessLogFormat::Json);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["user_agent"], "a\u{fffd}\"\n");
+}
+
+#[test]
+fn addresses_are_printed_as_everywhere() {
+    for address in ["0.0.0.0:0", "9.10.99.100:1", "200.255.109.5:65535", "[2001:db8::1]:443"] {
+        let address: std::net::SocketAddr = address.parse().unwrap();
+        let entry = RequestLog { downstream_local: address, ..request() };
+        let text = printed(&[Fields::of_request(&entry)], &AccessLogFormat::Text);
+        assert!(text.contains(&format!(" {address} 10.8.0.5:41232 ")), "{text}");
+    }
 }
 
 #[test]
@@ -318,13 +338,11 @@ fn long_paths_do_not_grow_the_queue_beyond_its_bytes() {
 proptest! {
     #[test]
     fn no_header_breaks_out_of_its_line(value in "\\PC*|[\"\\\\\n\r\t\u{85} ]{1,20}") {
-        let entry = RequestLog { path: &value, user_agent: Some(value.as_str().into()), ..forbidden() };
-        let fields = Fields::of_request(&entry);
-        let mut out = String::new();
-        format::line(&fields, &AccessLogFormat::Text, &mut out);
+        let entry = RequestLog { path: &value, user_agent: Some(value.as_bytes()), ..forbidden() };
+        let fields = [Fields::of_request(&entry)];
+        let out = printed(&fields, &AccessLogFormat::Text);
         prop_assert_eq!(out.chars().filter(|c| *c < ' ').count(), 1, "only the line's end");
-        out.clear();
-        format::line(&fields, &AccessLogFormat::Json, &mut out);
+        let out = printed(&fields, &AccessLogFormat::Json);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         prop_assert_eq!(json["user_agent"].as_str(), Some(value.as_str()));
         prop_assert_eq!(json["path"].as_str(), Some(value.as_str()));

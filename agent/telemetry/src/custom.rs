@@ -1,7 +1,8 @@
 //! Lines in a format of a user's own (L-5).
 
 use std::borrow::Cow;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -58,52 +59,52 @@ impl<'a> Printed<'a> {
 }
 
 /// Appends one line without its end.
-pub(crate) fn line(fields: &Fields<'_>, format: &AccessFormat, out: &mut String) {
+pub(crate) fn line(fields: &Fields<'_>, format: &AccessFormat, out: &mut Vec<u8>) {
     match format {
         AccessFormat::Text(template) => text(fields, template, out),
         AccessFormat::Json(value) => json(fields, value, out),
     }
 }
 
-fn text(fields: &Fields<'_>, template: &Template, out: &mut String) {
+fn text(fields: &Fields<'_>, template: &Template, out: &mut Vec<u8>) {
     for part in template.parts() {
         match part {
-            Part::Literal(text) => out.push_str(text),
+            Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
             Part::Operator(operator, length) => match printed(fields, operator).cut(*length) {
-                Printed::Nothing => out.push('-'),
-                // Writing to a String cannot fail.
+                Printed::Nothing => out.push(b'-'),
+                // Writing to memory cannot fail.
                 Printed::Number(number) => _ = write!(out, "{number}"),
-                Printed::Text(text) => escaped(Some(&text), out),
+                Printed::Text(text) => escaped(text.as_bytes(), out),
             },
         }
     }
 }
 
 /// A text that is one operator keeps what it is: a number, or null for nothing.
-fn json(fields: &Fields<'_>, value: &Value, out: &mut String) {
+fn json(fields: &Fields<'_>, value: &Value, out: &mut Vec<u8>) {
     match value {
-        Value::Literal(literal) => out.push_str(literal),
+        Value::Literal(literal) => out.extend_from_slice(literal.as_bytes()),
         Value::Array(values) => {
-            out.push('[');
+            out.push(b'[');
             for (at, value) in values.iter().enumerate() {
-                out.push_str(if at == 0 { "" } else { "," });
+                out.extend_from_slice(if at == 0 { b"" } else { b"," });
                 json(fields, value, out);
             }
-            out.push(']');
+            out.push(b']');
         }
         Value::Object(members) => {
-            out.push('{');
+            out.push(b'{');
             for (at, (name, value)) in members.iter().enumerate() {
-                out.push_str(if at == 0 { "" } else { "," });
+                out.extend_from_slice(if at == 0 { b"" } else { b"," });
                 string(name, out);
-                out.push(':');
+                out.push(b':');
                 json(fields, value, out);
             }
-            out.push('}');
+            out.push(b'}');
         }
         Value::Template(template) => match template.parts() {
             [Part::Operator(operator, length)] => match printed(fields, operator).cut(*length) {
-                Printed::Nothing => out.push_str("null"),
+                Printed::Nothing => out.extend_from_slice(b"null"),
                 Printed::Number(number) => _ = write!(out, "{number}"),
                 Printed::Text(text) => string(&text, out),
             },
@@ -127,9 +128,9 @@ fn joined(fields: &Fields<'_>, parts: &[Part]) -> String {
     joined
 }
 
-fn string(text: &str, out: &mut String) {
+fn string(text: &str, out: &mut Vec<u8>) {
     // A string always serialises.
-    out.push_str(&serde_json::to_string(text).unwrap_or_default());
+    serde_json::to_writer(out, text).unwrap_or_default();
 }
 
 fn printed<'a>(fields: &'a Fields<'_>, operator: &Operator) -> Printed<'a> {
@@ -138,8 +139,9 @@ fn printed<'a>(fields: &'a Fields<'_>, operator: &Operator) -> Printed<'a> {
         Operator::Request { name, otherwise, without_query } => {
             let names = [Some(name), otherwise.as_ref()].into_iter().flatten();
             let found = names.filter_map(|name| request_header(fields, name)).next();
-            let path = |text: &'a str| text.split_once('?').map_or(text, |(path, _)| path);
-            Printed::text(found.map(|text| if *without_query { path(text) } else { text }))
+            found.map_or(Printed::Nothing, |text| {
+                Printed::Text(if *without_query { path(text) } else { text })
+            })
         }
         Operator::Response { name, otherwise } => {
             let names = [Some(name), otherwise.as_ref()].into_iter().flatten();
@@ -187,15 +189,28 @@ fn printed<'a>(fields: &'a Fields<'_>, operator: &Operator) -> Printed<'a> {
     }
 }
 
-fn request_header<'a>(fields: &'a Fields<'_>, name: &str) -> Option<&'a str> {
+fn request_header<'a>(fields: &'a Fields<'_>, name: &str) -> Option<Cow<'a, str>> {
+    let sent = |value: Option<&'a [u8]>| value.map(String::from_utf8_lossy);
     match name {
-        ":method" => fields.method,
-        ":path" => fields.path,
-        ":authority" | "host" => fields.authority,
-        "x-forwarded-for" => fields.x_forwarded_for,
-        "user-agent" => fields.user_agent,
-        "x-request-id" => fields.request_id,
-        other => noted(fields.request_headers, other),
+        ":method" => fields.method.map(Cow::Borrowed),
+        ":path" => fields.path.map(Cow::Borrowed),
+        ":authority" | "host" => sent(fields.authority),
+        "x-forwarded-for" => sent(fields.x_forwarded_for),
+        "user-agent" => sent(fields.user_agent),
+        "x-request-id" => sent(fields.request_id),
+        other => noted(fields.request_headers, other).map(Cow::Borrowed),
+    }
+}
+
+/// Without its query.
+fn path(target: Cow<'_, str>) -> Cow<'_, str> {
+    let length = target.find('?').unwrap_or(target.len());
+    match target {
+        Cow::Borrowed(text) => text.get(..length).unwrap_or_default().into(),
+        Cow::Owned(mut text) => {
+            text.truncate(length);
+            text.into()
+        }
     }
 }
 
@@ -223,9 +238,9 @@ fn address<'a>(address: Option<SocketAddr>, piece: Piece) -> Printed<'a> {
 /// `%START_TIME%`: a time in a form of `strftime` with Envoy's additions, or in the usual one.
 pub fn time(start: SystemTime, format: Option<&str>) -> String {
     let Some(format) = format else {
-        let mut text = String::new();
+        let mut text = Vec::new();
         start_time(start, &mut text);
-        return text;
+        return String::from_utf8_lossy(&text).into_owned();
     };
     // Envoy's own seconds with a number of digits.
     let format = (1..=9).fold(format.to_owned(), |format, digits| {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt::Write;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,14 +13,14 @@ use crate::access::{AccessLogFormat, ConnectionLog, Direction, LogText, RequestL
 use crate::custom;
 
 /// Appends one line, its end included.
-pub(crate) fn line(fields: &Fields<'_>, format: &AccessLogFormat, out: &mut String) {
+pub(crate) fn line(fields: &Fields<'_>, format: &AccessLogFormat, out: &mut Vec<u8>) {
     match format {
         AccessLogFormat::Custom(format) => custom::line(fields, format, out),
         AccessLogFormat::Text => text(fields, out),
         // Strings and numbers always serialise.
-        AccessLogFormat::Json => out.push_str(&serde_json::to_string(fields).unwrap_or_default()),
+        AccessLogFormat::Json => serde_json::to_writer(&mut *out, fields).unwrap_or_default(),
     }
-    out.push('\n');
+    out.push(b'\n');
 }
 
 /// What a line says: L-3's keys in the order of Istio's format, then ours.
@@ -42,10 +42,14 @@ pub(crate) struct Fields<'a> {
     pub(crate) duration: Duration,
     #[serde(serialize_with = "as_header")]
     pub(crate) upstream_service_time: Option<Duration>,
-    pub(crate) x_forwarded_for: Option<&'a str>,
-    pub(crate) user_agent: Option<&'a str>,
-    pub(crate) request_id: Option<&'a str>,
-    pub(crate) authority: Option<&'a str>,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) x_forwarded_for: Option<&'a [u8]>,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) user_agent: Option<&'a [u8]>,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) request_id: Option<&'a [u8]>,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) authority: Option<&'a [u8]>,
     pub(crate) upstream_host: Option<SocketAddr>,
     pub(crate) upstream_cluster: Option<LogText<'a>>,
     pub(crate) upstream_local_address: Option<SocketAddr>,
@@ -142,10 +146,10 @@ impl<'a> Fields<'a> {
             bytes_sent: entry.bytes_sent,
             duration: entry.duration,
             upstream_service_time: entry.upstream_service_time,
-            x_forwarded_for: entry.x_forwarded_for.as_deref(),
-            user_agent: entry.user_agent.as_deref(),
-            request_id: entry.request_id.as_deref(),
-            authority: entry.authority.as_deref(),
+            x_forwarded_for: entry.x_forwarded_for,
+            user_agent: entry.user_agent,
+            request_id: entry.request_id,
+            authority: entry.authority,
             upstream_host: entry.upstream_host,
             upstream_cluster: entry.upstream_cluster,
             upstream_local_address: entry.upstream_local,
@@ -186,80 +190,88 @@ fn termination(entry: &ConnectionLog) -> Option<String> {
 /// field.
 ///
 /// Written with every request where the log is on, by hand: `write!` would cost several times as much.
-fn text(fields: &Fields<'_>, out: &mut String) {
-    out.push('[');
+fn text(fields: &Fields<'_>, out: &mut Vec<u8>) {
+    out.push(b'[');
     start_time(fields.start_time, out);
-    out.push_str("] \"");
-    escaped(fields.method, out);
-    out.push(' ');
-    escaped(fields.path, out);
-    out.push(' ');
-    out.push_str(fields.protocol.unwrap_or("-"));
-    out.push_str("\" ");
-    number(fields.response_code.into(), out);
+    out.extend_from_slice(b"] \"");
+    words(fields.method, out);
+    out.push(b' ');
+    words(fields.path, out);
+    out.push(b' ');
+    out.extend_from_slice(fields.protocol.unwrap_or("-").as_bytes());
+    out.extend_from_slice(b"\" ");
+    number(fields.response_code, out);
     let details = fields.response_code_details.unwrap_or("-");
     let termination = fields.connection_termination_details.as_deref().unwrap_or("-");
     for word in [fields.response_flags, details, termination] {
-        out.push(' ');
-        out.push_str(word);
+        out.push(b' ');
+        out.extend_from_slice(word.as_bytes());
     }
-    out.push_str(" \"");
-    escaped(fields.upstream_transport_failure_reason, out);
-    out.push('"');
+    out.extend_from_slice(b" \"");
+    words(fields.upstream_transport_failure_reason, out);
+    out.push(b'"');
     let service_time = fields.upstream_service_time.map(milliseconds);
     let numbers = [fields.bytes_received, fields.bytes_sent, milliseconds(fields.duration)];
     for value in numbers.map(Some).into_iter().chain([service_time]) {
-        out.push(' ');
+        out.push(b' ');
         optional(value, number, out);
     }
     for header in [fields.x_forwarded_for, fields.user_agent, fields.request_id, fields.authority] {
-        out.push_str(" \"");
-        escaped(header, out);
-        out.push('"');
+        out.extend_from_slice(b" \"");
+        optional(header, escaped, out);
+        out.push(b'"');
     }
     addresses(fields, out);
 }
 
 /// The end of the text format: upstream, addresses, SNI, route.
-fn addresses(fields: &Fields<'_>, out: &mut String) {
-    out.push_str(" \"");
+fn addresses(fields: &Fields<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b" \"");
     optional(fields.upstream_host, address, out);
-    out.push_str("\" ");
+    out.extend_from_slice(b"\" ");
     match fields.upstream_cluster {
-        Some(LogText::Plain(cluster)) => out.push_str(cluster),
-        // Writing to a String cannot fail.
+        Some(LogText::Plain(cluster)) => out.extend_from_slice(cluster.as_bytes()),
+        Some(LogText::InboundPort(port)) => {
+            out.extend_from_slice(b"inbound|");
+            number(port, out);
+            out.extend_from_slice(b"||");
+        }
+        // Writing to memory cannot fail.
         Some(other) => _ = write!(out, "{other}"),
-        None => out.push('-'),
+        None => out.push(b'-'),
     }
-    out.push(' ');
+    out.push(b' ');
     optional(fields.upstream_local_address, address, out);
     for end in [fields.downstream_local_address, fields.downstream_remote_address] {
-        out.push(' ');
+        out.push(b' ');
         address(end, out);
     }
-    out.push(' ');
-    escaped(fields.requested_server_name, out);
-    out.push(' ');
-    out.push_str(fields.route_name.unwrap_or("-"));
+    out.push(b' ');
+    words(fields.requested_server_name, out);
+    out.push(b' ');
+    out.extend_from_slice(fields.route_name.unwrap_or("-").as_bytes());
 }
 
 /// With milliseconds. Lines come one after the other: the second is put into words once for all of it.
-pub(crate) fn start_time(start: SystemTime, out: &mut String) {
+pub(crate) fn start_time(start: SystemTime, out: &mut Vec<u8>) {
     thread_local! {
         static SECOND: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
-    let Ok(since) = start.duration_since(UNIX_EPOCH) else { return out.push('-') };
+    let Ok(since) = start.duration_since(UNIX_EPOCH) else { return out.push(b'-') };
     SECOND.with_borrow_mut(|(of, words)| {
         if *of != since.as_secs() || words.is_empty() {
-            let Ok(time) = jiff::Timestamp::try_from(start) else { return out.push('-') };
-            (*of, *words) = (since.as_secs(), time.strftime("%Y-%m-%dT%H:%M:%S").to_string());
+            let Ok(time) = jiff::Timestamp::try_from(start) else { return out.push(b'-') };
+            (*of, *words) = (since.as_secs(), time.strftime("%Y-%m-%dT%H:%M:%S.").to_string());
         }
-        out.push_str(words);
-        out.push('.');
-        for place in [100, 10, 1] {
-            number(u64::from(since.subsec_millis() / place % 10), out);
-        }
-        out.push('Z');
+        out.extend_from_slice(words.as_bytes());
+        let milliseconds = since.subsec_millis();
+        out.extend_from_slice(match milliseconds {
+            0..10 => b"00",
+            10..100 => b"0",
+            _ => b"",
+        });
+        number(milliseconds, out);
+        out.push(b'Z');
     });
 }
 
@@ -267,67 +279,65 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn optional<T>(value: Option<T>, print: impl FnOnce(T, &mut String), out: &mut String) {
+fn optional<T>(value: Option<T>, print: impl FnOnce(T, &mut Vec<u8>), out: &mut Vec<u8>) {
     match value {
         Some(value) => print(value, out),
-        None => out.push('-'),
+        None => out.push(b'-'),
     }
 }
 
-fn number(value: u64, out: &mut String) {
-    // 20 digits are the most that there can be.
-    let (mut digits, mut rest, mut from) = ([b'0'; 20], value, 20);
-    for digit in digits.iter_mut().rev() {
-        *digit += u8::try_from(rest % 10).unwrap_or_default();
-        rest /= 10;
-        from -= 1;
-        if rest == 0 {
-            break;
-        }
-    }
-    let digits = digits.get(from..).unwrap_or_default();
-    out.push_str(std::str::from_utf8(digits).unwrap_or_default());
+fn number(value: impl itoa::Integer, out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-fn address(address: SocketAddr, out: &mut String) {
+fn address(address: SocketAddr, out: &mut Vec<u8>) {
     let SocketAddr::V4(address) = address else {
-        // Writing to a String cannot fail.
+        // Writing to memory cannot fail.
         let _ = write!(out, "{address}");
         return;
     };
-    for (at, octet) in address.ip().octets().into_iter().enumerate() {
-        if at > 0 {
-            out.push('.');
+    for (octet, end) in address.ip().octets().into_iter().zip(*b"...:") {
+        // A few digits cost less than finding out how many they are.
+        if octet >= 100 {
+            out.push(b'0' + octet / 100);
         }
-        number(octet.into(), out);
+        if octet >= 10 {
+            out.push(b'0' + octet / 10 % 10);
+        }
+        out.extend_from_slice(&[b'0' + octet % 10, end]);
     }
-    out.push(':');
-    number(address.port().into(), out);
+    number(address.port(), out);
+}
+
+fn words(text: Option<&str>, out: &mut Vec<u8>) {
+    optional(text.map(str::as_bytes), escaped, out);
 }
 
 /// Whatever a peer or an object's name put there, the line stays one line and its quotes stay balanced.
-pub(crate) fn escaped(text: Option<&str>, out: &mut String) {
-    let text = text.unwrap_or("-");
+pub(crate) fn escaped(text: &[u8], out: &mut Vec<u8>) {
     // All bytes are looked at in any case, several at a time.
     let is_plain = |byte: u8| (b' '..0x7F).contains(&byte) & (byte != b'"') & (byte != b'\\');
-    let plain = text.bytes().fold(true, |plain, byte| plain & is_plain(byte));
-    if plain {
-        return out.push_str(text);
+    if text.iter().fold(true, |plain, byte| plain & is_plain(*byte)) {
+        return out.extend_from_slice(text);
     }
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if c.is_control() => out.extend(c.escape_default()),
-            c => out.push(c),
-        }
+    for c in String::from_utf8_lossy(text).chars() {
+        // Writing to memory cannot fail.
+        let _ = match c {
+            '"' | '\\' => write!(out, "\\{c}"),
+            c if c.is_control() => write!(out, "{}", c.escape_default()),
+            c => write!(out, "{c}"),
+        };
     }
 }
 
+fn as_text<S: Serializer>(text: &Option<&[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.map(String::from_utf8_lossy).serialize(serializer)
+}
+
 fn as_time<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let mut text = String::new();
+    let mut text = Vec::new();
     start_time(*time, &mut text);
-    serializer.serialize_str(&text)
+    serializer.serialize_str(&String::from_utf8_lossy(&text))
 }
 
 fn as_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -21,7 +21,7 @@ pub(crate) const BATCH_BYTES: usize = 64 << 10;
 /// Lines that are written together.
 #[derive(Debug, Default)]
 struct Batch {
-    text: String,
+    text: Vec<u8>,
     lines: usize,
 }
 
@@ -39,7 +39,7 @@ struct Queue {
     lines: usize,
     bytes: usize,
     /// Emptied memory for the next batch.
-    spare: String,
+    spare: Vec<u8>,
     /// The writer has taken lines that it has not finished writing.
     writing: bool,
     /// No handle is left: write what there is, then end.
@@ -47,13 +47,13 @@ struct Queue {
 }
 
 impl Queue {
-    fn add(&mut self, line: &str) {
+    fn add(&mut self, line: &[u8]) {
         if self.batches.back().is_none_or(Batch::is_full) {
             let text = std::mem::take(&mut self.spare);
             self.batches.push_back(Batch { text, lines: 0 });
         }
         if let Some(batch) = self.batches.back_mut() {
-            batch.text.push_str(line);
+            batch.text.extend_from_slice(line);
             batch.lines += 1;
         }
         self.lines += 1;
@@ -128,7 +128,7 @@ impl Lines {
     }
 
     /// Queues a line, with its end. When the queue is full it is lost; urgent ones have some room of their own.
-    pub fn push(&self, line: &str, urgent: bool) {
+    pub fn push(&self, line: &[u8], urgent: bool) {
         let shared = &self.handle.shared;
         let mut queue = shared.lock();
         let (room, bytes) =
@@ -164,9 +164,9 @@ impl Lines {
 
 /// The writer's thread.
 fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>, limit: Duration) {
-    let mut written = String::new();
+    let mut written = Vec::new();
     while let Some(Batch { text, lines }) = take(shared, written, limit) {
-        if output.write_all(text.as_bytes()).and_then(|()| output.flush()).is_err() {
+        if output.write_all(&text).and_then(|()| output.flush()).is_err() {
             shared.lost.fetch_add(lines as u64, Ordering::Relaxed);
         }
         written = text;
@@ -174,7 +174,7 @@ fn write_all(shared: &Shared, mut output: Box<dyn Write + Send>, limit: Duration
 }
 
 /// Waits for lines and takes a batch; none means the end. The memory of what was `written` before is used again.
-fn take(shared: &Shared, mut written: String, limit: Duration) -> Option<Batch> {
+fn take(shared: &Shared, mut written: Vec<u8>, limit: Duration) -> Option<Batch> {
     written.clear();
     written.shrink_to(2 * BATCH_BYTES);
     let mut queue = shared.lock();

@@ -77,7 +77,7 @@ impl<'a> MakeWriter<'a> for StandardError {
 impl Write for Line<'_> {
     /// Whole lines are written at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.lines.push(&String::from_utf8_lossy(line), self.urgent);
+        self.lines.push(line, self.urgent);
         Ok(line.len())
     }
 

@@ -389,7 +389,7 @@ impl Record {
             }
         };
         let allowed_by = self.allowed_by.as_ref().map(|(object, rule)| LogText::Policy(object, *rule));
-        let authority = self.head.uri.authority().map(|authority| Cow::Borrowed(authority.as_str()));
+        let authority = self.head.uri.authority().map(|authority| authority.as_str().as_bytes());
         RequestLog {
             // The clock is asked for lines alone.
             start: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
@@ -410,10 +410,10 @@ impl Record {
             bytes_received: self.of_body(Traffic::body),
             bytes_sent: self.sent.body(),
             upstream_service_time: self.service_time,
-            x_forwarded_for: self.head.forwarded_for.as_ref().map(text),
-            user_agent: self.head.user_agent.as_ref().map(text),
-            request_id: self.head.request_id.as_ref().map(text),
-            authority: authority.or_else(|| self.head.authority.as_ref().map(text)),
+            x_forwarded_for: self.head.forwarded_for.as_ref().map(HeaderValue::as_bytes),
+            user_agent: self.head.user_agent.as_ref().map(HeaderValue::as_bytes),
+            request_id: self.head.request_id.as_ref().map(HeaderValue::as_bytes),
+            authority: authority.or_else(|| self.head.authority.as_ref().map(HeaderValue::as_bytes)),
             upstream_host: self.upstream,
             upstream_cluster: cluster,
             upstream_local: self.upstream_local,
