@@ -27,7 +27,7 @@ use weft_core::{Identity, Snapshot};
 use weft_identity::CertStore;
 use weft_identity::testing::{TestCa, TestCaClient};
 use weft_kernel::{AttestedPeer, Netns};
-use weft_telemetry::{AccessLog, Metrics};
+use weft_telemetry::{AccessLog, AccessLogFormat, Metrics};
 
 #[cfg(test)]
 use crate::Proxy;
@@ -257,6 +257,11 @@ impl Bed {
 
     pub(crate) fn metrics(&self) -> String {
         self.worker.shared.context.metrics.render()
+    }
+
+    /// Lines about everything, as Istio's default format has them.
+    pub(crate) fn log_everything(&self) {
+        self.worker.shared.context.access_log.configure(true, AccessLogFormat::Text);
     }
 
     /// The lines of the access log so far.

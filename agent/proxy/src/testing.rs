@@ -20,12 +20,22 @@ const ANSWER_HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nserver: bench\r\ncontent-length: 128\r\n\r\n";
 const ANSWER_BODY: [u8; 128] = [b'x'; 128];
 
+/// What stands between the client and the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Between {
+    /// Nothing: what client and application cost themselves.
+    Nothing,
+    /// A worker's client's side and server's side, on one node, with metrics.
+    Mesh,
+    /// The same with a VirtualService of two rules, an ALLOW and a DENY policy.
+    Rules,
+    /// The same with ten more rules that look at each request, and the access log.
+    TenRulesAndLog,
+}
+
 /// Sends requests over one HTTP/1.1 connection, one after the other.
-///
-/// `meshed`: through a worker's client's side and server's side, to a pod of the same node, with a VirtualService of
-/// two rules, an ALLOW and a DENY policy, metrics, and no access log. Otherwise straight to the same application,
-/// which is what client and application cost themselves.
-pub fn requests(count: usize, meshed: bool) {
+pub fn requests(count: usize, between: Between) {
+    let meshed = between != Between::Nothing;
     run(async {
         let mut bed = Bed::new("a");
         let (listener, application) = bed.application().await;
@@ -34,7 +44,13 @@ pub fn requests(count: usize, meshed: bool) {
             let vip = bed.listen(&bed.client, Role::Outbound, (bed.other_ip, 0).into());
             let ips = [application.ip()];
             bed.change(service_speaking(PortProtocol::Http, vip, &ips, application.port()));
-            bed.change(rules());
+            if between != Between::Mesh {
+                bed.change(rules());
+            }
+            if between == Between::TenRulesAndLog {
+                bed.change([ten_rules()]);
+                bed.log_everything();
+            }
             connect_from(bed.client_ip, vip).await.unwrap()
         } else {
             connect_from(bed.client_ip, application).await.unwrap()
@@ -101,18 +117,34 @@ fn rules() -> Vec<Change> {
     let allow = Rule { from, to: vec![paths(["/1k", "/bench"])], ..Rule::default() };
     let deny = Rule { to: vec![paths(["/admin"])], ..Rule::default() };
     let policies = [("allow", PolicyAction::Allow, allow), ("deny", PolicyAction::Deny, deny)];
-    let policies = policies.map(|(key, action, rule)| {
-        Resource::AuthorizationPolicy(AuthorizationPolicy {
-            meta: meta(name(key)),
-            selector: Some([("app", "server")].into_iter().collect()),
-            targets_gateway: false,
-            provider: None,
-            action,
-            dry_run: false,
-            rules: vec![rule],
-        })
-    });
-    std::iter::once(routes).chain(policies).map(|resource| Change::Upsert(Box::new(resource))).collect()
+    let policies = policies.map(|(key, action, rule)| policy(key, action, vec![rule]));
+    std::iter::once(Change::Upsert(Box::new(routes))).chain(policies).collect()
+}
+
+/// Ten rules of one DENY policy, none of which matches.
+fn ten_rules() -> Change {
+    let rule = |index| {
+        let paths = StringMatch::Suffix(format!("/secret-{index}").into());
+        let to = Operation {
+            methods: Match { any: [StringMatch::Exact("GET".into())].into(), not: Box::default() },
+            paths: Match { any: [PathMatch::Text(paths)].into(), not: Box::default() },
+            ..Operation::default()
+        };
+        Rule { to: vec![to], ..Rule::default() }
+    };
+    policy("ten", PolicyAction::Deny, (0..10).map(rule).collect())
+}
+
+fn policy(key: &str, action: PolicyAction, rules: Vec<Rule>) -> Change {
+    Change::Upsert(Box::new(Resource::AuthorizationPolicy(AuthorizationPolicy {
+        meta: meta(name(key)),
+        selector: Some([("app", "server")].into_iter().collect()),
+        targets_gateway: false,
+        provider: None,
+        action,
+        dry_run: false,
+        rules,
+    })))
 }
 
 /// Paths that begin so.

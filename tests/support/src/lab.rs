@@ -170,18 +170,25 @@ impl Pod {
 
     /// Starts `lab-peer serve SERVICES…` in the pod and waits until it listens.
     pub fn serve(&self, services: &[&str]) -> Result<Process> {
-        let mut server = self.spawn(&[&["serve"], services].concat())?;
-        server.wait_for_line(Duration::from_secs(60), |line| line.contains("listening").then_some(()))?;
-        Ok(server)
+        self.server(&[&["serve"], services].concat())
     }
 
     /// Starts the HTTP application in the pod, which answers as `version`, and waits until it listens.
     pub fn app(&self, version: &str, ports: &[u16]) -> Result<Process> {
         let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
         let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
-        let mut server = self.spawn(&[&["app", "--version", version], ports.as_slice()].concat())?;
+        self.server(&[&["app", "--version", version], ports.as_slice()].concat())
+    }
+
+    fn server(&self, args: &[&str]) -> Result<Process> {
+        let mut server = self.spawn(args)?;
         server.wait_for_line(Duration::from_secs(60), |line| line.contains("listening").then_some(()))?;
         Ok(server)
+    }
+
+    /// Starts a relay in the pod that only copies, and waits until it listens.
+    pub fn relay(&self, port: u16, to: &str) -> Result<Process> {
+        self.server(&["relay", &port.to_string(), to])
     }
 
     /// Runs `lab-peer` in the pod to its end and gives the last line of its output, which is JSON.

@@ -133,7 +133,9 @@ impl Bed {
     /// Runs a client while others leave the machine alone; repeats it when they did not.
     pub(crate) fn measure(&self, contender: Contender, args: &[&str]) -> Result<Measured> {
         let serving: Vec<u32> = match contender {
-            Contender::Direct | Contender::Weft => self.agents.iter().map(Agent::pid).collect(),
+            Contender::Direct | Contender::Relays | Contender::Weft => {
+                self.agents.iter().map(Agent::pid).collect()
+            }
             Contender::Envoy => self.envoys.iter().map(Process::pid).collect(),
         };
         self.meter.measure(self.client(contender)?, &serving, args)
@@ -147,7 +149,7 @@ impl Bed {
 
 fn namespace(contender: Contender) -> &'static str {
     match contender {
-        Contender::Direct => "plain",
+        Contender::Direct | Contender::Relays => "plain",
         Contender::Weft => "mesh",
         Contender::Envoy => "envoy",
     }

@@ -33,6 +33,8 @@ pub(crate) enum Contender {
     Direct,
     Weft,
     Envoy,
+    /// A relay that only copies in the place of each proxy: what is left where a proxy costs nothing.
+    Relays,
 }
 
 impl Contender {
@@ -41,6 +43,7 @@ impl Contender {
             Self::Direct => "direct",
             Self::Weft => "weft",
             Self::Envoy => "envoy",
+            Self::Relays => "relays",
         }
     }
 }
@@ -110,7 +113,8 @@ impl Collected {
             samples.into_iter().flatten().map(|(contender, values)| (contender.name(), values)).collect();
         let median: BTreeMap<&str, f64> =
             samples.iter().map(|(name, values)| (*name, median(values))).collect();
-        let figure = figure(spec.figure, &median);
+        let floor = figure(spec.figure, Contender::Relays, &median);
+        let figure = figure(spec.figure, Contender::Weft, &median);
         let reached =
             figure.is_some_and(|f| if spec.higher_is_better { f >= spec.gate } else { f <= spec.gate });
         let cpu =
@@ -130,6 +134,7 @@ impl Collected {
                 Figure::AddedOfEnvoy => "added, of envoy",
                 Figure::Absolute => "value",
             },
+            floor,
             gate: spec.gate,
             ok: reached && error.is_none(),
             cpu,
@@ -150,6 +155,9 @@ struct Row<'a> {
     median: BTreeMap<&'a str, f64>,
     figure: Option<f64>,
     figure_is: &'a str,
+    /// The figure of relays that only copy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Option<f64>,
     gate: f64,
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -192,16 +200,16 @@ fn round(value: f64) -> f64 {
     (value * scale).round() / scale
 }
 
-fn figure(kind: Figure, median: &BTreeMap<&str, f64>) -> Option<f64> {
-    let weft = *median.get(Contender::Weft.name())?;
+fn figure(kind: Figure, of: Contender, median: &BTreeMap<&str, f64>) -> Option<f64> {
+    let own = *median.get(of.name())?;
     let direct = median.get(Contender::Direct.name()).copied();
     let envoy = median.get(Contender::Envoy.name()).copied();
     let value = match kind {
-        Figure::OfDirect => weft / direct.filter(|d| *d > 0.0)?,
-        Figure::AddedToDirect => weft - direct?,
-        Figure::OfEnvoy => weft / envoy.filter(|e| *e > 0.0)?,
-        Figure::AddedOfEnvoy => (weft - direct?) / Some(envoy? - direct?).filter(|added| *added > 0.0)?,
-        Figure::Absolute => weft,
+        Figure::OfDirect => own / direct.filter(|d| *d > 0.0)?,
+        Figure::AddedToDirect => own - direct?,
+        Figure::OfEnvoy => own / envoy.filter(|e| *e > 0.0)?,
+        Figure::AddedOfEnvoy => (own - direct?) / Some(envoy? - direct?).filter(|added| *added > 0.0)?,
+        Figure::Absolute => own,
     };
     Some(round(value))
 }
@@ -244,7 +252,8 @@ fn print_row(row: &Row<'_>) {
         row.gate,
         if row.ok { "ok" } else { "NOT REACHED" },
     );
-    for text in [row.note, row.error].into_iter().flatten() {
+    let floor = row.floor.map(|floor| format!("relays that only copy: {floor}"));
+    for text in [row.note, floor.as_deref(), row.error].into_iter().flatten() {
         println!("{:<34}{text}", "");
     }
 }
@@ -276,6 +285,22 @@ mod tests {
         let [row] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!((row.figure, row.ok), (Some(0.5), true));
         assert_eq!(row.median.get("direct"), Some(&60.0));
+    }
+
+    #[test]
+    fn relays_that_only_copy_show_what_is_left_to_gain() {
+        let mut collected = Collected::default();
+        for (contender, value) in [
+            (Contender::Direct, 50.0),
+            (Contender::Weft, 150.0),
+            (Contender::Envoy, 450.0),
+            (Contender::Relays, 90.0),
+        ] {
+            collected.add("l7.cross.p50-1", Family::V4, contender, value);
+        }
+        let rows = collected.rows();
+        let [row] = rows.as_slice() else { panic!("{rows:?}") };
+        assert_eq!((row.figure, row.floor), (Some(0.25), Some(0.1)));
     }
 
     #[test]

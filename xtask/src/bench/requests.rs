@@ -30,7 +30,7 @@ pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -
     ])?;
     eprintln!("l7: requests under callgrind");
     let program = binaries.join("request-bench");
-    let direct = per_request(&program, &["--direct"])?;
+    let direct = per_request(&program, &["--between", "nothing"])?;
     let meshed = per_request(&program, &[])?;
     let own = meshed.of_each(direct, 1.0);
     for (row, value) in ROWS.into_iter().zip([own.allocations, own.instructions]) {

@@ -15,10 +15,13 @@ use super::report::{Collected, Contender, Family};
 
 const HTTP: u16 = 1003;
 const GRPC: u16 = 1005;
+/// Where the relays that only copy listen.
+const RELAY: u16 = 1007;
 
 /// Connections (or streams) of the saturating loads, and how long each takes.
 const CONNECTIONS: &str = "32";
 const STREAMS: &str = "100";
+const ONE: &str = "1";
 const SECONDS: &str = "3";
 
 /// Routing, one ALLOW and one DENY, as the goals have it.
@@ -99,7 +102,7 @@ const TESTS: &[Test] = &[
         rows: &[("l7.same.cpu", Read::Cpu), ("l7.same.cpu-hop", Read::CpuOfHop)],
     },
     Test {
-        load: &["latency", "-n", "1"],
+        load: &["latency", "-n", ONE],
         server: "far",
         rows: &[("l7.cross.p50-1", Read::P50), ("l7.cross.p99-1", Read::P99)],
     },
@@ -144,15 +147,21 @@ pub(crate) fn measure(plan: &Plan, binaries: &Path, collected: &mut Collected) -
 }
 
 impl Test {
+    /// Relays only where there is nothing to do but wait for each other: elsewhere they are no floor.
+    fn contenders(&self) -> impl Iterator<Item = Contender> {
+        let relays = self.load.contains(&ONE).then_some(Contender::Relays);
+        [Contender::Direct, Contender::Weft, Contender::Envoy].into_iter().chain(relays)
+    }
+
     fn run(&self, bed: &Bed, plan: &Plan, binaries: &Path, collected: &mut Collected) -> Result<()> {
         let wanted = |read: &Read| self.rows.iter().any(|(row, of)| of == read && plan.wants(row));
         // One connection at a time measures wake-ups unless the cores stay awake.
-        let awake = if wanted(&Read::P50) && self.load.contains(&"1") {
+        let awake = if wanted(&Read::P50) && self.load.contains(&ONE) {
             keep_awake(&bed.lab, binaries)?
         } else {
             Vec::new()
         };
-        for contender in [Contender::Direct, Contender::Weft, Contender::Envoy] {
+        for contender in self.contenders() {
             let measured = bed.measure(contender, self.load, self.server, false)?;
             collected.add_foreign(measured.foreign);
             for (row, read) in
@@ -182,8 +191,10 @@ impl Read {
     fn value(self, measured: &Measured, contender: Contender) -> Result<Option<f64>> {
         Ok(match self {
             Self::Rate => Some(measured.number("requests")? / measured.number("seconds")?),
-            Self::Cpu | Self::CpuOfHop if contender == Contender::Direct => None,
-            Self::Cpu | Self::CpuOfHop => Some(cpu_per_request(measured)?),
+            Self::Cpu | Self::CpuOfHop if matches!(contender, Contender::Weft | Contender::Envoy) => {
+                Some(cpu_per_request(measured)?)
+            }
+            Self::Cpu | Self::CpuOfHop => None,
             Self::P50 => Some(measured.number("p50_us")?),
             Self::P99 => Some(measured.number("p99_us")?),
         })
@@ -240,6 +251,7 @@ impl Bed {
                 servers.push(pod.app("v1", &[GRPC])?);
             }
         }
+        servers.extend(relays(&lab)?);
         let controller = lab.start_controller()?;
         let agents = vec![lab.start_agent("a")?, lab.start_agent("b")?];
         let (envoys, meter) = (Envoys::start(&lab)?, Meter::new(&lab)?);
@@ -286,7 +298,7 @@ impl Bed {
 
     fn client(&self, contender: Contender) -> Result<&Pod> {
         self.lab.pod(match contender {
-            Contender::Direct => "plain/client",
+            Contender::Direct | Contender::Relays => "plain/client",
             Contender::Weft => "mesh/client",
             Contender::Envoy => "envoy/client",
         })
@@ -297,6 +309,7 @@ impl Bed {
         let port = if grpc { GRPC } else { HTTP };
         Ok(match contender {
             Contender::Direct => format!("{}:{port}", self.lab.pod(&format!("plain/{server}"))?.ipv4()),
+            Contender::Relays => format!("127.0.0.1:{RELAY}"),
             Contender::Weft => format!("{}:{port}", vip(usize::from(server == "far"))),
             Contender::Envoy => {
                 let port = match (server, grpc, hop) {
@@ -313,7 +326,7 @@ impl Bed {
     fn measure(&self, contender: Contender, load: &[&str], server: &str, hop: bool) -> Result<Measured> {
         let target = self.target(contender, load, server, hop)?;
         let serving = match (contender, server, hop) {
-            (Contender::Direct, _, _) => Vec::new(),
+            (Contender::Direct | Contender::Relays, _, _) => Vec::new(),
             (Contender::Weft, _, _) => self.agents.iter().map(Agent::pid).collect(),
             (Contender::Envoy, _, true) => self.envoys.hop().to_vec(),
             (Contender::Envoy, "near", false) => self.envoys.same_pair().to_vec(),
@@ -323,6 +336,15 @@ impl Bed {
         let fixed = ["load", mode, &target, "--host", server, "--seconds", SECONDS];
         self.meter.measure(self.client(contender)?, &serving, &[&fixed[..], options].concat())
     }
+}
+
+/// One in the client's pod and one in the server's, as a pair of proxies stands.
+fn relays(lab: &Lab) -> Result<[Process; 2]> {
+    let (client, far) = (lab.pod("plain/client")?, lab.pod("plain/far")?);
+    Ok([
+        client.relay(RELAY, &format!("{}:{RELAY}", far.ipv4()))?,
+        far.relay(RELAY, &format!("127.0.0.1:{HTTP}"))?,
+    ])
 }
 
 fn vip(index: usize) -> String {

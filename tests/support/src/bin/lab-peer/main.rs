@@ -13,6 +13,7 @@ mod janitor;
 mod latency;
 mod load;
 mod reactor;
+mod relay;
 mod serve;
 mod steady;
 mod watch;
@@ -34,6 +35,8 @@ enum Mode {
     Serve(serve::ServeArgs),
     /// An HTTP application (HTTP/1.1, HTTP/2, gRPC, WebSocket) that says who answers and fails as it is told to.
     App(app::AppArgs),
+    /// Copy what connections bring to another address, and what comes back.
+    Relay(relay::RelayArgs),
     /// HTTP requests, and counts of what became of them.
     Http(browse::HttpArgs),
     /// One HTTP request.
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().mode {
         Mode::Serve(args) => serve::run(&args),
         Mode::App(args) => app::run(&args),
+        Mode::Relay(args) => relay::run(&args),
         Mode::Http(args) => browse::run(&args),
         Mode::Get(args) => client::get(&args),
         Mode::Connect(args) => client::connect(&args),
