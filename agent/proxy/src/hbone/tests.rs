@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use weft_identity::testing::Wrong;
 
+use super::STREAM_WINDOW;
 use super::client::{self, TunnelStream};
 use crate::account::{Account, Facts, Route, Side};
 use crate::listener::Role;
@@ -127,7 +128,7 @@ fn stalled_readers_do_not_block_another_stream() {
             let metrics = bed.metrics();
             let line = metrics.lines().find(|line| line.starts_with(received));
             let bytes = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-            bytes.is_some_and(|bytes| bytes >= f64::from(40 * super::STREAM_WINDOW))
+            bytes.is_some_and(|bytes| bytes >= f64::from(40 * STREAM_WINDOW))
         })
         .await;
         let (mut client, mut server) = tunnelled(&bed, &application, addr).await;
@@ -146,24 +147,30 @@ fn stalled_readers_do_not_block_another_stream() {
 #[test]
 fn a_pod_that_does_not_take_what_it_gets_is_given_no_new_streams() {
     run(async {
-        let config = ProxyConfig { unread_per_pod: 2 << 20, ..ProxyConfig::default() };
+        // A stream that stalls has between half a window and a whole one unread: what was taken before is announced
+        // by half windows.
+        let budget = 3 * STREAM_WINDOW as usize / 2;
+        let config = ProxyConfig { unread_per_pod: budget, ..ProxyConfig::default() };
         let bed = Bed::with(config, "b");
         bed.serve_tunnels();
         let (application, addr) = bed.application().await;
-        let mut stalled = Vec::new();
+        let (mut clients, mut stalled) = (Vec::new(), Vec::new());
         for _ in 0..3 {
-            let (mut client, server) = tunnelled(&bed, &application, addr).await;
+            let (client, server) = tunnelled(&bed, &application, addr).await;
+            clients.push(client);
+            stalled.push(server);
+        }
+        for mut client in clients {
             tokio::task::spawn_local(async move {
                 // More than windows and socket buffers take; it waits until the server goes.
                 let _ = client.write_all(&vec![1; 32 << 20]).await;
             });
-            stalled.push(server);
         }
-        bed.until("a full budget", |bed| bed.server.unread.exceeds(2 << 20)).await;
+        bed.until("a full budget", |bed| bed.server.unread.exceeds(budget)).await;
         assert_eq!(open(&bed, addr).await.map_err(failure).err().unwrap().flags, "CONNECT");
         assert!(!over_limit(&bed, 0));
         drop(stalled);
-        bed.until("room", |bed| !bed.server.unread.exceeds(2 << 20)).await;
+        bed.until("room", |bed| !bed.server.unread.exceeds(budget)).await;
         tunnelled(&bed, &application, addr).await;
     });
 }
