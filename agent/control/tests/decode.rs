@@ -5,10 +5,12 @@ mod common;
 
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use weft_control::decode::documents::Format;
 use weft_control::decode::{Decoded, Outcome};
+use weft_core::resource::{Labels, Resource};
 
 fn render(decoded: &[Decoded]) -> String {
     let mut text = String::new();
@@ -226,7 +228,7 @@ fn log_formats_name_what_nobody_knows() {
     ] {
         let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
         let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{settings}: {decoded:?}") };
-        let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+        let Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
         let told: Vec<_> = decoded.problems.iter().map(|problem| problem.message.as_str()).collect();
         assert_eq!(told.len(), findings.len(), "{settings}: {told:?}");
         assert!(told.iter().zip(findings).all(|(told, wanted)| told.contains(wanted)), "{told:?}");
@@ -241,7 +243,7 @@ fn the_mesh_has_a_policy_of_its_own() {
                     defaultTrafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}, retryBudget: {percent: 5}}";
     let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
     let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{decoded:?}") };
-    let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    let Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
     let locality = mesh.http.locality.as_ref().unwrap();
     assert!(!locality.enabled && locality.distribute.len() == 1 && locality.distribute[0].to.len() == 2);
     let blocks = &mesh.http.traffic_policy.as_ref().unwrap().blocks;
@@ -351,16 +353,66 @@ fn corners_are_judged_as_by_istio() {
     assert!(lines > 40);
 }
 
+/// C-1: selectors are read as Kubernetes has them, and one that is wrong refuses the whole instead of selecting more.
+#[test]
+fn discovery_selectors_are_read_or_refused() {
+    let read = |settings: &str| match &mesh_config(settings)[0].outcome {
+        Outcome::Accepted(resource) => match &**resource {
+            Resource::MeshConfig(mesh) => mesh.discovery_selectors.clone(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{settings}: {other:?}"),
+    };
+    let selectors = read(
+        "discoverySelectors: [{matchLabels: {env: prod}, matchExpressions: [\
+         {key: region, operator: In, values: [eu, us]}, {key: a.b/c, operator: NotIn, values: [x]}, \
+         {key: team, operator: Exists}]}, {matchExpressions: [{key: \"off\", operator: DoesNotExist, values: []}]}]",
+    );
+    let labels = |text: &[(&str, &str)]| {
+        text.iter().map(|(key, value)| (Arc::from(*key), Arc::from(*value))).collect::<Labels>()
+    };
+    for (on, first, second) in [
+        (&[("env", "prod"), ("region", "eu"), ("team", "")][..], true, true),
+        (&[("env", "prod"), ("region", "eu"), ("team", ""), ("a.b/c", "x")], false, true),
+        (&[("env", "prod"), ("region", "cn"), ("team", "")], false, true),
+        (&[("env", "prod"), ("region", "us"), ("off", "")], false, false),
+    ] {
+        let selects = [0, 1].map(|at: usize| selectors[at].selects(&labels(on)));
+        assert_eq!(selects, [first, second], "{on:?}");
+    }
+    for none in ["discoverySelectors: []", "discoverySelectors: null", "{}"] {
+        assert!(read(none).is_empty(), "{none}");
+    }
+    assert!(read("discoverySelectors: [{}]")[0].selects(&labels(&[])));
+    for (wrong, field) in [
+        ("[null]", "[0]"),
+        ("[{matchLabel: {a: b}}]", "[0].matchLabel"),
+        ("[{matchLabels: {a b: c}}]", "[0].matchLabels"),
+        ("[{matchExpressions: [{key: a, operator: in, values: [b]}]}]", "[0].matchExpressions[0].operator"),
+        ("[{matchExpressions: [{key: a, operator: In}]}]", "[0].matchExpressions[0].values"),
+        ("[{matchExpressions: [{key: a, operator: Exists, values: [b]}]}]", "[0].matchExpressions[0].values"),
+        ("[{matchExpressions: [{operator: Exists}]}]", "[0].matchExpressions[0].key"),
+        ("[{matchExpressions: [{key: a, operator: In, values: [b c]}]}]", "[0].matchExpressions[0].values"),
+    ] {
+        let [decoded] = &mesh_config(&format!("discoverySelectors: {wrong}"))[..] else {
+            panic!("one object")
+        };
+        assert!(matches!(decoded.outcome, Outcome::Rejected(_)), "{wrong}: {decoded:?}");
+        let told: Vec<_> = decoded.problems.iter().map(|problem| problem.field.as_str()).collect();
+        assert_eq!(told, [format!("data.mesh.discoverySelectors{field}")], "{wrong}");
+    }
+}
+
 /// C-1: what stands behind every pool, and what means nothing here.
 #[test]
 fn settings_of_the_mesh_are_applied_or_named() {
     let settings = "connectTimeout: 3s\ntcpKeepalive: {time: 60s, probes: 9}\nh2UpgradePolicy: UPGRADE\n\
-                    enableAutoMtls: false\ndiscoverySelectors: []\nmeshMTLS: {minProtocolVersion: TLSV1_3}\n\
+                    enableAutoMtls: false\nserviceSettings: []\nmeshMTLS: {minProtocolVersion: TLSV1_3}\n\
                     defaultProviders: {accessLogging: [envoy], metrics: [prometheus], tracing: [zipkin]}\nprotocolDetectionTimeout: 1s\n\
                     defaultConfig: {proxyHeaders: {server: {disabled: true}}, concurrency: 2}";
     let [decoded] = &mesh_config(settings)[..] else { panic!("one object") };
     let Outcome::Accepted(resource) = &decoded.outcome else { panic!("{decoded:?}") };
-    let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    let Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
     assert!(mesh.access_log, "`envoy` is standard output (L-1)");
     assert_eq!(mesh.http.detection_timeout.unwrap().as_secs(), 1);
     let pool = mesh.http.pool;
@@ -375,19 +427,19 @@ fn settings_of_the_mesh_are_applied_or_named() {
     let names = [
         "defaultConfig.proxyHeaders",
         "defaultProviders.tracing",
-        "discoverySelectors",
         "enableAutoMtls",
         "meshMTLS",
+        "serviceSettings",
     ];
     assert_eq!(told, names.map(|name| format!("data.mesh.{name}")));
     let elsewhere = mesh_config("defaultProviders: {accessLogging: [collector], metrics: [collector]}");
     let told: Vec<_> = elsewhere[0].problems.iter().map(|problem| problem.field.as_str()).collect();
     assert_eq!(told, ["accessLogging", "metrics"].map(|name| format!("data.mesh.defaultProviders.{name}")));
     let Outcome::Accepted(resource) = &elsewhere[0].outcome else { panic!("{elsewhere:?}") };
-    assert!(matches!(&**resource, weft_core::resource::Resource::MeshConfig(mesh) if !mesh.access_log));
+    assert!(matches!(&**resource, Resource::MeshConfig(mesh) if !mesh.access_log));
     let endless = mesh_config("protocolDetectionTimeout: 0s");
     let Outcome::Accepted(resource) = &endless[0].outcome else { panic!("{endless:?}") };
-    let weft_core::resource::Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
+    let Resource::MeshConfig(mesh) = &**resource else { panic!("a MeshConfig") };
     assert!(mesh.http.detection_timeout.unwrap().is_zero());
     for wrong in [
         "protocolDetectionTimeout: 1us",

@@ -14,6 +14,7 @@ use crate::problem::Origin;
 
 pub mod authorization;
 pub mod destination_rule;
+pub mod label_selector;
 mod mesh;
 mod policy;
 pub mod request_authentication;
@@ -21,6 +22,7 @@ pub mod virtual_service;
 
 pub use authorization::{HttpKey, PathMatch, PathTemplate};
 pub use destination_rule::DestinationRule;
+pub use label_selector::LabelSelector;
 pub use mesh::{ExportDefaults, ExtAuthz, MeshConfig, MeshHttp, PathNormalization};
 pub use policy::{
     AuthorizationPolicy, Condition, Match, NamespaceMatch, Operation, PolicyAction, Rule,

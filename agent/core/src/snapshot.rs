@@ -18,7 +18,8 @@ use crate::compile::sharded::{Addressed, IpMap, Named, Registry};
 use crate::locality::Localities;
 use crate::resource::request_authentication::JwtRule;
 use crate::resource::{
-    ExportDefaults, Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol, TrafficDistribution,
+    ExportDefaults, LabelSelector, Labels, MeshHttp, MtlsMode, NamespacedName, ObjectRef, PortProtocol,
+    TrafficDistribution,
 };
 use crate::visibility::Visibility;
 use crate::{Identity, Problem};
@@ -44,6 +45,8 @@ pub struct MeshSettings {
     pub encrypt_same_node: bool,
     /// Who sees objects that do not say it.
     pub exports: ExportDefaults,
+    /// Which namespaces count (C-1); empty is all.
+    pub discovery_selectors: Arc<[LabelSelector]>,
     /// What only HTTP uses.
     pub http: Arc<MeshHttp>,
 }

@@ -41,9 +41,15 @@ struct NodeAddress<'a> {
     address: Text<'a>,
 }
 
+/// The label that an API server gives to every Namespace, and files need not have: its name.
+const NAME: &str = "kubernetes.io/metadata.name";
+
 pub(super) fn namespace<'a>(body: Body<'_>, place: Place<'a>, interner: &mut Interner) -> Read<'a> {
-    let MetaOnly { metadata } = body.read()?;
+    let MetaOnly { mut metadata } = body.read()?;
     let report = meta::cluster_scoped(&metadata, Kind::Namespace, place, interner);
+    if metadata.labels.get(NAME).is_none() {
+        metadata.labels.0.push((Text(NAME.into()), metadata.name.clone()));
+    }
     let namespace = Namespace {
         name: report.key.name.clone(),
         labels: interner.labels(&metadata.labels.0, |_| true),

@@ -11,7 +11,7 @@ use super::policy::{PolicyIndex, PolicySet, TrustDomains};
 use super::state::{NamespaceState, PodRecord, policy_selector};
 use super::{capture, membership, report, services};
 use crate::problem::Severity;
-use crate::resource::{AuthorizationPolicy, Kind, Labels, Namespace, NamespacedName, PortProtocol};
+use crate::resource::{AuthorizationPolicy, Kind, Labels, NamespacedName, PortProtocol};
 use crate::snapshot::{LocalWorkload, TrafficHint, Workload};
 
 /// A pod of this node and the Services that may lead to it.
@@ -267,9 +267,11 @@ impl Compiler {
         list.clone()
     }
 
-    pub(super) fn findings_of_namespace(&mut self, name: &Arc<str>, namespace: Option<&Namespace>) {
+    pub(super) fn findings_of_namespace(&mut self, name: &Arc<str>) {
         let key = NamespacedName::new("", name.clone());
-        let problems = namespace.map(report::namespace).unwrap_or_default();
+        let state = self.namespaces.get(name);
+        let found = state.and_then(|state| Some(report::namespace(state.object.as_ref()?, state.facts)));
+        let problems = found.unwrap_or_default();
         self.findings.set(Kind::Namespace, &key, Topic::Object, problems);
     }
 

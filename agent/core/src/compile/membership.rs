@@ -24,12 +24,13 @@ pub(super) fn of_pod(labels: &Labels, annotations: &Labels, adopt_istio: bool) -
     })
 }
 
-/// What a Namespace says.
-pub(super) fn facts(namespace: &Namespace, adopt_istio: bool) -> NamespaceFacts {
+/// What a Namespace says, which the mesh looks at or not (`hidden`).
+pub(super) fn facts(namespace: &Namespace, adopt_istio: bool, hidden: bool) -> NamespaceFacts {
     let annotation = |key: &str| namespace.annotations.get(key);
     NamespaceFacts {
         opted: own_label(&namespace.labels)
             .or_else(|| if adopt_istio { istio_namespace(&namespace.labels) } else { None }),
+        hidden,
         bypass: namespace.labels.get(names::MESH) == Some(names::MESH_BYPASS)
             || annotation(names::MESH) == Some(names::MESH_BYPASS),
         encrypt_same_node: annotation(names::SAME_NODE) == Some(names::SAME_NODE_ENCRYPT),
@@ -76,32 +77,34 @@ pub(super) fn is_bypassed(annotations: &Labels) -> bool {
     annotations.get(names::MESH) == Some(names::MESH_BYPASS)
 }
 
-/// Who switched capture off for all of its pods at once.
+/// What keeps all pods of a namespace or a node out, whatever they say themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Emergency {
+pub(super) enum KeptOut {
+    /// The namespace has the label of the break-glass.
     Namespace,
+    /// The node has it.
     Node,
+    /// The mesh does not look at the namespace.
+    Hidden,
 }
 
-impl Emergency {
-    fn reason(self) -> String {
-        let whose = match self {
-            Self::Namespace => "namespace",
-            Self::Node => "node",
-        };
-        format!("its {whose} has the label weft.dev/mesh: bypass, which switches capture off")
+impl KeptOut {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Namespace => {
+                "its namespace has the label weft.dev/mesh: bypass, which switches capture off"
+            }
+            Self::Node => "its node has the label weft.dev/mesh: bypass, which switches capture off",
+            Self::Hidden => "its namespace matches none of the mesh's discoverySelectors",
+        }
     }
 }
 
 /// The membership of a pod that is opted in or not.
-pub(super) fn of_opted(opted: bool, template: &Template, emergency: Option<Emergency>) -> Membership {
-    match emergency {
-        // The label took the place of the one that opted the namespace in: its pods are shown all the same.
-        Some(Emergency::Namespace) => return Membership::Excluded(Arc::new(Emergency::Namespace.reason())),
-        Some(Emergency::Node) if opted => {
-            return Membership::Excluded(Arc::new(Emergency::Node.reason()));
-        }
-        Some(Emergency::Node) | None => {}
+pub(super) fn of_opted(opted: bool, template: &Template, kept_out: Option<KeptOut>) -> Membership {
+    // The label of the namespace took the place of the one that opted it in: its pods are shown all the same.
+    if let Some(by) = kept_out.filter(|by| opted || *by == KeptOut::Namespace) {
+        return Membership::Excluded(Arc::new(by.reason().to_owned()));
     }
     if !opted {
         return Membership::OutOfMesh;

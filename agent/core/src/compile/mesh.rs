@@ -38,6 +38,7 @@ pub(super) fn settings(config: Option<&MeshConfig>, istio_namespace_exists: bool
         registry_only: config.is_some_and(|config| config.registry_only),
         encrypt_same_node: config.is_some_and(|config| config.encrypt_same_node),
         exports: config.map(|config| config.exports.clone()).unwrap_or_default(),
+        discovery_selectors: config.map(|config| config.discovery_selectors.clone()).unwrap_or_default(),
         http: config.map(|config| Arc::new(config.http.clone())).unwrap_or_default(),
     }
 }
@@ -93,6 +94,9 @@ impl Compiler {
         if old.root_namespace != new.root_namespace {
             self.dirty.local.all = true;
             self.dirty.peer_authentications.extend(self.namespaces.keys().cloned());
+        }
+        if old.root_namespace != new.root_namespace || old.discovery_selectors != new.discovery_selectors {
+            self.settle_discovery();
         }
     }
 }

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod capture;
+mod discovery;
 mod exposure;
 mod findings;
 mod intern;

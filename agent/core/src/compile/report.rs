@@ -3,7 +3,7 @@
 use super::capture::BadItem;
 use super::findings::Text;
 use super::membership;
-use super::state::PodRecord;
+use super::state::{NamespaceFacts, PodRecord};
 use crate::Problem;
 use crate::names;
 use crate::problem::Severity;
@@ -23,7 +23,7 @@ const POD_MARKERS: &[Marker] =
 const MESH_LABEL: &[Marker] = &[(names::MESH, &[names::MESH_ENABLED, names::MESH_DISABLED])];
 
 /// The findings about a Namespace.
-pub(super) fn namespace(namespace: &Namespace) -> Vec<Problem> {
+pub(super) fn namespace(namespace: &Namespace, facts: NamespaceFacts) -> Vec<Problem> {
     let key = NamespacedName::new("", namespace.name.clone());
     let about = |severity, text: Text| text.about(severity, Kind::Namespace, &key, namespace.origin.clone());
     let labels = bad_markers("metadata.labels", &namespace.labels, MESH_LABEL);
@@ -39,6 +39,20 @@ pub(super) fn namespace(namespace: &Namespace) -> Vec<Problem> {
                       any mTLS or authorisation rule being applied"
                 .into(),
             fix: "remove the annotation to refuse such connections instead",
+        };
+        problems.push(about(Severity::Warning, text));
+    }
+    if facts.hidden && facts.opted == Some(true) && !facts.bypass {
+        let text = Text {
+            code: "WEFT0114",
+            name: "NamespaceNotDiscovered",
+            field: "metadata.labels".into(),
+            message:
+                "the namespace is opted in, but matches none of the mesh's discoverySelectors: its pods stay \
+                      outside the mesh, where nothing is encrypted or authorised, and its Services and rules \
+                      count for nobody"
+                    .into(),
+            fix: "add a label that one of discoverySelectors asks for, or opt the namespace out",
         };
         problems.push(about(Severity::Warning, text));
     }

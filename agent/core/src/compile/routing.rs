@@ -28,6 +28,7 @@ use self::retry::Retry;
 use self::rules::CompiledVirtualService;
 use self::subsets::SubsetTable;
 use super::Compiler;
+use super::discovery;
 use super::findings::Topic;
 use super::sharded::Sharded;
 use crate::decide::http::{ClusterCache, ClusterPolicy};
@@ -133,6 +134,17 @@ impl RoutingState {
         self.dirty.virtual_services.insert(key.clone());
     }
 
+    /// All that stands in a namespace is compiled again.
+    pub(super) fn mark_namespace(&mut self, namespace: &Arc<str>) {
+        let within = |key: &NamespacedName| key.namespace == *namespace;
+        let services = self.virtual_services.keys().filter(|key| within(key)).cloned().collect::<Vec<_>>();
+        for key in services {
+            self.mark_virtual_service(&key);
+        }
+        let rules = self.destination_rules.values().filter(|rule| within(&rule.meta.key));
+        self.dirty.hosts.extend(rules.map(|rule| rule.host.clone()));
+    }
+
     /// Brings the index of delegates up to date.
     fn file_delegates(&mut self, old: Option<&VirtualService>, new: Option<&VirtualService>) {
         if let Some(service) = old {
@@ -175,8 +187,9 @@ impl RoutingState {
 
     /// Compiles the DestinationRules of one host; answers whether it divides Services otherwise than before. A wildcard
     /// covers thousands of them, and most changes are about something else.
-    fn settle_host(&mut self, host: &Arc<str>) -> bool {
+    fn settle_host(&mut self, host: &Arc<str>, is_hidden: impl Fn(&str) -> bool) -> bool {
         let keys = self.rules_of_host.get(host).into_iter().flatten();
+        let keys = keys.filter(|key| !is_hidden(&key.namespace));
         let rules: Vec<_> = keys.filter_map(|key| self.destination_rules.get(key)).cloned().collect();
         let before = self.routing.rules.get(host).map(|rules| labels_of_subsets(rules)).unwrap_or_default();
         let compiled = policies::compile(&rules, &self.mesh_policy);
@@ -336,7 +349,8 @@ impl Compiler {
         let mut divided = dirty.services;
         divided.extend(dirty.addresses.iter().flat_map(|ip| self.routing.divided.at(*ip)).cloned());
         for host in &dirty.hosts {
-            if self.routing.settle_host(host) {
+            let is_hidden = |name: &str| discovery::is_hidden(&self.namespaces, name);
+            if self.routing.settle_host(host, is_hidden) {
                 divided.extend(self.services_covered(host));
             }
         }
@@ -352,13 +366,18 @@ impl Compiler {
     }
 
     fn settle_virtual_service(&mut self, key: &NamespacedName) {
-        let Some(service) = self.routing.virtual_services.get(key).cloned() else {
+        let namespaces = &self.namespaces;
+        let visible = |key: &NamespacedName| {
+            let service = self.routing.virtual_services.get(key);
+            service.filter(|_| !discovery::is_hidden(namespaces, &key.namespace))
+        };
+        let Some(service) = visible(key).cloned() else {
             self.routing.replace_compiled(key, None);
             self.findings.set(Kind::VirtualService, key, Topic::Object, Vec::new());
             return;
         };
         let default = &self.routing.mesh_export_to;
-        let (rules, refused) = delegate::merged(&service, &self.routing.virtual_services, default);
+        let (rules, refused) = delegate::merged(&service, visible, default);
         let visibility = Visibility::new(&service.export_to, default, &key.namespace);
         let expressions = &mut self.routing.expressions;
         let compiled = Arc::new(rules::compile(&service, &rules, visibility, expressions));

@@ -143,7 +143,7 @@ impl Compiler {
     pub(super) fn settle_services(&mut self) {
         for key in std::mem::take(&mut self.dirty.services) {
             let old = self.services.get(&key).cloned();
-            let state = self.namespaces.get(&key.namespace);
+            let state = self.namespaces.get(&key.namespace).filter(|state| !state.facts.hidden);
             let context = (self.options.endpoints_from_pods, &*self.mesh.exports.services);
             let new = state.and_then(|state| compile(state, &key, old.as_deref(), context));
             self.replace_service(&key, old, new);

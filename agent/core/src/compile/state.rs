@@ -19,6 +19,8 @@ use crate::snapshot::{TrafficHint, Workload};
 pub(super) struct NamespaceFacts {
     /// Opted in or out; `None` says nothing.
     pub(super) opted: Option<bool>,
+    /// The mesh does not look at it (`discoverySelectors`).
+    pub(super) hidden: bool,
     /// Label `weft.dev/mesh: bypass`: nothing of it is captured, whatever its pods say.
     pub(super) bypass: bool,
     /// Annotation `weft.dev/same-node: encrypt`.

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::Compiler;
 use super::intern::Interner;
-use super::membership::{self, Emergency};
+use super::membership::{self, KeptOut};
 use super::state::{NamespaceFacts, NamespaceState, PodRecord, Rarities, Template};
 use crate::Identity;
 use crate::names;
@@ -129,7 +129,7 @@ impl Compiler {
         let opted =
             membership::of_pod(&labels, &template.annotations, adopt).or(facts.opted).unwrap_or(false);
         Workload {
-            membership: membership::of_opted(opted, template, self.emergency(&node, facts)),
+            membership: membership::of_opted(opted, template, self.kept_out(&node, facts)),
             key,
             ips,
             node,
@@ -263,7 +263,7 @@ impl Compiler {
     }
 
     fn note_opted(&mut self, name: &Arc<str>, facts: NamespaceFacts) {
-        let opted = facts.opted == Some(true) && !facts.bypass;
+        let opted = facts.opted == Some(true) && !facts.bypass && !facts.hidden;
         if opted == self.opted_namespaces.contains(name) {
             return;
         }
@@ -275,10 +275,16 @@ impl Compiler {
         }
     }
 
-    /// The break-glass that keeps every pod of a namespace or a node out (ruling 12).
-    fn emergency(&self, node: &Option<Arc<str>>, facts: NamespaceFacts) -> Option<Emergency> {
-        let of_node = || node.as_ref().is_some_and(|node| self.bypassed_nodes.contains(node));
-        if facts.bypass { Some(Emergency::Namespace) } else { of_node().then_some(Emergency::Node) }
+    /// What keeps every pod of a namespace or a node out: a break-glass (ruling 12), or `discoverySelectors`.
+    fn kept_out(&self, node: &Option<Arc<str>>, facts: NamespaceFacts) -> Option<KeptOut> {
+        if facts.bypass {
+            return Some(KeptOut::Namespace);
+        }
+        if facts.hidden {
+            return Some(KeptOut::Hidden);
+        }
+        let of_node = node.as_ref().is_some_and(|node| self.bypassed_nodes.contains(node));
+        of_node.then_some(KeptOut::Node)
     }
 
     pub(super) fn upsert_node(&mut self, node: Node) {
@@ -365,20 +371,15 @@ impl Compiler {
 
     pub(super) fn upsert_namespace(&mut self, namespace: Namespace) {
         let name = self.interned.text.share(namespace.name.clone());
-        let adopt = self.options.adopt_istio_labels;
         let state = self.namespaces.entry(name.clone()).or_default();
         if state.object.as_ref() == Some(&namespace) {
             return;
         }
-        let facts = membership::facts(&namespace, adopt);
-        if facts != state.facts {
-            state.facts = facts;
-            self.dirty.namespaces.insert(name.clone());
-            self.note_opted(&name, facts);
-        }
-        self.findings_of_namespace(&name, Some(&namespace));
-        let state = self.namespaces.entry(name).or_default();
+        let facts = self.facts_of(&namespace);
+        let state = self.namespaces.entry(name.clone()).or_default();
         self.objects += usize::from(state.object.replace(namespace).is_none());
+        self.set_facts(&name, facts);
+        self.findings_of_namespace(&name);
         self.dirty.any = true;
     }
 
@@ -389,13 +390,32 @@ impl Compiler {
         if state.object.take().is_none() {
             return;
         }
-        state.facts = NamespaceFacts::default();
-        self.note_opted(name, NamespaceFacts::default());
         self.objects -= 1;
         self.dirty.any = true;
-        self.dirty.namespaces.insert(name.clone());
-        self.findings_of_namespace(name, None);
+        self.set_facts(name, NamespaceFacts::default());
+        self.findings_of_namespace(name);
         self.forget_namespace_if_empty(name);
+    }
+
+    /// What a Namespace says, and the mesh about it.
+    pub(super) fn facts_of(&self, namespace: &Namespace) -> NamespaceFacts {
+        membership::facts(namespace, self.options.adopt_istio_labels, self.would_hide(namespace))
+    }
+
+    /// Brings the facts of a namespace up to date and marks what depends on them.
+    pub(super) fn set_facts(&mut self, name: &Arc<str>, facts: NamespaceFacts) {
+        let Some(state) = self.namespaces.get_mut(name) else {
+            return;
+        };
+        let old = std::mem::replace(&mut state.facts, facts);
+        if facts == old {
+            return;
+        }
+        self.dirty.namespaces.insert(name.clone());
+        self.note_opted(name, facts);
+        if facts.hidden != old.hidden {
+            self.mark_hidden(name);
+        }
     }
 
     pub(super) fn forget_namespace_if_empty(&mut self, name: &Arc<str>) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::NamespacedName;
 use super::destination_rule::{LocalitySetting, PoolDefaults, TrafficPolicy};
+use super::label_selector::LabelSelector;
 use super::virtual_service::{ExportTo, Retries};
 use crate::access_format::AccessFormat;
 
@@ -31,6 +32,8 @@ pub struct MeshConfig {
     pub encrypt_same_node: bool,
     /// Who sees objects that do not say it.
     pub exports: ExportDefaults,
+    /// `discoverySelectors`: only namespaces that one of them selects count; empty is all.
+    pub discovery_selectors: Arc<[LabelSelector]>,
     /// What HTTP uses.
     pub http: MeshHttp,
 }
@@ -49,6 +52,7 @@ impl MeshConfig {
             registry_only: false,
             encrypt_same_node: false,
             exports: ExportDefaults::default(),
+            discovery_selectors: Arc::default(),
             http: MeshHttp::default(),
         }
     }

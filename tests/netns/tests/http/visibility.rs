@@ -1,8 +1,8 @@
-//! Who sees a Service (X-7).
+//! Who sees a Service (X-7), and which namespaces the mesh looks at (C-1).
 
 use std::net::SocketAddr;
 
-use weft_netns_tests::{eventually, value_eventually};
+use weft_netns_tests::{eventually, value_eventually, yaml};
 
 use crate::site::{Answer, FAMILIES, SUBSETS, Site, WEB};
 
@@ -71,4 +71,43 @@ fn a_service_that_is_not_exported_is_a_strangers_until_it_is() {
     });
     assert_eq!(report["errors"], serde_json::json!({}), "{report}");
     assert_eq!(report["versions"]["v3"], report["requests"], "its own namespace notices nothing: {report}");
+}
+
+/// Has the mesh look at all namespaces but these.
+fn leave_out(site: &Site, namespaces: &str) {
+    let selector = format!(
+        "    discoverySelectors:\n    - matchExpressions:\n      - {{key: kubernetes.io/metadata.name, operator: NotIn, \
+         values: [{namespaces}]}}\n"
+    );
+    site.mesh.write("mesh.yaml", &(yaml::LOG_EVERYTHING.to_owned() + &selector));
+}
+
+#[test]
+fn a_namespace_that_the_mesh_does_not_look_at_is_outside_of_it() {
+    let Some(site) = Site::with_clients(&[("away", "stranger")]) else { return };
+    site.mesh.write("subsets.yaml", SUBSETS);
+    site.routes("reviews", "[{route: [{destination: {host: reviews, subset: v3}}]}]");
+    let of = |client: &str, version: &str| all_of(&by_endpoint(&site, client, "/"), version);
+    eventually("both have the rule", || of("away/stranger", "v3") && of("shop/client", "v3"));
+
+    let problems = || site.mesh.status("a")["config"]["problems"].as_u64();
+    assert_eq!(problems(), Some(0));
+
+    leave_out(&site, "away");
+    site.mesh.wait_state("a", "away/stranger", "excluded");
+    assert_eq!(problems(), Some(2), "its label and its pod are named");
+    eventually("no rule is its", || of("away/stranger", "v1"));
+    assert!(of("shop/client", "v3"), "the others notice nothing");
+
+    leave_out(&site, "shop");
+    site.mesh.wait_state("a", "away/stranger", "enrolled");
+    site.mesh.wait_state("a", "shop/client", "excluded");
+    eventually("the rules of others are not its either", || of("away/stranger", "v1"));
+    site.mesh.log_line("a", "to the mesh it is a stranger's address", |line| {
+        line["source_pod"] == "away/stranger" && line["upstream_cluster"] == "PassthroughCluster"
+    });
+
+    site.mesh.write("mesh.yaml", yaml::LOG_EVERYTHING);
+    site.mesh.wait_enrolled("a", &["client", "reviews-v1"]);
+    eventually("all is as before", || of("away/stranger", "v3") && of("shop/client", "v3"));
 }

@@ -3,6 +3,7 @@
 //! Istio's MeshConfig has far more fields than the mesh reads, so unknown ones are ignored.
 
 mod access_log;
+mod discovery;
 mod exports;
 mod http;
 mod providers;
@@ -109,11 +110,13 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
     let http: http::HttpWire<'_> = settings(&value, &mut report);
     let exports: exports::ExportsWire<'_> = settings(&value, &mut report);
     let providers: providers::DefaultsWire<'_> = settings(&value, &mut report);
+    let discovery: discovery::DiscoveryWire<'_> = settings(&value, &mut report);
     let others: unapplied::UnappliedWire = settings(&value, &mut report);
     let mut reader = Reader { interner, report: &mut report, namespace: meta.key.namespace.clone() };
     let http = http::settings(&http, &Path::Root("data.mesh"), &mut reader);
     let exports = exports::defaults(&exports, &Path::Root("data.mesh"), &mut reader);
     let logs = providers::access_log(&providers, &Path::Root("data.mesh"), &mut reader);
+    let discovery_selectors = discovery::selectors(&discovery, &Path::Root("data.mesh"), &mut reader);
     unapplied::report(&others, &Path::Root("data.mesh"), &mut reader);
     let json = wire.access_log_encoding.as_str() == "JSON";
     let mesh = MeshConfig {
@@ -127,6 +130,7 @@ pub(super) fn mesh_config<'a>(body: Body<'_>, place: Place<'a>, interner: &mut I
         registry_only: registry_only(&wire, &mut report),
         encrypt_same_node: encrypt_same_node(&wire, &mut report),
         exports,
+        discovery_selectors,
         http,
     };
     Ok((Resource::MeshConfig(mesh), report))

@@ -15,8 +15,6 @@ pub(super) struct UnappliedWire {
     #[serde(default)]
     enable_auto_mtls: Option<bool>,
     #[serde(default)]
-    discovery_selectors: Option<IgnoredAny>,
-    #[serde(default)]
     default_inbound_http_retry_policy: Option<IgnoredAny>,
     #[serde(rename = "meshMTLS", default)]
     mesh_mtls: Option<IgnoredAny>,
@@ -49,7 +47,6 @@ pub(super) fn report(wire: &UnappliedWire, at: &Path<'_>, reader: &mut Reader<'_
     }
     let tunnels = "tunnels speak TLS 1.3 with AES-GCM";
     let fields = [
-        ("discoverySelectors", &wire.discovery_selectors, "all namespaces are read"),
         (
             "defaultInboundHttpRetryPolicy",
             &wire.default_inbound_http_retry_policy,

@@ -1,6 +1,5 @@
 //! Delegation: rules of one VirtualService that stand in another (V-29).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::resource::virtual_service::{
@@ -40,10 +39,11 @@ pub(super) enum Refusal {
 /// A refusal with the root's rule and the delegate's name.
 pub(super) type Refused = (usize, NamespacedName, Refusal);
 
-/// The rules of a VirtualService with those of its delegates. `default` says who sees a delegate that says nothing.
-pub(super) fn merged(
+/// The rules of a VirtualService with those of its delegates, which `lookup` finds. `default` says who sees a delegate
+/// that says nothing.
+pub(super) fn merged<'a>(
     root: &VirtualService,
-    all: &BTreeMap<NamespacedName, Arc<VirtualService>>,
+    lookup: impl Fn(&NamespacedName) -> Option<&'a Arc<VirtualService>>,
     default: &[ExportTo],
 ) -> (Vec<Merged>, Vec<Refused>) {
     let mut rules = Vec::new();
@@ -54,7 +54,7 @@ pub(super) fn merged(
             rules.push(Merged { at, delegate: None, rule: rule.clone(), match_indices });
             continue;
         };
-        match usable(all.get(name), &root.meta.key.namespace, default) {
+        match usable(lookup(name), &root.meta.key.namespace, default) {
             Ok(delegate) => {
                 let (merged, refusals) = merge_all(at, rule, delegate);
                 rules.extend(merged);

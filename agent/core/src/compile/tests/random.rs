@@ -156,7 +156,10 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
     let domains = prop::option::of(prop::sample::select(vec!["cluster.local", "corp"]));
     let roots = prop::option::of(prop::sample::select(vec!["a", "weft-system"]));
     let flags = (prop::bool::ANY, prop::bool::ANY, prop::bool::ANY);
-    (names, domains, roots, flags).prop_map(|(name, domain, root, (aliased, impatient, private))| {
+    let looked_at = prop::sample::select(vec!["", "", "weft.dev/mesh=enabled", "istio-injection=enabled"]);
+    (names, domains, roots, flags, looked_at).prop_map(|(name, domain, root, flags, looked_at)| {
+        let (aliased, impatient, private) = flags;
+        let selector = LabelSelector { labels: labels(looked_at), expressions: Vec::new() };
         let export = |private: bool| if private { vec![ExportTo::Own] } else { Vec::new() };
         let connect_timeout = impatient.then(|| std::time::Duration::from_secs(1));
         let pool = PoolDefaults { connect_timeout, ..PoolDefaults::default() };
@@ -170,6 +173,7 @@ fn some_mesh_config() -> impl Strategy<Value = Resource> {
                 virtual_services: export(private != aliased),
                 destination_rules: export(impatient),
             },
+            discovery_selectors: (!looked_at.is_empty()).then_some(selector).into_iter().collect(),
             http: MeshHttp { pool, ..MeshHttp::default() },
             ..MeshConfig::new(key(name))
         })

@@ -2,6 +2,7 @@
 
 mod actions;
 mod connections;
+mod discovery;
 mod hosts;
 mod matching;
 mod naive;

@@ -8,11 +8,11 @@ fn blocks(load_balancer: LoadBalancer) -> PolicyBlocks {
     PolicyBlocks { load_balancer: Some(Balancing::of(load_balancer)), ..PolicyBlocks::default() }
 }
 
-fn balancing(load_balancer: LoadBalancer) -> Option<TrafficPolicy> {
+pub(super) fn balancing(load_balancer: LoadBalancer) -> Option<TrafficPolicy> {
     Some(TrafficPolicy { blocks: blocks(load_balancer), ports: Vec::new() })
 }
 
-fn destination_rule(name: &str, host: &str, policy: Option<TrafficPolicy>) -> DestinationRule {
+pub(super) fn destination_rule(name: &str, host: &str, policy: Option<TrafficPolicy>) -> DestinationRule {
     DestinationRule {
         meta: meta(name),
         host: full(host),
