@@ -23,7 +23,7 @@ pub mod tcp_state {
 }
 
 /// Third word of a v4-mapped address.
-const V4_MARKER: u32 = 0xffff_u32.to_be();
+pub const V4_MARKER: u32 = 0xffff_u32.to_be();
 
 /// An IPv4 address (network order in memory) as an [`Addr`].
 #[inline(always)]
@@ -55,6 +55,13 @@ pub fn same(a: &Addr, b: &Addr) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
+/// The highest bit is set unless `bits` is zero: conditions can be joined without branches, each of which the verifier
+/// follows both ways.
+#[inline(always)]
+fn sign_unless_zero(bits: u32) -> u32 {
+    bits | bits.wrapping_neg()
+}
+
 /// Whether it is an IPv4 address.
 #[inline(always)]
 pub fn is_v4(a: &Addr) -> bool {
@@ -64,10 +71,11 @@ pub fn is_v4(a: &Addr) -> bool {
 /// `127.0.0.0/8` or `::1`.
 #[inline(always)]
 pub fn is_loopback(a: &Addr) -> bool {
-    if is_v4(a) {
-        return u32::from_be(a[3]) >> 24 == 127;
-    }
-    a[0] | a[1] | a[2] == 0 && a[3] == 1_u32.to_be()
+    const NET: u32 = 0xff00_0000_u32.to_be();
+    let high = a[0] | a[1];
+    let v4 = high | (a[2] ^ V4_MARKER) | ((a[3] & NET) ^ 0x7f00_0000_u32.to_be());
+    let v6 = high | a[2] | (a[3] ^ 1_u32.to_be());
+    (sign_unless_zero(v4) & sign_unless_zero(v6)) >> 31 == 0
 }
 
 /// `0.0.0.0` or `::`.
@@ -170,6 +178,30 @@ mod tests {
         assert!(is_v4(&v4([0, 0, 0, 0])));
         assert!(!is_v4(&v6("::1")));
         assert!(!is_v4(&v6("1::ffff:1.2.3.4")));
+    }
+
+    #[test]
+    fn loopback_is_what_the_standard_library_takes_for_it() {
+        for octets in
+            [[127, 0, 0, 1], [127, 255, 1, 9], [126, 0, 0, 1], [128, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 127]]
+        {
+            let expected = core::net::Ipv4Addr::from(octets).is_loopback();
+            assert_eq!(is_loopback(&v4(octets)), expected, "{octets:?}");
+        }
+        for addr in [
+            "::1",
+            "::",
+            "::2",
+            "::7f00:1",
+            "1::1",
+            "0:1::1",
+            "0:0:0:0:1::1",
+            "::1:0:0:1",
+            "::fffe:127.0.0.1",
+        ] {
+            let expected = addr.parse::<core::net::Ipv6Addr>().unwrap().is_loopback();
+            assert_eq!(is_loopback(&v6(addr)), expected, "{addr}");
+        }
     }
 
     #[test]
