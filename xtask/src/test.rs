@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::build::{cargo, cargo_command};
-use crate::{cluster, conformance, ebpf, k8s, lint, setup};
+use crate::{cluster, conformance, demo, ebpf, k8s, lint, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -112,6 +112,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<bool> {
     run.stage("Kubernetes servers", || k8s::build().map(|_| Counts::of(true)));
     run.stage("tests on real namespaces", || cargo_test(&in_turn(&args.filters), args.seed));
     if args.filters.is_empty() {
+        run.stage("demo", demo::stage);
         run.stage("conformance", conformance::run);
         run.stage("real cluster", cluster::stage);
     }
