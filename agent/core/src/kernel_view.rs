@@ -85,7 +85,8 @@ pub fn kernel_view(
     let mut judge = Judge::new(&eligible);
     let mut direct = Vec::new();
     for destination in &eligible {
-        let ports = l4_ports(destination, learned);
+        let mut ports = l4_ports(destination, learned);
+        ports.retain(|port| is_left_to_kernel(snapshot, &destination.workload, *port));
         judge.judge(destination, &ports, &mut direct);
     }
     let direct: BTreeSet<DirectPair> = direct.into_iter().collect();
@@ -130,6 +131,13 @@ fn l4_ports(local: &LocalWorkload, learned: &LearnedPorts) -> Vec<u16> {
     let ports: BTreeSet<u16> =
         local.declared_ports.iter().map(|(port, _)| *port).chain(learned.iter().copied()).collect();
     ports.into_iter().filter(is_l4).collect()
+}
+
+/// Whether clients of a port need no proxy: not where they dial a headless Service whose connections have rules.
+fn is_left_to_kernel(snapshot: &Snapshot, destination: &Workload, port: u16) -> bool {
+    let of_headless = |ip: &IpAddr| snapshot.routing.endpoints.find(&SocketAddr::new(*ip, port), None);
+    let mut services = destination.ips.iter().filter_map(of_headless);
+    services.all(|(service, _)| kernel_chooses(snapshot, service))
 }
 
 /// All pods that speak with one identity.

@@ -297,6 +297,12 @@ impl CompiledService {
     pub fn port(&self, number: u16) -> Option<&CompiledPort> {
         self.ports.iter().find(|port| port.port == number)
     }
+
+    /// The index of the port that has this endpoint.
+    pub(crate) fn port_of_endpoint(&self, endpoint: &SocketAddr) -> Option<usize> {
+        let has = |port: &CompiledPort| port.endpoints.binary_search_by_key(endpoint, Endpoint::addr).is_ok();
+        self.ports.iter().position(has)
+    }
 }
 
 impl Named for CompiledService {
@@ -369,6 +375,25 @@ impl Snapshot {
     /// A Service by one of its virtual addresses, if clients of namespace `client` see it.
     pub fn visible_by_vip(&self, ip: &IpAddr, client: &str) -> Option<&Arc<CompiledService>> {
         self.by_vip.get(ip).filter(|service| service.visibility.reaches(client))
+    }
+
+    /// The Service that clients of namespace `client` address with `original`, and the index of its port: by a virtual
+    /// address, or by an endpoint of a headless Service. `None` for `client` is one who sees everything.
+    pub fn addressed(
+        &self,
+        original: &SocketAddr,
+        client: Option<&str>,
+    ) -> Option<(&Arc<CompiledService>, usize)> {
+        let owner = self.by_vip.get(&original.ip());
+        let sees =
+            |service: &&Arc<CompiledService>| client.is_none_or(|client| service.visibility.reaches(client));
+        match owner.filter(sees) {
+            Some(service) => {
+                let port = service.ports.iter().position(|port| port.port == original.port())?;
+                Some((service, port))
+            }
+            None => self.routing.endpoints.find(original, client),
+        }
     }
 
     /// A Service by one of its virtual addresses, whoever sees it.

@@ -237,8 +237,7 @@ struct Known<'a> {
 
 /// Whether a port is declared to speak TLS: then the client begins, with the name of the server.
 fn is_tls(snapshot: &Snapshot, addressed: SocketAddr) -> bool {
-    let service = snapshot.service_by_vip(&addressed.ip());
-    let port = service.and_then(|service| service.port(addressed.port()));
+    let port = snapshot.addressed(&addressed, None).and_then(|(service, at)| service.ports.get(at));
     port.is_some_and(|port| port.protocol == PortProtocol::Tls)
 }
 

@@ -6,6 +6,7 @@
 
 mod delegate;
 mod divided;
+mod endpoints;
 pub(crate) mod expressions;
 pub(crate) mod hosts;
 pub(crate) mod policies;
@@ -21,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::divided::Divided;
+use self::endpoints::EndpointIndex;
 use self::expressions::Expressions;
 use self::hosts::HostIndex;
 use self::policies::{Base, RuleIndex};
@@ -50,6 +52,8 @@ pub(crate) struct Routing {
     pub(crate) services: Sharded<Arc<str>, Arc<CompiledService>>,
     /// The names of the Services of one namespace, sorted.
     pub(crate) namespaces: Sharded<Arc<str>, Arc<BTreeSet<NamespacedName>>>,
+    /// What clients of headless Services dial.
+    pub(crate) endpoints: EndpointIndex,
     /// Services that a DestinationRule divides.
     pub(crate) subsets: Sharded<NamespacedName, Arc<SubsetTable>>,
     pub(crate) default_retry: Retry,
@@ -66,6 +70,7 @@ impl Default for Routing {
             rules: RuleIndex::default(),
             services: Sharded::default(),
             namespaces: Sharded::default(),
+            endpoints: EndpointIndex::default(),
             subsets: Sharded::default(),
             default_retry: Retry::default_of(None),
             default_policy: Arc::new(policies::default_policy(&Base::default())),
@@ -215,11 +220,14 @@ impl RoutingState {
             let host: Arc<str> = super::services::host(key).into();
             let known = self.routing.services.get(&*host);
             let now = lookup(key);
+            if !same(known, now) {
+                self.routing.endpoints.replace(known, now);
+            }
             if known.is_some() != now.is_some() {
                 membership.entry(key.namespace.clone()).or_default().push((key, now.is_some()));
             }
             match now {
-                Some(service) if known.is_some_and(|known| Arc::ptr_eq(known, service)) => {}
+                Some(_) if same(known, now) => {}
                 Some(service) => self.routing.services.insert(service.host.clone(), service.clone()),
                 None => self.routing.services.remove(&*host),
             }
@@ -264,6 +272,10 @@ impl RoutingState {
             None => self.routing.subsets.remove(key),
         }
     }
+}
+
+fn same(known: Option<&Arc<CompiledService>>, now: Option<&Arc<CompiledService>>) -> bool {
+    known.map(Arc::as_ptr) == now.map(Arc::as_ptr)
 }
 
 /// The labels of the subsets of one host, whichever namespace defines them.

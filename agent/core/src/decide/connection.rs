@@ -15,7 +15,7 @@ use crate::snapshot::CompiledService;
 /// The answer of [`route_connection`].
 #[derive(Debug, Clone)]
 pub struct ConnectionDecision {
-    /// The Service whose address was dialled, and the index of its port.
+    /// The Service that was addressed, and the index of its port.
     pub service: Option<(Arc<CompiledService>, usize)>,
     /// The rule; `None` for the Service's own default.
     pub rule: Option<RuleRef>,
@@ -26,8 +26,9 @@ pub struct ConnectionDecision {
 
 /// Decides on a connection that `caller` makes; `sni` where it begins with a ClientHello.
 ///
-/// The Service is the one whose virtual address was dialled. TLS rules match by SNI, TCP rules by port and address;
-/// the first that matches by declaration wins, else the connection goes to the Service's own port.
+/// The Service is the one whose virtual address, or endpoint where it has none, was dialled. TLS rules match by SNI, TCP
+/// rules by port and address; the first that matches by declaration wins, else the connection goes to the Service's own
+/// port.
 pub fn route_connection(snapshot: &Snapshot, caller: &Caller<'_>, sni: Option<&str>) -> ConnectionDecision {
     decide(snapshot, caller, sni, &mut ())
 }
@@ -52,11 +53,12 @@ fn decide(
     let original = SocketAddr::new(caller.original.ip().to_canonical(), caller.original.port());
     let nothing = ConnectionDecision { service: None, rule: None, targets: SmallVec::new() };
     let namespace = &caller.workload.key.namespace;
-    let Some(service) = snapshot.visible_by_vip(&original.ip(), namespace) else { return nothing };
-    let Some(at) = service.ports.iter().position(|port| port.port == original.port()) else { return nothing };
+    let Some((service, at)) = snapshot.addressed(&original, Some(namespace)) else { return nothing };
+    let Some(port) = service.ports.get(at) else { return nothing };
+    // Rules speak of the Service's port, which an endpoint's need not be.
+    let caller = &Caller { original: SocketAddr::new(original.ip(), port.port), ..*caller };
     let sni = sni.map(str::to_ascii_lowercase);
-    let protocol = service.ports.get(at).map_or(PortProtocol::Undeclared, |port| port.protocol);
-    let connection = Connection { caller, original, sni: sni.as_deref(), protocol };
+    let connection = Connection { caller, sni: sni.as_deref(), protocol: port.protocol };
     for found in snapshot.routing.virtual_services.covering(&service.host) {
         let mut visible = in_order(found.value, namespace)
             .filter(|rules| rules.mesh && rules.visibility.reaches(namespace));
@@ -66,7 +68,7 @@ fn decide(
             return ConnectionDecision { service: Some((service.clone(), at)), rule: Some(rule), targets };
         }
     }
-    let own = DestinationRef { host: service.host.clone(), subset: None, port: Some(original.port()) };
+    let own = DestinationRef { host: service.host.clone(), subset: None, port: Some(port.port) };
     let targets = targets(snapshot, caller, &[(own, 1)]);
     ConnectionDecision { service: Some((service.clone(), at)), rule: None, targets }
 }
@@ -74,7 +76,6 @@ fn decide(
 /// What rules look at.
 struct Connection<'a> {
     caller: &'a Caller<'a>,
-    original: SocketAddr,
     sni: Option<&'a str>,
     /// What the Service declares the port to speak.
     protocol: PortProtocol,
@@ -134,12 +135,12 @@ impl Connection<'_> {
 
     /// The first condition that does not hold: all are ANDed (V-11).
     fn mismatch(&self, entry: &ConnectionMatch) -> Option<Field<'static>> {
-        let ip: IpAddr = self.original.ip();
+        let ip: IpAddr = self.caller.original.ip();
         let subnets = &entry.destination_subnets;
         let workload = self.caller.workload;
         if !entry.gateways.is_empty() && !includes_mesh(&entry.gateways) {
             Some(Field::Gateways)
-        } else if entry.port.is_some_and(|port| port != self.original.port()) {
+        } else if entry.port.is_some_and(|port| port != self.caller.original.port()) {
             Some(Field::Port)
         } else if !subnets.is_empty() && !subnets.iter().any(|subnet| subnet.contains(&ip)) {
             Some(Field::DestinationSubnets)

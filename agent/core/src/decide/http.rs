@@ -41,7 +41,7 @@ use crate::resource::{Labels, ObjectRef};
 use crate::snapshot::{CompiledService, Endpoint, Workload};
 
 pub(crate) use self::cache::ClusterCache;
-pub use self::clusters::{cluster_candidates, under_policy};
+pub use self::clusters::{cluster_candidates, is_endpoint_of_headless, under_policy};
 pub use self::cors::{Cors, CorsPolicy, cors};
 pub use self::fault::{FaultDraw, draw_fault, drawn};
 pub use self::format::{Answered, Circumstances, complete};

@@ -33,7 +33,7 @@ pub struct Candidate {
 /// What a captured connection was addressed to.
 #[derive(Debug, Clone)]
 pub enum Destination {
-    /// A Service's virtual address: any ready endpoint of the port will do.
+    /// A Service's virtual address: any ready endpoint of the port will do. Or an endpoint of a headless Service.
     Service {
         /// The Service.
         service: Arc<CompiledService>,
@@ -84,15 +84,21 @@ impl Destination {
 
 /// Decides where a connection that `source` made to `original` goes.
 ///
-/// A VIP of a Service that the client sees leads to the ready endpoints of its port; the address of a pod to that pod, on
-/// any port and whether it is ready or not; anything else is passed through, or refused under REGISTRY_ONLY.
+/// A VIP of a Service that the client sees leads to the ready endpoints of its port; an endpoint of a headless Service to
+/// itself; the address of a pod to that pod, on any port; both whether they are ready or not. Anything else is
+/// passed through, or refused under REGISTRY_ONLY.
 /// A client outside the mesh sees every Service.
 pub fn outbound(snapshot: &Snapshot, source: &Workload, original: SocketAddr) -> OutboundDecision {
-    let sees = |service: &&Arc<CompiledService>| {
-        !source.in_mesh() || service.visibility.reaches(&source.key.namespace)
-    };
+    let client = source.in_mesh().then_some(&*source.key.namespace);
+    let sees = |service: &&Arc<CompiledService>| client.is_none_or(|name| service.visibility.reaches(name));
     if let Some(service) = snapshot.service_by_vip(&original.ip()).filter(sees) {
         return to_service(snapshot, source, service, original);
+    }
+    if let Some((service, port)) = snapshot.addressed(&original, client) {
+        return OutboundDecision::Endpoints {
+            destination: Destination::Service { service: service.clone(), port },
+            candidates: vec![candidate(snapshot, source, original)],
+        };
     }
     if let Some(workload) = snapshot.workload_by_ip(&original.ip()) {
         return OutboundDecision::Endpoints {

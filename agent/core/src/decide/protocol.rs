@@ -17,8 +17,13 @@ pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 
 /// What a pod of this node, in namespace `client`, dialled.
 pub fn outbound(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> PortProtocol {
-    match snapshot.visible_by_vip(&addressed.ip(), client) {
-        Some(service) => of_service(snapshot, service, addressed.port()),
+    if let Some(service) = snapshot.visible_by_vip(&addressed.ip(), client) {
+        return of_service(snapshot, service, addressed.port());
+    }
+    match snapshot.addressed(&addressed, Some(client)).and_then(|(service, at)| service.ports.get(at)) {
+        Some(port) => {
+            with_hint(port.protocol, local(snapshot, addressed.ip()).and_then(|local| local.traffic))
+        }
         None => of_address(snapshot, addressed),
     }
 }

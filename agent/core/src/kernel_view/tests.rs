@@ -53,6 +53,18 @@ fn with(resource: Resource) -> Vec<Resource> {
     [world(), vec![resource]].concat()
 }
 
+/// A rule that says nothing.
+fn destination_rule(name: &str, host: &str) -> DestinationRule {
+    DestinationRule {
+        meta: meta(name),
+        host: host.into(),
+        policy: None,
+        subsets: Vec::new(),
+        export_to: Vec::new(),
+        workload_selector: None,
+    }
+}
+
 #[test]
 fn declared_tcp_goes_direct_and_http_does_not() {
     let nothing = LearnedPorts::default();
@@ -70,16 +82,7 @@ fn declared_tcp_goes_direct_and_http_does_not() {
 #[test]
 fn the_kernel_chooses_only_where_nobody_rules() {
     let nothing = LearnedPorts::default();
-    let rule = |host: &str| {
-        Resource::DestinationRule(DestinationRule {
-            meta: meta("shop/rule"),
-            host: host.into(),
-            policy: None,
-            subsets: Vec::new(),
-            export_to: Vec::new(),
-            workload_selector: None,
-        })
-    };
+    let rule = |host: &str| Resource::DestinationRule(destination_rule("shop/rule", host));
     let services = |resource| view(&with(resource), &nothing).services.len();
     assert_eq!(services(rule("other.shop.svc.cluster.local")), 1);
     assert_eq!(services(rule("server.shop.svc.cluster.local")), 0);
@@ -90,6 +93,21 @@ fn the_kernel_chooses_only_where_nobody_rules() {
     assert_eq!(services(Resource::Service(hidden)), 0, "not every client sees it (X-7)");
     let ruled = view(&with(rule("server.shop.svc.cluster.local")), &nothing);
     assert_eq!(direct(&ruled), ["client → server:5432"]);
+}
+
+/// who dials an endpoint of a headless Service gets what objects say about it from the proxy.
+#[test]
+fn clients_of_a_headless_service_with_rules_go_through_the_proxy() {
+    let nothing = LearnedPorts::default();
+    let db = service("shop/server", &[], "app=server", &[port("db", 5432, 5432, PortProtocol::Tcp)]);
+    let headless = with(Resource::Service(db));
+    assert_eq!(direct(&view(&headless, &nothing)), ["client → server:5432"]);
+    let rule = |host: &str| {
+        let rule = Resource::DestinationRule(destination_rule("shop/rule", host));
+        direct(&view(&[headless.clone(), vec![rule]].concat(), &nothing))
+    };
+    assert_eq!(rule("server.shop.svc.cluster.local"), [""; 0]);
+    assert_eq!(rule("other.shop.svc.cluster.local"), ["client → server:5432"]);
 }
 
 #[test]

@@ -226,7 +226,10 @@ pub(crate) async fn serve_local(
         });
     };
     let source = &leg.source.workload;
-    let service = leg.snapshot.service_by_vip(&leg.original.ip()).cloned();
+    let addressed = leg.snapshot.addressed(&leg.original, None);
+    let service = addressed.and_then(|(service, at)| {
+        Some(Service::Known { service: service.clone(), port: service.ports.get(at)?.port })
+    });
     let arrival = Arrival {
         pod,
         // The listener's network namespace says who speaks (ruling 2).
@@ -237,8 +240,7 @@ pub(crate) async fn serve_local(
         route: Route::Node,
         source: Some(source.clone()),
         principal: Some(source.labels.principal.clone()),
-        service: service
-            .map_or(Service::Unknown, |service| Service::Known { service, port: leg.original.port() }),
+        service: service.unwrap_or(Service::Unknown),
     };
     let mut record = arrival.record(worker, local, &call.parts);
     let (plain, level) = (call.plain.take(), leg.snapshot.mesh().http.path_normalization);

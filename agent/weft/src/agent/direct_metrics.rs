@@ -103,7 +103,7 @@ fn labels(total: &DirectFlowTotals, reporter: Reporter, snapshot: &Snapshot) -> 
 }
 
 fn service(snapshot: &Snapshot, dialled: SocketAddr) -> Option<&Arc<CompiledService>> {
-    snapshot.service_by_vip(&dialled.ip()).filter(|service| service.port(dialled.port()).is_some())
+    snapshot.addressed(&dialled, None).map(|(service, _)| service)
 }
 
 /// Flows that are being cut, with the reason: their last event is logged with it. Shared by the reconciler,

@@ -24,15 +24,6 @@ pub(super) fn explain(inquiry: &Inquiry<'_>, spoken: Spoken, answer: &mut Explan
     }
     let reach = Reach::of(inquiry, &dialled, &mut answer.steps);
     if reach.candidates.is_empty() && reach.unready.is_empty() {
-        let headless = inquiry.target.service().is_some_and(|service| service.vips.is_empty());
-        if reach.otherwise == Outcome::Passthrough && headless {
-            // Its endpoints need not be pods: the client dialled one of them itself.
-            answer.destinations = vec![DestinationView {
-                load_balancer: "PASSTHROUGH".into(),
-                tls: "DISABLE".into(),
-                ..inquiry.unrouted_view()
-            }];
-        }
         return nowhere(answer, reach.otherwise);
     }
     let view = inquiry.unrouted_view();

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_core::decide::Candidate;
-use weft_core::decide::http::{Cluster, ClusterPolicy, cluster_candidates};
+use weft_core::decide::http::{Cluster, ClusterPolicy, cluster_candidates, is_endpoint_of_headless};
 use weft_core::kernel_view::kernel_chooses;
 use weft_core::resource::destination_rule::{HashKey, LoadBalancer};
 
@@ -53,21 +53,27 @@ impl Inquiry<'_> {
         exchange: Exchange,
     ) -> Destination {
         let candidates = self.candidates(cluster, dialled);
+        let own_choice = dialled.iter().any(|original| is_endpoint_of_headless(cluster, *original));
         let view = DestinationView {
             host: cluster.host.to_string(),
             port: cluster.port,
             subset: cluster.subset.as_deref().map(Into::into),
             weight,
             policy: cluster.policy.object.as_ref().map(ObjectView::from),
-            load_balancer: load_balancer(&cluster.policy.load_balancer).into(),
+            load_balancer: match own_choice {
+                true => "PASSTHROUGH".into(),
+                false => load_balancer(&cluster.policy.load_balancer).into(),
+            },
             ..DestinationView::default()
         };
-        let unready = cluster.endpoints.iter().filter(|endpoint| !endpoint.ready);
+        let unready = cluster.endpoints.iter().filter(|endpoint| !(endpoint.ready || own_choice));
         let unready = unready.map(|endpoint| endpoint.addr()).collect();
         let mut destination = self.endpoints(view, &candidates, unready, exchange);
         destination.view.tls = tls(&cluster.policy, &destination.hops).into();
         destination.choice = Some(if destination.hops.is_empty() {
             nobody(cluster)
+        } else if own_choice {
+            "is headless: the client dials one of its endpoints itself".into()
         } else {
             let kernel = kernel_chooses(self.snapshot, &cluster.service);
             choice(cluster, &destination.hops, (destination.request.is_some(), kernel))

@@ -111,6 +111,7 @@ pub(crate) fn render(snapshot: &Snapshot) -> Vec<String> {
         routing.subsets.iter().map(|(key, table)| format!("subsets of {key} {table:?}")).collect();
     subsets.sort();
     lines.extend(subsets);
+    lines.extend(routing.endpoints.render());
     let current = |service: &Arc<CompiledService>| {
         routing.services.get(&*service.host).is_some_and(|known| Arc::ptr_eq(known, service))
             && routing

@@ -19,7 +19,8 @@ pub fn cluster_candidates(
     original: SocketAddr,
 ) -> Vec<Candidate> {
     let tls = cluster.policy.tls.as_ref();
-    if cluster.policy.load_balancer == LoadBalancer::Passthrough || dialled_headless(cluster, original) {
+    if cluster.policy.load_balancer == LoadBalancer::Passthrough || is_endpoint_of_headless(cluster, original)
+    {
         return under_policy(tls, outbound::candidate(snapshot, source, original)).into_iter().collect();
     }
     // A client of one address family may have no route in the other.
@@ -30,7 +31,8 @@ pub fn cluster_candidates(
         .collect()
 }
 
-fn dialled_headless(cluster: &Cluster, original: SocketAddr) -> bool {
+/// Whether the client that dialled `original` chose an endpoint of a headless Service itself.
+pub fn is_endpoint_of_headless(cluster: &Cluster, original: SocketAddr) -> bool {
     let endpoint = || cluster.endpoints.binary_search_by_key(&original, |endpoint| endpoint.addr());
     cluster.service.vips.is_empty() && endpoint().is_ok()
 }

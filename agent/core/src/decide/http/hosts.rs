@@ -98,15 +98,8 @@ fn with_port(service: &Arc<CompiledService>, original: SocketAddr) -> Option<Nam
     let named = |port| Named { service: service.clone(), port, endpoint: false };
     let by_number = service.ports.iter().position(|port| port.port == original.port());
     // Clients of a headless Service dial its pods: on the target port.
-    let headless = || if service.vips.is_empty() { port_of_endpoint(service, original) } else { None };
+    let headless = || if service.vips.is_empty() { service.port_of_endpoint(&original) } else { None };
     by_number.or_else(headless).map(named)
-}
-
-fn port_of_endpoint(service: &CompiledService, address: SocketAddr) -> Option<usize> {
-    service
-        .ports
-        .iter()
-        .position(|port| port.endpoints.binary_search_by_key(&address, |endpoint| endpoint.addr()).is_ok())
 }
 
 fn by_address(snapshot: &Snapshot, client: &str, ip: IpAddr, original: SocketAddr) -> Option<Named> {
@@ -120,7 +113,7 @@ fn by_address(snapshot: &Snapshot, client: &str, ip: IpAddr, original: SocketAdd
     let names = snapshot.routing.namespaces.get(&*pod.key.namespace)?;
     names.iter().find_map(|name| {
         let service = snapshot.service(name).filter(|service| service.visibility.reaches(client))?;
-        let port = port_of_endpoint(service, original)?;
+        let port = service.port_of_endpoint(&original)?;
         Some(Named { service: service.clone(), port, endpoint: true })
     })
 }

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::resource::virtual_service::ExportTo;
 use crate::resource::*;
 use crate::testing::*;
 
@@ -61,6 +62,39 @@ fn ask(resources: Vec<Resource>, original: &str) -> String {
         OutboundDecision::Passthrough { destination } => panic!("{destination:?}"),
         OutboundDecision::Unreachable { reason, flag, .. } => format!("{flag} {reason}"),
     }
+}
+
+/// what a client of a headless Service dials is the Service's, a pod or not, and nothing else of a pod.
+#[test]
+fn endpoints_of_headless_services_are_dialled_as_they_are() {
+    let db =
+        |name: &str| Resource::Service(service(name, &[], "", &[port("tcp", 5432, 5433, PortProtocol::Tcp)]));
+    let endpoints = [("192.0.2.8", true), ("10.0.1.1", true), ("10.0.0.3", false)];
+    let slices = ["db", "aka"]
+        .map(|of| Resource::EndpointSlice(slice(&format!("shop/{of}-1"), of, &[("tcp", 5433)], &endpoints)));
+    for registry_only in [false, true] {
+        let objects = || {
+            [resources(), slices.to_vec(), vec![db("shop/db"), mesh_config(registry_only, false)]].concat()
+        };
+        let ask = |original| ask(objects(), original);
+        assert_eq!(ask("192.0.2.8:5433"), "shop/db 5432: 192.0.2.8:5433 ? plaintext");
+        assert_eq!(ask("10.0.1.1:5433"), "shop/db 5432: 10.0.1.1:5433 far hbone");
+        assert_eq!(ask("10.0.0.3:5433"), "shop/db 5432: 10.0.0.3:5433 late node", "ready or not");
+        assert_eq!(ask("10.0.1.1:5432"), "pod: 10.0.1.1:5432 far hbone", "the Service's port is nobody's");
+        assert_eq!(ask("192.0.2.8:5432") == "passthrough", !registry_only);
+    }
+    let two = [resources(), slices.to_vec(), vec![db("shop/db"), db("shop/aka")]].concat();
+    assert_eq!(
+        ask(two.clone(), "10.0.1.1:5433"),
+        "shop/aka 5432: 10.0.1.1:5433 far hbone",
+        "the first by name"
+    );
+    let hidden = Service {
+        export_to: vec![ExportTo::Nobody],
+        ..service("shop/aka", &[], "", &[port("tcp", 5432, 5433, PortProtocol::Tcp)])
+    };
+    let one = [two, vec![Resource::Service(hidden)]].concat();
+    assert_eq!(ask(one, "10.0.1.1:5433"), "shop/db 5432: 10.0.1.1:5433 far hbone", "that the client sees");
 }
 
 #[test]

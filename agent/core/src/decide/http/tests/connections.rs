@@ -57,6 +57,28 @@ fn tcp_rules_match_by_port_address_and_client() {
     assert!(decide(&snapshot, "10.96.0.2:1", None).targets.is_empty(), "nobody's port");
 }
 
+/// rules for a headless Service match by its own port, whatever the endpoint's.
+#[test]
+fn endpoints_of_headless_services_have_its_rules() {
+    let db = service("default/db", &[], "app=db", &[port("tcp", 5432, 5433, PortProtocol::Tcp)]);
+    let at = |port: u16| {
+        let matches = vec![ConnectionMatch { port: Some(port), ..ConnectionMatch::default() }];
+        let rules = virtual_service("default/db", &["db"], vec![]);
+        VirtualService { tcp: vec![tcp(matches, &[("a", 1)])], ..rules }
+    };
+    let goes_to = |rules: Option<VirtualService>| {
+        let objects = [Resource::Service(db.clone())].into_iter();
+        goes(&with(objects.chain(rules.map(Resource::VirtualService))), "10.0.0.6:5433", None)
+    };
+    assert_eq!(goes_to(None), "5432||db.default*1");
+    assert_eq!(goes_to(Some(at(5433))), "5432||db.default*1");
+    assert_eq!(
+        goes_to(Some(at(5432))),
+        "NC 5432||a.default",
+        "as it was written, for the port that was addressed"
+    );
+}
+
 /// V-30.
 #[test]
 fn tls_rules_match_by_name_first_by_declaration() {
