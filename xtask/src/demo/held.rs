@@ -62,7 +62,8 @@ struct Held {
 
 impl Held {
     fn start(binaries: &Path) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+        // Not our own program: that was linked anew when the tests were built.
+        let mut child = Command::new(binaries.join("xtask"))
             .args(["demo", "--hold", "--binaries"])
             .arg(binaries)
             .stdin(Stdio::null())

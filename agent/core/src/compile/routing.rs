@@ -141,13 +141,14 @@ impl RoutingState {
 
     /// All that stands in a namespace is compiled again.
     pub(super) fn mark_namespace(&mut self, namespace: &Arc<str>) {
+        let first = NamespacedName::new(namespace.clone(), "");
         let within = |key: &NamespacedName| key.namespace == *namespace;
-        let services = self.virtual_services.keys().filter(|key| within(key)).cloned().collect::<Vec<_>>();
-        for key in services {
+        let services = self.virtual_services.range(first.clone()..).take_while(|(key, _)| within(key));
+        for key in services.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             self.mark_virtual_service(&key);
         }
-        let rules = self.destination_rules.values().filter(|rule| within(&rule.meta.key));
-        self.dirty.hosts.extend(rules.map(|rule| rule.host.clone()));
+        let rules = self.destination_rules.range(first..).take_while(|(key, _)| within(key));
+        self.dirty.hosts.extend(rules.map(|(_, rule)| rule.host.clone()));
     }
 
     /// Brings the index of delegates up to date.
