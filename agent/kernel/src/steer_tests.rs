@@ -47,6 +47,11 @@ enum Verdict {
     Outbound,
 }
 
+/// The time so many nanoseconds ago. On a machine that is younger than that it is zero, which stands for never.
+fn at(ago: u64) -> u64 {
+    monotonic_ns().saturating_sub(ago)
+}
+
 /// A loaded `steer` with maps of its own and four listeners.
 struct Pod1 {
     ebpf: Ebpf,
@@ -108,7 +113,7 @@ impl Pod1 {
 
     /// The agent's last sign of life, so many nanoseconds ago.
     fn agent_seen(&self, ago: u64) {
-        let meta = Meta { heartbeat_ns: monotonic_ns() - ago, ..Meta::default() };
+        let meta = Meta { heartbeat_ns: at(ago), ..Meta::default() };
         self.put("META", &0_u32, &meta);
     }
 
@@ -122,7 +127,7 @@ impl Pod1 {
     }
 
     fn publish(&self, map: &str, tuple: Tuple, ago: u64) {
-        let published_ns = monotonic_ns() - ago;
+        let published_ns = at(ago);
         if map == "DIRECT" {
             let info = TupleInfo { published_ns, cookie: 1, identity: IDENTITY, reserved: 0 };
             self.put(map, &tuple, &info);
@@ -321,7 +326,8 @@ fn without_signs_of_life_nothing_goes_direct() {
     let pod = Pod1::with_agent();
     pod.permit(80);
     for family in families() {
-        pod.agent_seen(HEARTBEAT_LIFETIME_NS / 2);
+        // A second: virtual machines are asked when they are a few seconds old.
+        pod.agent_seen(HEARTBEAT_LIFETIME_NS / 30);
         pod.publish("DIRECT", connection(&family, 80), 0);
         assert_eq!(pod.run(family.peer, family.own, 80), Verdict::Application);
         pod.agent_seen(HEARTBEAT_LIFETIME_NS + 1);
