@@ -135,9 +135,9 @@ fn l4_ports(local: &LocalWorkload, learned: &LearnedPorts) -> Vec<u16> {
 
 /// Whether clients of a port need no proxy: not where they dial a headless Service whose connections have rules.
 fn is_left_to_kernel(snapshot: &Snapshot, destination: &Workload, port: u16) -> bool {
-    let of_headless = |ip: &IpAddr| snapshot.routing.endpoints.find(&SocketAddr::new(*ip, port), None);
-    let mut services = destination.ips.iter().filter_map(of_headless);
-    services.all(|(service, _)| kernel_chooses(snapshot, service))
+    let endpoints = destination.ips.iter().map(|ip| SocketAddr::new(*ip, port));
+    let mut services = endpoints.flat_map(|endpoint| snapshot.headless_owners(&endpoint).collect::<Vec<_>>());
+    services.all(|service| kernel_chooses(snapshot, service))
 }
 
 /// All pods that speak with one identity.

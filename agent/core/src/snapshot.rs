@@ -385,15 +385,66 @@ impl Snapshot {
         client: Option<&str>,
     ) -> Option<(&Arc<CompiledService>, usize)> {
         let owner = self.by_vip.get(&original.ip());
-        let sees =
-            |service: &&Arc<CompiledService>| client.is_none_or(|client| service.visibility.reaches(client));
-        match owner.filter(sees) {
+        match owner.filter(|service| client.is_none_or(|client| service.visibility.reaches(client))) {
             Some(service) => {
                 let port = service.ports.iter().position(|port| port.port == original.port())?;
                 Some((service, port))
             }
-            None => self.routing.endpoints.find(original, client),
+            None => self.headless(original, client),
         }
+    }
+
+    /// The headless Service whose endpoint clients of namespace `client` address, and the index of its port.
+    /// `None` for `client` is one who sees everything.
+    ///
+    /// EndpointSlices name whatever address their author likes. So that nobody's rules come between others and what they
+    /// dial, a pod belongs to Services of its own namespace, and any other address to those of the client's and the
+    /// root namespace.
+    pub(crate) fn headless(
+        &self,
+        endpoint: &SocketAddr,
+        client: Option<&str>,
+    ) -> Option<(&Arc<CompiledService>, usize)> {
+        let pod = self.by_ip.get(&endpoint.ip());
+        let counts = |service: &&Arc<CompiledService>| {
+            let of = |namespace: &str| *service.key.namespace == *namespace;
+            match (pod, client) {
+                (Some(_), _) | (None, None) => true,
+                (None, Some(client)) => of(client) || of(&self.mesh.root_namespace),
+            }
+        };
+        self.first_seen(endpoint, client, counts)
+    }
+
+    /// As [`Snapshot::headless`], but of any namespace: for the name of an address that is no pod's, and nothing else.
+    pub(crate) fn registered(
+        &self,
+        endpoint: &SocketAddr,
+        client: Option<&str>,
+    ) -> Option<(&Arc<CompiledService>, usize)> {
+        self.first_seen(endpoint, client, |_| true)
+    }
+
+    fn first_seen(
+        &self,
+        endpoint: &SocketAddr,
+        client: Option<&str>,
+        counts: impl Fn(&&Arc<CompiledService>) -> bool,
+    ) -> Option<(&Arc<CompiledService>, usize)> {
+        let sees =
+            |service: &&Arc<CompiledService>| client.is_none_or(|client| service.visibility.reaches(client));
+        let foreign = |service: &&Arc<CompiledService>| client != Some(&*service.key.namespace);
+        let service = self.headless_owners(endpoint).filter(sees).filter(counts).min_by_key(foreign)?;
+        Some((service, service.port_of_endpoint(endpoint)?))
+    }
+
+    /// All headless Services that an endpoint belongs to, sorted by name: of a pod those of its own namespace.
+    pub(crate) fn headless_owners(
+        &self,
+        endpoint: &SocketAddr,
+    ) -> impl Iterator<Item = &Arc<CompiledService>> {
+        let home = self.by_ip.get(&endpoint.ip()).map(|pod| &*pod.key.namespace);
+        self.routing.endpoints.owners(endpoint, home)
     }
 
     /// A Service by one of its virtual addresses, whoever sees it.
@@ -432,9 +483,9 @@ impl Snapshot {
         self.local.get(at)
     }
 
-    /// The Services that select a pod of this node, and those without selector whose EndpointSlices name one,
-    /// sorted by namespace and name. (A slice that names a pod which its Service's selector does not match is not
-    /// looked at: such a Service only misses the direct path.)
+    /// The Services that select a pod of this node, and those without selector of its namespace whose EndpointSlices name
+    /// one, sorted by namespace and name. (A slice that names a pod which its Service's selector does not match, or of
+    /// another namespace, is not looked at: such a Service only misses the direct path.)
     pub fn local_services(&self) -> impl Iterator<Item = &Arc<CompiledService>> {
         self.local_services.iter().filter_map(|key| self.services.get(key))
     }

@@ -207,10 +207,11 @@ async fn hear(
         return Err(Failure::new("DENY", "forged_source", details));
     }
     facts.ends.source_principal = Some(source.workload.labels.principal.clone());
-    match Speaks::outbound(&snapshot, &source.workload.key.namespace, facts.addressed) {
+    let namespace = &*source.workload.key.namespace;
+    match Speaks::outbound(&snapshot, namespace, facts.addressed) {
         Speaks::Http => Ok(Heard::Http(None)),
         Speaks::Opaque => {
-            let sni = if is_tls(&snapshot, facts.addressed) {
+            let sni = if is_tls(&snapshot, namespace, facts.addressed) {
                 hello::server_name(client, &worker.shared.config).await
             } else {
                 None
@@ -236,8 +237,8 @@ struct Known<'a> {
 }
 
 /// Whether a port is declared to speak TLS: then the client begins, with the name of the server.
-fn is_tls(snapshot: &Snapshot, addressed: SocketAddr) -> bool {
-    let port = snapshot.addressed(&addressed, None).and_then(|(service, at)| service.ports.get(at));
+fn is_tls(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> bool {
+    let port = snapshot.addressed(&addressed, Some(client)).and_then(|(service, at)| service.ports.get(at));
     port.is_some_and(|port| port.protocol == PortProtocol::Tls)
 }
 

@@ -205,14 +205,16 @@ impl Compiler {
         self.policies.set(layers)
     }
 
-    /// The Services that may lead to a pod, sorted.
+    /// The Services of a pod's own namespace that may lead to it, sorted. Those of others may name its address, but not
+    /// say what its ports speak.
     fn services_of(&self, workload: &Workload) -> Vec<NamespacedName> {
         let namespace = &workload.key.namespace;
         let state = self.namespaces.get(namespace);
         let selecting = state.map(|state| state.services_selecting(&workload.pod_labels)).unwrap_or_default();
         let mut services: Vec<_> =
             selecting.into_iter().map(|name| NamespacedName::new(namespace.clone(), name)).collect();
-        services.extend(self.manual_services_of(&workload.ips));
+        let manual = self.manual_services_of(&workload.ips).into_iter();
+        services.extend(manual.filter(|service| service.namespace == *namespace));
         services.sort();
         services.dedup();
         services

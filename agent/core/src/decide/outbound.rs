@@ -94,7 +94,7 @@ pub fn outbound(snapshot: &Snapshot, source: &Workload, original: SocketAddr) ->
     if let Some(service) = snapshot.service_by_vip(&original.ip()).filter(sees) {
         return to_service(snapshot, source, service, original);
     }
-    if let Some((service, port)) = snapshot.addressed(&original, client) {
+    if let Some((service, port)) = snapshot.registered(&original, client) {
         return OutboundDecision::Endpoints {
             destination: Destination::Service { service: service.clone(), port },
             candidates: vec![candidate(snapshot, source, original)],

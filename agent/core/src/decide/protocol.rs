@@ -20,7 +20,7 @@ pub fn outbound(snapshot: &Snapshot, client: &str, addressed: SocketAddr) -> Por
     if let Some(service) = snapshot.visible_by_vip(&addressed.ip(), client) {
         return of_service(snapshot, service, addressed.port());
     }
-    match snapshot.addressed(&addressed, Some(client)).and_then(|(service, at)| service.ports.get(at)) {
+    match snapshot.headless(&addressed, Some(client)).and_then(|(service, at)| service.ports.get(at)) {
         Some(port) => {
             with_hint(port.protocol, local(snapshot, addressed.ip()).and_then(|local| local.traffic))
         }

@@ -108,6 +108,14 @@ fn clients_of_a_headless_service_with_rules_go_through_the_proxy() {
     };
     assert_eq!(rule("server.shop.svc.cluster.local"), [""; 0]);
     assert_eq!(rule("other.shop.svc.cluster.local"), ["client → server:5432"]);
+    // Nor can another namespace take the direct path away.
+    let trap = service("evil/trap", &[], "", &[port("db", 5432, 5432, PortProtocol::Tcp)]);
+    let objects = [
+        Resource::Service(trap),
+        Resource::EndpointSlice(slice("evil/trap-1", "trap", &[("db", 5432)], &[("10.0.0.1", true)])),
+        Resource::DestinationRule(destination_rule("evil/rule", "trap.evil.svc.cluster.local")),
+    ];
+    assert_eq!(direct(&view(&[world(), objects.to_vec()].concat(), &nothing)), ["client → server:5432"]);
 }
 
 #[test]

@@ -77,12 +77,12 @@ impl Inquiry<'_> {
 
     /// The destination of what no rule routes.
     pub(super) fn unrouted_view(&self) -> DestinationView {
-        let known = self.target.service().is_some();
+        let chosen = self.target.service().is_some_and(|service| !service.vips.is_empty());
         DestinationView {
             host: self.target.host(),
             port: self.target.port,
             weight: 100.0,
-            load_balancer: if known { "LEAST_REQUEST" } else { "PASSTHROUGH" }.into(),
+            load_balancer: if chosen { "LEAST_REQUEST" } else { "PASSTHROUGH" }.into(),
             ..DestinationView::default()
         }
     }

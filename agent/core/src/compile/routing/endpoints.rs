@@ -16,17 +16,14 @@ type Owners = SmallVec<[Arc<CompiledService>; 1]>;
 pub(crate) struct EndpointIndex(Sharded<SocketAddr, Owners>);
 
 impl EndpointIndex {
-    /// The first of the Services with this endpoint that clients of namespace `client` see (`None`: all clients), and
-    /// the index of its port.
-    pub(crate) fn find(
+    /// The Services with this endpoint, sorted by name, whoever sees them; of one namespace where `home` says which.
+    pub(crate) fn owners(
         &self,
         endpoint: &SocketAddr,
-        client: Option<&str>,
-    ) -> Option<(&Arc<CompiledService>, usize)> {
-        let sees =
-            |service: &&Arc<CompiledService>| client.is_none_or(|client| service.visibility.reaches(client));
-        let service = self.0.get(endpoint)?.iter().find(sees)?;
-        Some((service, service.port_of_endpoint(endpoint)?))
+        home: Option<&str>,
+    ) -> impl Iterator<Item = &Arc<CompiledService>> {
+        let owners = self.0.get(endpoint).into_iter().flatten();
+        owners.filter(move |service| home.is_none_or(|home| *service.key.namespace == *home))
     }
 
     /// A Service is another one than before.

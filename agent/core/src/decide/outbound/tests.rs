@@ -97,6 +97,24 @@ fn endpoints_of_headless_services_are_dialled_as_they_are() {
     assert_eq!(ask(one, "10.0.1.1:5433"), "shop/db 5432: 10.0.1.1:5433 far hbone", "that the client sees");
 }
 
+/// An EndpointSlice may name any address: what is said to a pod is no business of other namespaces, and what a client's
+/// own namespace says of an address comes first.
+#[test]
+fn nobody_elses_service_comes_between_a_client_and_a_pod() {
+    let db =
+        |name: &str| Resource::Service(service(name, &[], "", &[port("tcp", 5432, 5433, PortProtocol::Tcp)]));
+    let endpoints = [("192.0.2.8", true), ("10.0.1.1", true)];
+    let of = |name: &str, service: &str| {
+        Resource::EndpointSlice(slice(name, service, &[("tcp", 5433)], &endpoints))
+    };
+    let evil = || [resources(), vec![db("evil/trap"), of("evil/trap-1", "trap")]].concat();
+    assert_eq!(ask(evil(), "10.0.1.1:5433"), "pod: 10.0.1.1:5433 far hbone");
+    assert_eq!(ask(evil(), "192.0.2.8:5433"), "evil/trap 5432: 192.0.2.8:5433 ? plaintext");
+    let both = [evil(), vec![db("shop/db"), of("shop/db-1", "db")]].concat();
+    assert_eq!(ask(both.clone(), "10.0.1.1:5433"), "shop/db 5432: 10.0.1.1:5433 far hbone");
+    assert_eq!(ask(both, "192.0.2.8:5433"), "shop/db 5432: 192.0.2.8:5433 ? plaintext");
+}
+
 #[test]
 fn every_kind_of_destination() {
     let unregistered =

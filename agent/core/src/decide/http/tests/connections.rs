@@ -79,6 +79,33 @@ fn endpoints_of_headless_services_have_its_rules() {
     );
 }
 
+/// Rules of another namespace, for an address that is no pod's or that of somebody else's pod, move nobody's connection.
+#[test]
+fn rules_of_strangers_come_between_nobody_and_an_address() {
+    let trap = service("other/trap", &[], "", &[port("http", 80, 5433, PortProtocol::Http)]);
+    let endpoints = [("192.0.2.8", true), ("10.0.0.6", true)];
+    let rules = VirtualService {
+        tcp: vec![tcp(vec![], &[("d.other.svc.cluster.local", 1)])],
+        ..virtual_service("other/trap", &["trap.other.svc.cluster.local"], vec![])
+    };
+    let snapshot = with([
+        Resource::Service(trap),
+        Resource::EndpointSlice(slice("other/trap-1", "trap", &[("http", 5433)], &endpoints)),
+        Resource::VirtualService(rules),
+    ]);
+    let of = |client: &str, original: &str| {
+        let workload = snapshot.workload(&key(client)).expect("the client");
+        let caller = Caller { workload, original: addr(original), labels: &workload.pod_labels };
+        let targets = route_connection(&snapshot, &caller, None).targets.len();
+        (targets, crate::decide::protocol::outbound(&snapshot, &workload.key.namespace, addr(original)))
+    };
+    for address in ["192.0.2.8:5433", "10.0.0.6:5433"] {
+        assert_eq!(of("default/client", address), (0, PortProtocol::Undeclared), "{address}");
+    }
+    assert_eq!(of("other/client", "192.0.2.8:5433"), (1, PortProtocol::Http), "its own namespace's");
+    assert_eq!(of("other/client", "10.0.0.6:5433"), (0, PortProtocol::Undeclared), "a pod of `default`");
+}
+
 /// V-30.
 #[test]
 fn tls_rules_match_by_name_first_by_declaration() {

@@ -21,7 +21,8 @@ fn labelled(name: &str, labels: &str) -> Resource {
     Resource::Namespace(namespace(name, labels, ""))
 }
 
-/// What `other` has for everybody: a delegate, rules for `b`, and a policy for its own Service.
+/// What `other` has for everybody (rules for `b`, a delegate, a policy for its own Service), and what `default` has that
+/// leads there.
 fn objects_of_other() -> [Resource; 5] {
     let root = HttpRule { action: HttpAction::Delegate(key("other/part")), ..HttpRule::default() };
     let rule = destination_rule("other/d", "d.other.svc.cluster.local", balancing(LoadBalancer::Random));
@@ -57,6 +58,8 @@ fn nothing_of_a_namespace_that_is_left_out_counts_until_it_is_labelled() {
 
     let hidden = applied(&mut compiler, [upsert(settings(&["env=prod", "env=stage"], false))]);
     assert_eq!(goes(&hidden), HIDDEN);
+    let rules = |snapshot: &Snapshot| snapshot.routing.rules.covering("d.other.svc.cluster.local").len();
+    assert_eq!((rules(&before), rules(&hidden)), (1, 0));
     assert!(hidden.opted_namespaces().is_empty(), "new pods are not waited for");
     let Membership::Excluded(reason) = membership(&hidden, "other/d") else { panic!("{hidden:?}") };
     assert!(reason.contains("discoverySelectors"), "{reason}");
